@@ -1,0 +1,208 @@
+package redislock
+
+import (
+	"context"
+	_ "embed"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/redis/rueidis"
+)
+
+//go:embed lua/lock.lua
+var source string
+
+// Version is the version of the function library that this package embeds and works with.
+const Version = "1.0.0"
+
+// Source returns the text of the function library lua/lock.lua, for those who load it themselves.
+func Source() string { return source }
+
+// functions has one typed method per function of the library. It is the only place that knows how
+// arguments and replies are encoded.
+type functions struct {
+	client rueidis.Client
+	loader *loader
+}
+
+// acquired is the reply of lock_acquire.
+type acquired struct {
+	held     bool
+	fence    int64         // held: the fencing token
+	position int64         // not held: the place in the queue, 1 is next; 0: not queued
+	left     time.Duration // held: what is left of the lease, negative: never expires
+	checkIn  time.Duration // queued: call again at the latest after this
+	now      int64         // server time, ms
+}
+
+func (f *functions) acquire(ctx context.Context, k keys, signal, token string, lease, wait time.Duration) (acquired, error) {
+	reply, err := f.ints(ctx, 4, "FCALL", "lock_acquire", []string{k.lock, k.queue, k.state, signal},
+		token, millis(lease), millis(wait))
+	if err != nil {
+		return acquired{}, err
+	}
+	span := time.Duration(reply[2]) * time.Millisecond
+	a := acquired{held: reply[0] == 1, now: reply[3]}
+	if a.held {
+		a.fence, a.left = reply[1], span
+	} else {
+		a.position, a.checkIn = reply[1], span
+	}
+	return a, nil
+}
+
+// The replies of lock_release.
+const (
+	notMine = 0
+	wasHeld = 1
+)
+
+func (f *functions) release(ctx context.Context, k keys, token string) (int64, error) {
+	return f.int(ctx, "lock_release", k, token)
+}
+
+func (f *functions) extend(ctx context.Context, k keys, token string, lease time.Duration) (bool, error) {
+	n, err := f.int(ctx, "lock_extend", k, token, millis(lease))
+	return n == 1, err
+}
+
+func (f *functions) reset(ctx context.Context, k keys) (bool, error) {
+	n, err := f.int(ctx, "lock_reset", k)
+	return n == 1, err
+}
+
+func (f *functions) inspect(ctx context.Context, k keys) (State, error) {
+	state := State{Name: k.name}
+	fields, err := f.call(ctx, "FCALL_RO", "lock_inspect", []string{k.lock, k.queue, k.state}).AsMap()
+	if err != nil {
+		return state, parsed("lock_inspect", err)
+	}
+	number := func(name string) (n int64) {
+		if err == nil {
+			field := fields[name]
+			n, err = field.AsInt64()
+		}
+		return n
+	}
+	holder, waiters := fields["holder"], fields["waiters"]
+	if state.Holder, err = holder.ToString(); err != nil {
+		return state, parsed("lock_inspect", err)
+	}
+	state.Fence = number("fence")
+	state.TTL = time.Duration(number("ttl_ms")) * time.Millisecond
+	state.Waiting = int(number("waiting"))
+	if err != nil {
+		return state, parsed("lock_inspect", err)
+	}
+	if state.Holder == "" {
+		state.TTL = 0
+	} else if state.TTL < 0 {
+		state.TTL = -1
+	}
+	entries, err := waiters.ToArray()
+	if err != nil {
+		return state, parsed("lock_inspect", err)
+	}
+	for i := range entries {
+		waiter, err := parseWaiter(&entries[i])
+		if err != nil {
+			return state, err
+		}
+		state.Waiters = append(state.Waiters, waiter)
+	}
+	return state, nil
+}
+
+func parseWaiter(entry *rueidis.RedisMessage) (Waiter, error) {
+	fields, err := entry.ToArray()
+	if err != nil || len(fields) < 5 {
+		return Waiter{}, fmt.Errorf("lock_inspect: %w: a waiter of %d fields", errReply, len(fields))
+	}
+	var w Waiter
+	var spans [3]time.Duration
+	for i := range spans {
+		ms, err := fields[i+1].AsInt64()
+		if err != nil {
+			return Waiter{}, parsed("lock_inspect", err)
+		}
+		spans[i] = time.Duration(ms) * time.Millisecond
+	}
+	w.Waited, w.LapsesIn, w.Lease = spans[0], spans[1], spans[2]
+	if w.Token, err = fields[0].ToString(); err == nil {
+		w.Signal, err = fields[4].ToString()
+	}
+	return w, parsed("lock_inspect", err)
+}
+
+func askVersion(ctx context.Context, node rueidis.Client) (string, error) {
+	return node.Do(ctx, node.B().FcallRo().Function("lock_version").Numkeys(0).Build()).ToString()
+}
+
+// extendAndWait is extend on a connection of its own, then WAIT there: WAIT counts what its own
+// connection wrote. It returns how many replicas have the lease.
+func (f *functions) extendAndWait(ctx context.Context, k keys, token string, lease time.Duration, n int, timeout time.Duration) (held bool, acks int64, err error) {
+	err = f.client.Dedicated(func(c rueidis.DedicatedClient) error {
+		reply, err := c.Do(ctx, c.B().Fcall().Function("lock_extend").Numkeys(3).
+			Key(k.lock, k.queue, k.state).Arg(token, millis(lease)).Build()).AsInt64()
+		if err != nil || reply != 1 {
+			return err
+		}
+		held = true
+		acks, err = c.Do(ctx, c.B().Wait().Numreplicas(int64(n)).
+			Timeout(ceilMillis(timeout)).Build()).AsInt64()
+		return err
+	})
+	return held, acks, err
+}
+
+// call runs one function, and loads the library if it is missing: at first use, and once more if
+// it has gone since.
+func (f *functions) call(ctx context.Context, command, function string, keys []string, args ...string) rueidis.RedisResult {
+	if err := f.loader.ensure(ctx); err != nil {
+		return rueidis.NewErrorResult(err)
+	}
+	run := func() rueidis.RedisResult {
+		return f.client.Do(ctx, f.client.B().Arbitrary(command, function, strconv.Itoa(len(keys))).
+			Keys(keys...).Args(args...).Build())
+	}
+	result := run()
+	if notFound(result.Error()) {
+		if err := f.loader.reload(ctx); err != nil {
+			return rueidis.NewErrorResult(err)
+		}
+		result = run()
+	}
+	return result
+}
+
+func (f *functions) ints(ctx context.Context, n int, command, function string, keys []string, args ...string) ([]int64, error) {
+	reply, err := f.call(ctx, command, function, keys, args...).AsIntSlice()
+	if err == nil && len(reply) != n {
+		err = fmt.Errorf("%w: %d elements, not %d", errReply, len(reply), n)
+	}
+	return reply, parsed(function, err)
+}
+
+func (f *functions) int(ctx context.Context, function string, k keys, args ...string) (int64, error) {
+	n, err := f.call(ctx, "FCALL", function, []string{k.lock, k.queue, k.state}, args...).AsInt64()
+	return n, parsed(function, err)
+}
+
+// parsed makes a reply of another type, which rueidis reports as a parse error, an errReply.
+func parsed(function string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if rueidis.IsParseErr(err) || rueidis.IsRedisNil(err) {
+		return fmt.Errorf("%s: %w: %w", function, errReply, err)
+	}
+	return fmt.Errorf("%s: %w", function, err)
+}
+
+// ceilMillis rounds up to the library's unit, so that a time above zero never becomes zero.
+func ceilMillis(d time.Duration) int64 {
+	return int64((d + time.Millisecond - 1) / time.Millisecond)
+}
+
+func millis(d time.Duration) string { return strconv.FormatInt(ceilMillis(d), 10) }

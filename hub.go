@@ -1,0 +1,269 @@
+package redislock
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/redis/rueidis"
+)
+
+const (
+	// blockFor is how long one BLPOP blocks. When nobody waits any more, the connection is given
+	// back after this at the latest.
+	blockFor = 5 * time.Second
+	// blockGrace is what BLPOP's reply may be late; after that the connection is given up. A server
+	// can ignore the timeout of a BLPOP (CLIENT PAUSE), and a silent network does.
+	blockGrace = 2 * time.Second
+)
+
+// signal is what a waiter is told: a hand-over; or an error that no retry cures; or, with neither,
+// that it is the foremost now.
+type signal struct {
+	fence    int64
+	deadline int64 // server time, ms
+	err      error
+}
+
+// waiter is one wait for a lock.
+type waiter struct {
+	keys   keys
+	token  string
+	signal string      // the list where the server tells us
+	told   chan signal // capacity 1
+	place  *list.Element
+	line   *list.List // those of this Locker who wait for the same lock, in order
+	next   *waiter    // another one with the same token
+	heard  bool       // a listener is counted
+}
+
+// hub brings signals to those who wait. One goroutine blocks on each signal list: where the server
+// is no cluster there is one list for all locks.
+type hub struct {
+	client  rueidis.Client
+	prefix  string
+	id      string // names our signal lists
+	cluster bool
+	ctx     context.Context
+	stop    context.CancelFunc
+	running sync.WaitGroup
+
+	mu        sync.Mutex
+	waiters   map[string]*waiter    // by token
+	lines     map[string]*list.List // by the lock's key
+	listeners map[string]*int       // how many wait, by signal list; there as long as its goroutine
+	used      map[string]struct{}   // signal lists that may hold something
+}
+
+func newHub(client rueidis.Client, prefix string) *hub {
+	h := &hub{
+		client:    client,
+		prefix:    prefix,
+		id:        randomID(),
+		cluster:   client.Mode() == rueidis.ClientModeCluster,
+		waiters:   make(map[string]*waiter),
+		lines:     make(map[string]*list.List),
+		listeners: make(map[string]*int),
+		used:      make(map[string]struct{}),
+	}
+	h.ctx, h.stop = context.WithCancel(context.Background())
+	return h
+}
+
+func (h *hub) signalOf(k keys) string {
+	if h.cluster {
+		return h.prefix + "-signal:" + k.tagged + ":" + h.id
+	}
+	return h.prefix + "-signal:" + h.id
+}
+
+// add has signals for the token of r delivered, also while its first call is under way.
+func (h *hub) add(r *request) *waiter {
+	w := &waiter{keys: r.keys, token: r.token, signal: h.signalOf(r.keys), told: make(chan signal, 1)}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	w.next = h.waiters[w.token]
+	h.waiters[w.token] = w
+	if w.line = h.lines[w.keys.lock]; w.line == nil {
+		w.line = list.New()
+		h.lines[w.keys.lock] = w.line
+	}
+	w.place = w.line.PushBack(w)
+	return w
+}
+
+func (h *hub) remove(w *waiter) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if first := h.waiters[w.token]; first == w && w.next == nil {
+		delete(h.waiters, w.token)
+	} else if first == w {
+		h.waiters[w.token] = w.next
+	} else {
+		for ; first != nil; first = first.next {
+			if first.next == w {
+				first.next = w.next
+			}
+		}
+	}
+	first := w.line.Front() == w.place
+	w.line.Remove(w.place)
+	if front := w.line.Front(); front == nil {
+		delete(h.lines, w.keys.lock)
+	} else if first {
+		select {
+		case front.Value.(*waiter).told <- signal{}:
+		default: // it is about to look anyway
+		}
+	}
+	if w.heard {
+		*h.listeners[w.signal]--
+	}
+}
+
+// isForemost tells whether w is the first of this Locker's waiters for its lock.
+func (h *hub) isForemost(w *waiter) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return w.line.Front() == w.place
+}
+
+// listen makes sure that somebody blocks on the signal list of w, until w is removed.
+func (h *hub) listen(w *waiter) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if w.heard {
+		return
+	}
+	count := h.listeners[w.signal]
+	if count == nil {
+		if h.ctx.Err() != nil {
+			return
+		}
+		count = new(int)
+		h.listeners[w.signal] = count
+		h.used[w.signal] = struct{}{}
+		h.running.Add(1)
+		go h.run(w.signal, count)
+	}
+	w.heard = true
+	*count++
+}
+
+// run pops signals as long as somebody waits for one.
+func (h *hub) run(key string, count *int) {
+	defer h.running.Done()
+	var retry backoff
+	for {
+		element, err := h.pop(key)
+		switch {
+		case err == nil:
+			h.deliver(element)
+			retry = backoff{}
+			continue
+		case h.ctx.Err() != nil:
+			return
+		case rueidis.IsRedisNil(err):
+			retry = backoff{}
+		case retry.final(err):
+			h.fail(key, err)
+		}
+		h.mu.Lock()
+		if *count == 0 {
+			delete(h.listeners, key)
+			if rueidis.IsRedisNil(err) {
+				delete(h.used, key) // it is empty, and nobody is left to be told
+			}
+			h.mu.Unlock()
+			return
+		}
+		h.mu.Unlock()
+		if !rueidis.IsRedisNil(err) {
+			select {
+			case <-time.After(retry.next()):
+			case <-h.ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+func (h *hub) pop(key string) (string, error) {
+	// A ctx without a deadline: only then does rueidis heed its end while it blocks.
+	ctx, cancel := context.WithCancel(h.ctx)
+	defer cancel()
+	timer := time.AfterFunc(blockFor+blockGrace, cancel)
+	defer timer.Stop()
+	reply, err := h.client.Do(ctx, h.client.B().Blpop().Key(key).Timeout(blockFor.Seconds()).Build()).AsStrSlice()
+	if err != nil {
+		return "", err
+	}
+	if len(reply) != 2 {
+		return "", errors.Join(errReply, errors.New("BLPOP"))
+	}
+	return reply[1], nil
+}
+
+// deliver tells those who wait with the token of a signal. If nobody does, it came late: whoever
+// gave up has passed the lock on.
+func (h *hub) deliver(element string) {
+	fence, rest, _ := strings.Cut(element, " ")
+	deadline, token, _ := strings.Cut(rest, " ")
+	s := signal{}
+	var err1, err2 error
+	s.fence, err1 = strconv.ParseInt(fence, 10, 64)
+	s.deadline, err2 = strconv.ParseInt(deadline, 10, 64)
+	if err1 != nil || err2 != nil || s.fence == 0 {
+		return // not written by the library
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for w := h.waiters[token]; w != nil; w = w.next {
+		w.tell(s)
+	}
+}
+
+// fail tells everybody who waits for a signal in a list that there is none to be had.
+func (h *hub) fail(key string, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, w := range h.waiters {
+		for ; w != nil; w = w.next {
+			if w.heard && w.signal == key {
+				w.tell(signal{err: err})
+			}
+		}
+	}
+}
+
+// tell replaces what w was told before and has not read: the newest is the truest. Only with h.mu.
+func (w *waiter) tell(s signal) {
+	select {
+	case <-w.told:
+	default:
+	}
+	w.told <- s
+}
+
+// close ends all listeners and removes their lists, which may hold signals that came too late.
+func (h *hub) close() {
+	h.stop()
+	h.running.Wait()
+	h.mu.Lock()
+	keys := make([]string, 0, len(h.used))
+	for key := range h.used {
+		keys = append(keys, key)
+	}
+	h.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), promptly)
+	defer cancel()
+	for _, key := range keys {
+		if h.client.Do(ctx, h.client.B().Del().Key(key).Build()).Error() != nil {
+			return // they expire
+		}
+	}
+}

@@ -1,0 +1,199 @@
+package redislock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/redis/rueidis"
+)
+
+// LoadMode says what a Locker does about the function library in Redis.
+type LoadMode int
+
+const (
+	// LoadIfNeeded loads the library on every primary that has none or an older one of the same
+	// major version. It needs the right to FUNCTION LOAD there.
+	LoadIfNeeded LoadMode = iota
+	// LoadVerify loads nothing: where the library is missing, older or of another major version,
+	// calls return a *VersionError.
+	LoadVerify
+	// LoadNever neither loads nor looks. If the library is missing, calls return a *VersionError.
+	LoadNever
+)
+
+// Load puts the function library on every primary that client knows: where it is missing, it is
+// loaded; an older version of the same major version is replaced; the same or a newer one is left
+// alone, so it is never downgraded and two versions of an app do not fight. Another major version,
+// or somebody else's library or functions under our names, is a *VersionError and nothing changes
+// there. A Locker does this by itself at first use, unless Options.LoadMode says otherwise.
+//
+// In a cluster, replicas get the library from their primaries, and nodes that cannot be reached
+// are passed over as long as one can: what they lack is loaded when a call meets it.
+func Load(ctx context.Context, client rueidis.Client) error {
+	return eachNode(ctx, client, loadOn)
+}
+
+// verify is Load that only looks.
+func verify(ctx context.Context, client rueidis.Client) error {
+	return eachNode(ctx, client, func(ctx context.Context, addr string, node rueidis.Client) error {
+		_, err := compare(ctx, addr, node)
+		return err
+	})
+}
+
+// eachNode runs do on the nodes of client. With more than one, a replica's READONLY is no error.
+func eachNode(ctx context.Context, client rueidis.Client, do func(context.Context, string, rueidis.Client) error) error {
+	var unreachable []error
+	nodes := client.Nodes()
+	for addr, node := range nodes {
+		err := do(ctx, addr, node)
+		switch {
+		case err == nil, len(nodes) > 1 && code(err) == "READONLY":
+		case transient(err):
+			unreachable = append(unreachable, fmt.Errorf("redislock: load the function library on %s: %w", addr, err))
+		default:
+			return fmt.Errorf("redislock: load the function library on %s: %w", addr, err)
+		}
+	}
+	if len(unreachable) > 0 && len(unreachable) == len(nodes) {
+		return errors.Join(unreachable...)
+	}
+	return nil
+}
+
+func loadOn(ctx context.Context, addr string, node rueidis.Client) error {
+	// More than one round only if others load at the same moment.
+	for range 3 {
+		_, err := compare(ctx, addr, node)
+		var version *VersionError
+		if !errors.As(err, &version) || (version.Have != "" && !older(version.Have, Version)) {
+			return err
+		}
+		if version.Have == "" {
+			err = node.Do(ctx, node.B().FunctionLoad().FunctionCode(source).Build()).Error()
+		} else {
+			err = node.Do(ctx, node.B().FunctionLoad().Replace().FunctionCode(source).Build()).Error()
+		}
+		if err == nil || !strings.Contains(err.Error(), "already exists") {
+			return err
+		}
+		version.Reason = "the name is taken: " + err.Error() + "; see FUNCTION LIST"
+		if _, again := compare(ctx, addr, node); again != nil {
+			var still *VersionError
+			if errors.As(again, &still) && still.Have == "" {
+				return version
+			}
+		}
+	}
+	return fmt.Errorf("others keep replacing the function library %q", "lock")
+}
+
+// compare returns the version on a node, and a *VersionError if this package cannot work with it
+// or has a newer one.
+func compare(ctx context.Context, addr string, node rueidis.Client) (string, error) {
+	have, err := askVersion(ctx, node)
+	wrong := &VersionError{Node: addr, Want: Version}
+	switch {
+	case notFound(err):
+		wrong.Reason = "the library is missing"
+	case err != nil && strings.Contains(err.Error(), "unknown command"):
+		return "", fmt.Errorf("Redis Functions need Redis 7.0 or newer, or Valkey: %w", err)
+	case rueidis.IsParseErr(err):
+		return "", &VersionError{Node: addr, Want: Version, Have: "unknown", Reason: "lock_version is somebody else's"}
+	case err != nil:
+		return "", err
+	case !valid(have) || major(have) != major(Version):
+		wrong.Have, wrong.Reason = have, fmt.Sprintf("it has version %q, of another major version or not ours", have)
+	case older(have, Version):
+		wrong.Have, wrong.Reason = have, "it has the older version "+have
+	default:
+		return have, nil
+	}
+	return have, wrong
+}
+
+func notFound(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "Function not found")
+}
+
+func numbers(version string) (n [3]int, ok bool) {
+	parts := strings.Split(version, ".")
+	if len(parts) != len(n) {
+		return n, false
+	}
+	for i, part := range parts {
+		var err error
+		if n[i], err = strconv.Atoi(part); err != nil {
+			return n, false
+		}
+	}
+	return n, true
+}
+
+func valid(version string) bool {
+	_, ok := numbers(version)
+	return ok
+}
+
+func major(version string) int {
+	n, _ := numbers(version)
+	return n[0]
+}
+
+// older tells whether a is an older version than b, of the same major version.
+func older(a, b string) bool {
+	x, okA := numbers(a)
+	y, okB := numbers(b)
+	return okA && okB && x[0] == y[0] && (x[1] < y[1] || x[1] == y[1] && x[2] < y[2])
+}
+
+// loader does what LoadMode says, once, and again when a function turns out to be missing.
+type loader struct {
+	client rueidis.Client
+	mode   LoadMode
+	done   atomic.Bool
+	mu     sync.Mutex
+}
+
+func (l *loader) ensure(ctx context.Context) error {
+	if l.done.Load() {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.done.Load() {
+		return nil
+	}
+	var err error
+	switch l.mode {
+	case LoadIfNeeded:
+		err = Load(ctx, l.client)
+	case LoadVerify:
+		err = verify(ctx, l.client)
+	case LoadNever:
+	}
+	if err == nil {
+		l.done.Store(true)
+	}
+	return err
+}
+
+// reload is called when a function was not found. The one who comes first loads for all.
+func (l *loader) reload(ctx context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.mode == LoadIfNeeded {
+		return Load(ctx, l.client)
+	}
+	err := verify(ctx, l.client)
+	var version *VersionError
+	if l.mode == LoadNever && errors.As(err, &version) && version.Have != "" {
+		return nil
+	}
+	return err
+}

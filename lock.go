@@ -1,0 +1,305 @@
+// Package redislock is a distributed lock for Redis 7 and Valkey: first come, first served; handed
+// over in one round trip and never free while somebody waits; with leases that renew themselves,
+// a context that ends when the lock may be lost, and fencing tokens.
+//
+// All that decides who holds a lock is in a Redis Function library, lua/lock.lua, which this
+// package loads. The Go side calls, waits and keeps time.
+package redislock
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/redis/rueidis"
+)
+
+// callTimeout bounds what must be tried even though the caller's ctx has ended: to release a lock,
+// to leave a queue.
+const callTimeout = 5 * time.Second
+
+// Locker takes locks through one rueidis client. It is safe for concurrent use; one per process
+// is enough. All waiters of a Locker share one blocked connection, in a cluster one per lock that
+// is waited for.
+type Locker struct {
+	client  rueidis.Client
+	opts    Options
+	fn      functions
+	hub     *hub
+	closing chan struct{} // closed by Close: nobody waits any more
+
+	mu     sync.Mutex
+	closed bool
+	held   map[*Lock]struct{}
+	bg     sync.WaitGroup // what goes on after a call has returned
+}
+
+// New returns a Locker. It does not talk to Redis yet: the function library is loaded at first use.
+// The client stays the caller's, to be closed after the Locker.
+func New(client rueidis.Client, options Options) (*Locker, error) {
+	if client == nil {
+		return nil, errors.New("redislock: New: the client is nil")
+	}
+	opts, err := options.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	l := &Locker{
+		client:  client,
+		opts:    opts,
+		fn:      functions{client: client, loader: &loader{client: client, mode: opts.LoadMode}},
+		hub:     newHub(client, opts.Prefix),
+		closing: make(chan struct{}),
+		held:    make(map[*Lock]struct{}),
+	}
+	return l, nil
+}
+
+// Acquire takes the lock, and waits for it if need be, first come first served. It gives up only
+// when ctx ends, the Locker is closed, or Redis answers with an error that will not pass; trouble
+// with the network or a failover only makes it wait longer, and it keeps its place as far as the
+// server still knows it.
+//
+// Errors: ErrNotAcquired together with ctx's own, ErrClosed, ErrNotReplicated, ErrLost,
+// *VersionError, or Redis's. After an error the lock is not held, and nothing waits for it: the
+// queue has been left, and a lock that was granted meanwhile has been passed on. If Redis does not
+// answer, this goes on for up to 5 s in the background; then the place in the queue lapses, and
+// the lease runs out.
+func (l *Locker) Acquire(ctx context.Context, name string, opts ...Option) (*Lock, error) {
+	r, err := l.request("acquire", name, opts)
+	if err != nil {
+		return nil, err
+	}
+	return l.granted(ctx, r, l.wait)
+}
+
+// TryAcquire takes the lock if nobody holds it and nobody waits for it, otherwise it returns
+// ErrNotAcquired at once. Other errors are those of Acquire. Trouble with the network is retried
+// twice.
+func (l *Locker) TryAcquire(ctx context.Context, name string, opts ...Option) (*Lock, error) {
+	r, err := l.request("try to acquire", name, opts)
+	if err != nil {
+		return nil, err
+	}
+	return l.granted(ctx, r, l.try)
+}
+
+// Do acquires the lock, calls fn and releases the lock, also if fn panics. The context that fn gets
+// ends when ctx does or the lock may be lost, see Lock.Context; the lock is renewed until fn returns.
+//
+// The error is Acquire's, or fn's joined with that of the release: one that is both ErrNotHeld and
+// ErrLost says that the lock was lost before fn returned.
+func (l *Locker) Do(ctx context.Context, name string, fn func(ctx context.Context, lock *Lock) error, opts ...Option) (err error) {
+	lock, err := l.Acquire(ctx, name, opts...)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { lock.end(context.Cause(ctx)) })
+	defer func() {
+		stop()
+		if lock.current() == released {
+			return // by fn itself
+		}
+		failed := lock.Release(ctx)
+		if errors.Is(failed, ErrNotHeld) {
+			failed = fmt.Errorf("%w: %w", failed, ErrLost)
+		}
+		err = errors.Join(err, failed)
+	}()
+	return fn(lock.Context(), lock)
+}
+
+// State is what Inspect sees.
+type State struct {
+	Name    string
+	Holder  string        // the holder's token, "" if nobody holds the lock
+	Fence   int64         // the last fencing token given out, 0 if none is known
+	TTL     time.Duration // what is left of the lease; -1: never expires; 0: nobody holds the lock
+	Waiting int           // how many wait
+	Waiters []Waiter      // the first 1,000 of them, in order
+}
+
+// Waiter is one place in the queue of a lock.
+type Waiter struct {
+	Token    string
+	Waited   time.Duration // since it arrived
+	LapsesIn time.Duration // its place is lost unless it calls before
+	Lease    time.Duration // that it asked for, 0: never expires
+	Signal   string        // the list where it is told
+}
+
+// Inspect shows a lock and its queue. It changes nothing.
+func (l *Locker) Inspect(ctx context.Context, name string) (State, error) {
+	r, err := l.request("inspect", name, nil)
+	if err != nil {
+		return State{}, err
+	}
+	state, err := l.fn.inspect(ctx, r.keys)
+	return state, wrap("inspect", r, err)
+}
+
+// Reset takes the lock away from whoever holds it and hands it to the next waiter. It reports
+// whether somebody held it. The former holder learns it at its next renewal; until then only the
+// fencing token keeps its writes out.
+func (l *Locker) Reset(ctx context.Context, name string) (bool, error) {
+	r, err := l.request("reset", name, nil)
+	if err != nil {
+		return false, err
+	}
+	held, err := l.fn.reset(ctx, r.keys)
+	return held, wrap("reset", r, err)
+}
+
+// ResetAll resets every lock with this Locker's prefix that somebody holds, and returns how many
+// these were. It looks for them with SCAN on every primary, so a lock that is taken meanwhile may
+// be missed. After an error, those that it counted have been reset.
+func (l *Locker) ResetAll(ctx context.Context) (int, error) {
+	if l.isClosed() {
+		return 0, fmt.Errorf("redislock: reset all: %w", ErrClosed)
+	}
+	count := 0
+	seen := make(map[string]bool)
+	for addr, node := range l.client.Nodes() {
+		var cursor uint64
+		for {
+			page, err := node.Do(ctx, node.B().Scan().Cursor(cursor).
+				Match(globEscape(l.opts.Prefix)+":*").Count(1000).Type("string").Build()).AsScanEntry()
+			if err != nil {
+				return count, fmt.Errorf("redislock: reset all: scan %s: %w", addr, err)
+			}
+			for _, key := range page.Elements {
+				k, ours := keysFrom(l.opts.Prefix, key)
+				if !ours || seen[key] {
+					continue
+				}
+				seen[key] = true
+				held, err := l.fn.reset(ctx, k)
+				if err != nil {
+					return count, fmt.Errorf("redislock: reset all: lock %q: %w", k.name, err)
+				}
+				if held {
+					count++
+				}
+			}
+			if cursor = page.Cursor; cursor == 0 {
+				break
+			}
+		}
+	}
+	return count, nil
+}
+
+// Close ends the Locker: those who wait get ErrClosed, held locks are no longer renewed and are
+// released, the blocked connection is closed. It returns when all that is done, after 5 s at the
+// latest if Redis does not answer. The client stays open.
+func (l *Locker) Close() {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return
+	}
+	l.closed = true
+	close(l.closing)
+	locks := make([]*Lock, 0, len(l.held))
+	for lock := range l.held {
+		locks = append(locks, lock)
+	}
+	l.bg.Add(len(locks))
+	l.mu.Unlock()
+
+	for _, lock := range locks {
+		go func() {
+			defer l.bg.Done()
+			lock.end(ErrClosed)
+			_ = lock.Release(context.Background()) // what can't be released runs out
+		}()
+	}
+	done := make(chan struct{})
+	go func() {
+		l.bg.Wait()
+		l.hub.close()
+		close(done)
+	}()
+	timeout := time.NewTimer(callTimeout + time.Second)
+	defer timeout.Stop()
+	select {
+	case <-done:
+	case <-timeout.C:
+		l.hub.stop()
+	}
+}
+
+func (l *Locker) isClosed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closed
+}
+
+// background counts what Close has to wait for. False: the Locker is closed already.
+func (l *Locker) background() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return false
+	}
+	l.bg.Add(1)
+	return true
+}
+
+// request checks the arguments of a call, before anything is sent.
+func (l *Locker) request(op, name string, opts []Option) (*request, error) {
+	k, err := keysOf(l.opts.Prefix, name)
+	if err != nil {
+		return nil, err
+	}
+	r := l.opts.request()
+	r.keys = k
+	for _, opt := range opts {
+		opt(r)
+	}
+	if err := r.check(fmt.Sprintf("%s %q", op, name)); err != nil {
+		return nil, err
+	}
+	if l.isClosed() {
+		return nil, wrap(op, r, ErrClosed)
+	}
+	r.ownToken = r.token != ""
+	if !r.ownToken {
+		r.token = randomID()
+		if r.owner != "" {
+			r.token = r.owner + ":" + r.token
+		}
+	}
+	return r, nil
+}
+
+func wrap(op string, r *request, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("redislock: %s %q: %w", op, r.keys.name, err)
+}
+
+// randomID returns 128 random bits: nobody guesses them, and no two are the same.
+func randomID() string {
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // never fails, says crypto/rand
+	return base64.RawURLEncoding.EncodeToString(id[:])
+}
+
+// globEscape has SCAN take a prefix literally.
+func globEscape(prefix string) string {
+	escaped := make([]byte, 0, len(prefix))
+	for i := range len(prefix) {
+		switch prefix[i] {
+		case '*', '?', '[', ']', '\\', '^', '-':
+			escaped = append(escaped, '\\')
+		}
+		escaped = append(escaped, prefix[i])
+	}
+	return string(escaped)
+}

@@ -1,0 +1,518 @@
+#!lua name=lock
+--
+-- redislock: a distributed lock with a queue. First come, first served; handed over, never dropped.
+--
+-- Everything that decides who holds a lock happens in this file, atomically and on the server's
+-- clock. A client calls lock_acquire; while the first element of the reply is 0 it blocks in
+-- BLPOP on its signal list for check_in_ms and calls again.
+--
+-- The keys of one lock called NAME share the hash tag {NAME}, so they live in one cluster slot:
+--
+--   lock:{NAME}         string  the token of the holder; its PX is the lease
+--   lock-queue:{NAME}   zset    the waiting tokens; score: microseconds of arrival, only growing
+--   lock-state:{NAME}   hash    fence   the last fencing token that was given out
+--                               last    the last score in the queue
+--                               since   when the first waiter was written here, ms: those of the
+--                                       queue that are missing below were lost with an older hash
+--                               @TOKEN  CALLED_MS WAIT_MS LEASE_MS SIGNAL of a waiting token
+--   SIGNAL              list    where a client is told; an element is FENCE DEADLINE_MS TOKEN
+--
+-- What always holds:
+--
+--   * Only the token in lock:{NAME} holds the lock. A signal is a hint and may get lost.
+--   * Whoever finds the lock free gives it to the first live waiter, or takes it if that is itself
+--     or nobody: so no one overtakes, and the lock is not free while somebody waits.
+--   * A lease that was handed over lasts CLAIM_MS at most until its holder has called again.
+--   * A waiter is dropped when it reaches the front, if WAIT_MS passed since its last call, or if
+--     its client left a signal unread past the deadline and has not called since.
+--   * Fencing tokens grow: max(last + 1, server time in microseconds).
+--   * Every key has a TTL, but lock and state while somebody holds without expiry.
+--
+-- All functions read every key before they write the first, so a key of the wrong type is an
+-- error with nothing written. Times are milliseconds, a lease of 0 means never expires.
+
+local VERSION = '1.0.0'
+
+local CLAIM_MS = 2000       -- a handed-over lease, until its holder has called
+local HEAD_CHECK_MS = 1000  -- the first in the queue looks that often; the tenth, every 10 s
+local MEMORY_MS = 600000    -- lock-state outlives the last user by this: the memory of the fence
+local MAX_DIGITS = 13       -- the longest number taken: 10^13 ms are 317 years
+local DROP_BATCH = 100      -- dropped waiters are removed in batches of this size
+local LIST_MAX = 1000       -- lock_inspect lists so many waiters; it counts all of them
+
+-- What a call must look like; the names are those of the error texts.
+local ACQUIRE = {
+  keys = { 'lock', 'queue', 'state', 'signal' },
+  args = { 'TOKEN', 'LEASE_MS', 'WAIT_MS' },
+}
+local RELEASE = { keys = { 'lock', 'queue', 'state' }, args = { 'TOKEN' } }
+local EXTEND = { keys = { 'lock', 'queue', 'state' }, args = { 'TOKEN', 'LEASE_MS' } }
+local RESET = { keys = { 'lock', 'queue', 'state' }, args = {} }
+local NOTHING = { keys = {}, args = {} }
+
+-- ---------------------------------------------------------------------------------------------
+-- Helpers
+-- ---------------------------------------------------------------------------------------------
+
+local function decimal(number)
+  return string.format('%.0f', number)
+end
+
+-- The text of what is wrong with a call, nil if nothing is.
+local function misuse(usage, keys, args)
+  if #keys ~= #usage.keys then
+    return string.format('expected %d keys (%s), got %d',
+      #usage.keys, table.concat(usage.keys, ' '), #keys)
+  end
+  if #args ~= #usage.args then
+    return string.format('expected %d arguments (%s), got %d',
+      #usage.args, table.concat(usage.args, ' '), #args)
+  end
+  for i = 2, #keys do
+    for j = 1, i - 1 do
+      if keys[i] == keys[j] then
+        return string.format('keys %s and %s must differ', usage.keys[j], usage.keys[i])
+      end
+    end
+  end
+  for i, name in ipairs(usage.args) do
+    local value = args[i]
+    if name == 'TOKEN' then
+      if value == '' then
+        return 'TOKEN must not be empty'
+      end
+    elseif #value > MAX_DIGITS or not string.find(value, '^%d+$') then
+      return string.format('%s must be a whole number of milliseconds, %d digits at most, got "%s"',
+        name, MAX_DIGITS, (string.gsub(string.sub(value, 1, 40), '[^ -~]', '?')))
+    end
+  end
+end
+
+-- A public function: checks the call, and turns an error of Redis (WRONGTYPE) into the reply as
+-- it is, without the stack that a thrown one gets.
+local function public(usage, body)
+  return function(keys, args)
+    local wrong = misuse(usage, keys, args)
+    if wrong then
+      return redis.error_reply('LOCKARG ' .. wrong)
+    end
+    local ok, reply = pcall(body, keys, args)
+    if ok then
+      return reply
+    end
+    return redis.error_reply(type(reply) == 'table' and reply.err or tostring(reply))
+  end
+end
+
+-- Reads the clock, once a call at most.
+local function tell_time(c)
+  if not c.now then
+    local time = redis.call('TIME')
+    c.now = time[1] * 1000 + math.floor(time[2] / 1000)
+    c.micros = time[1] * 1000000 + time[2]
+  end
+end
+
+-- What the state says of a waiter. Without an entry (the hash was lost) its signal is nil, and it
+-- has CLAIM_MS to call and be known again.
+local function waiter_of(c, token, entry)
+  local called, wait, lease, signal = string.match(entry or '', '^(%d+) (%d+) (%d+) (.*)$')
+  if not called then
+    called, wait, lease = c.since or c.now, CLAIM_MS, CLAIM_MS
+  end
+  return {
+    token = token,
+    called = tonumber(called),
+    wait = tonumber(wait),
+    lease = tonumber(lease),
+    signal = signal,
+  }
+end
+
+local function lapsed(c, waiter)
+  return c.now > waiter.called + waiter.wait
+end
+
+-- Removes the first n tokens of the queue, which are these.
+local function drop_first(c, tokens, n)
+  if n > 0 then
+    local fields = {}
+    for i = 1, n do
+      fields[i] = '@' .. tokens[i]
+    end
+    redis.call('ZREMRANGEBYRANK', c.queue, 0, n - 1)
+    redis.call('HDEL', c.state, unpack(fields))
+  end
+end
+
+-- Removes one token from the queue. Returns whether it was there.
+local function leave(c, token)
+  if redis.call('ZREM', c.queue, token) == 0 then
+    return false
+  end
+  redis.call('HDEL', c.state, '@' .. token)
+  return true
+end
+
+-- Fills in what the state remembers and c.first, the first waiter that is alive as far as known;
+-- those before it are dropped. c.dead are the signal lists of clients that were found dead. Each
+-- waiter is dropped once, so the cost is amortised.
+local function find_first(c)
+  local batch = 1
+  while true do
+    local tokens = redis.call('ZRANGE', c.queue, 0, batch - 1)
+    local fields = { 'fence', 'last', 'since', '@' .. c.token }
+    for i, token in ipairs(tokens) do
+      fields[4 + i] = '@' .. token
+    end
+    local values = redis.call('HMGET', c.state, unpack(fields))
+    c.fence = tonumber(values[1]) or 0
+    c.last = tonumber(values[2])
+    c.since = tonumber(values[3])
+    c.mine = values[4]
+    c.first = nil
+    if #tokens == 0 then
+      return
+    end
+    tell_time(c)
+    for i, token in ipairs(tokens) do
+      local waiter = waiter_of(c, token, values[4 + i])
+      if not lapsed(c, waiter) and not c.dead[waiter.signal or ''] then
+        drop_first(c, tokens, i - 1)
+        c.first = waiter
+        return
+      end
+    end
+    drop_first(c, tokens, #tokens)
+    batch = DROP_BATCH
+  end
+end
+
+-- The lock as it is: c.holder (false: free), c.first and what the state remembers.
+local function look(keys, token)
+  local c = { lock = keys[1], queue = keys[2], state = keys[3], token = token, dead = {} }
+  c.holder = redis.call('GET', c.lock)
+  find_first(c)
+  return c
+end
+
+local function next_fence(c)
+  tell_time(c)
+  c.fence = math.max(c.fence + 1, c.micros)
+  redis.call('HSET', c.state, 'fence', decimal(c.fence))
+end
+
+-- The caller holds the lock, from now on for this lease. The state outlives it.
+local function hold(c, lease)
+  if lease == 0 then
+    redis.call('SET', c.lock, c.token)
+    redis.call('PERSIST', c.state)
+  else
+    redis.call('SET', c.lock, c.token, 'PX', lease)
+    redis.call('PEXPIRE', c.state, lease + MEMORY_MS)
+  end
+end
+
+-- A client is dead if its oldest signal lies unread past its deadline and this waiter of it has
+-- not called since. If it has, the old signal is only litter: removed, so that no list grows.
+local function is_dead(c, waiter)
+  local oldest = redis.call('LINDEX', waiter.signal, 0)
+  local deadline = tonumber(string.match(oldest, '^%d+ (%d+) ')) or 0
+  if deadline >= c.now then
+    return false
+  end
+  if waiter.called > deadline then
+    redis.call('LPOP', waiter.signal)
+    return false
+  end
+  return true
+end
+
+-- Gives the lock, which is free or being given up, to the first live waiter, by signal and with a
+-- short lease. Stops at the caller: that one needs no signal. Returns the waiter that is next, nil
+-- if nobody waits, and the lease that it was given, nil if it was not: it is the caller, or it
+-- cannot be told (its entry was lost, or the server refuses a key that the call did not declare)
+-- and takes the free lock when it checks in.
+local function hand_over(c)
+  while c.first and c.first.token ~= c.token do
+    local waiter = c.first
+    if not waiter.signal then
+      return waiter
+    end
+    local lease = CLAIM_MS
+    if waiter.lease > 0 then
+      lease = math.min(waiter.lease, CLAIM_MS)
+    end
+    local fence = math.max(c.fence + 1, c.micros)
+    -- The only step that can be refused comes first: nothing would be rolled back.
+    local unread = redis.pcall('RPUSH', waiter.signal,
+      decimal(fence) .. ' ' .. decimal(c.now + lease) .. ' ' .. waiter.token)
+    if type(unread) == 'table' then
+      return waiter
+    end
+    -- An unread signal proves death for as long as its client's other waiters keep a place.
+    redis.call('PEXPIRE', waiter.signal, CLAIM_MS + waiter.wait)
+    if unread > 1 and is_dead(c, waiter) then
+      redis.call('RPOP', waiter.signal)
+      c.dead[waiter.signal] = true
+      find_first(c)
+    else
+      redis.call('SET', c.lock, waiter.token, 'PX', lease)
+      redis.call('ZREM', c.queue, waiter.token)
+      redis.call('HDEL', c.state, '@' .. waiter.token)
+      redis.call('HSET', c.state, 'fence', decimal(fence))
+      redis.call('PEXPIRE', c.state, math.max(waiter.lease, waiter.wait) + MEMORY_MS)
+      return waiter, lease
+    end
+  end
+  return c.first
+end
+
+-- Takes the lock away from its holder and hands it on.
+local function give_up(c)
+  local _, lease = hand_over(c)
+  if not lease then
+    redis.call('DEL', c.lock)
+    redis.call('PEXPIRE', c.state, MEMORY_MS)
+  end
+end
+
+-- Puts the caller into the queue, or notes that it has called again. Returns its position.
+local function enqueue(c, signal, lease, wait)
+  if c.mine and lapsed(c, waiter_of(c, c.token, c.mine)) then
+    leave(c, c.token)
+  end
+  local last = c.last or 0
+  if not c.last and c.first then
+    -- Lost with the state.
+    last = tonumber(redis.call('ZRANGE', c.queue, -1, -1, 'WITHSCORES')[2]) or 0
+  end
+  local place = math.max(last + 1, c.micros)
+  local fields = { '@' .. c.token, table.concat({ decimal(c.now), wait, lease, signal }, ' ') }
+  local added = redis.call('ZADD', c.queue, 'NX', decimal(place), c.token) == 1
+  if added then
+    fields[3], fields[4] = 'last', decimal(place)
+  end
+  if not c.since then
+    fields[#fields + 1] = 'since'
+    fields[#fields + 1] = decimal(c.now)
+  end
+  redis.call('HSET', c.state, unpack(fields))
+  local position = c.first and redis.call('ZRANK', c.queue, c.token) + 1 or 1
+  if added and position == 1 then
+    redis.call('PEXPIRE', c.queue, wait)
+  else
+    redis.call('PEXPIRE', c.queue, wait, 'GT')
+  end
+  return position
+end
+
+-- ---------------------------------------------------------------------------------------------
+-- Public functions
+-- ---------------------------------------------------------------------------------------------
+
+-- Takes the lock, or queues for it. To call it again changes nothing but this: a waiter keeps its
+-- place for another WAIT_MS, a holder's lease now ends LEASE_MS from now.
+--
+-- KEYS  lock queue state signal
+-- ARGV  TOKEN     who asks, any bytes; unique for each wait
+--       LEASE_MS  the lock is lost after this; 0: never
+--       WAIT_MS   the place is lost this long after the last call; 0: only try, do not queue
+--
+-- [1, fence, lease_left_ms, now_ms]      TOKEN holds the lock; lease_left_ms -1: never expires
+-- [0, position, check_in_ms, now_ms]     queued, position 1 is next; call again within check_in_ms
+-- [0, 0, holder_left_ms, now_ms]         busy and WAIT_MS is 0: not queued
+local function acquire(keys, args)
+  local signal, token = keys[4], args[1]
+  local lease, wait = tonumber(args[2]), tonumber(args[3])
+  redis.call('LLEN', signal)
+  local c = look(keys, token)
+  tell_time(c)
+
+  if c.holder == token then
+    if c.fence == 0 then
+      next_fence(c)
+    end
+    hold(c, lease)
+    return { 1, c.fence, lease == 0 and -1 or lease, c.now }
+  end
+
+  local left
+  if not c.holder then
+    local waiter, handed = hand_over(c)
+    if not waiter or waiter.token == token then
+      if waiter then
+        leave(c, token)
+      end
+      next_fence(c)
+      hold(c, lease)
+      return { 1, c.fence, lease == 0 and -1 or lease, c.now }
+    end
+    left = handed or 0
+  end
+
+  if wait == 0 then
+    leave(c, token)
+    return { 0, 0, left or redis.call('PTTL', c.lock), c.now }
+  end
+
+  local fresh = not c.since
+  local position = enqueue(c, signal, lease, wait)
+  local check_in = math.min(position * HEAD_CHECK_MS, wait / 3)
+  if position == 1 or fresh then
+    left = left or redis.call('PTTL', c.lock)
+    if left >= 0 and position == 1 then
+      check_in = math.min(check_in, left + 1)
+    end
+    if left >= 0 and fresh then
+      redis.call('PEXPIRE', c.state, math.max(left, wait) + MEMORY_MS)
+    end
+  end
+  return { 0, position, math.max(1, check_in), c.now }
+end
+
+-- Releases the lock and hands it to the next waiter, or leaves the queue.
+--
+-- KEYS  lock queue state
+-- ARGV  TOKEN
+--
+-- 1  it held the lock: released, and handed over if somebody waits
+-- 2  it was queued: it has left
+-- 0  neither: the lease had run out, the lock was reset, or it was released before
+local function release(keys, args)
+  local c = look(keys, args[1])
+  if c.holder == c.token then
+    give_up(c)
+    return 1
+  end
+  local left = leave(c, c.token)
+  if not c.holder then
+    find_first(c)
+    hand_over(c)
+  end
+  return left and 2 or 0
+end
+
+-- Renews the lease, and confirms one that was handed over.
+--
+-- KEYS  lock queue state
+-- ARGV  TOKEN LEASE_MS
+--
+-- 1  the lease now ends LEASE_MS from now (0: never)
+-- 0  TOKEN is not the holder
+local function extend(keys, args)
+  local c = look(keys, args[1])
+  if c.holder ~= c.token then
+    return 0
+  end
+  hold(c, tonumber(args[2]))
+  return 1
+end
+
+-- Takes the lock away from whoever holds it, for the operator of a stuck one. The former holder
+-- learns it at its next renewal; what it still writes, only the fencing token keeps out.
+--
+-- KEYS  lock queue state
+--
+-- 1  taken away and handed to the next waiter
+-- 0  nobody held it
+local function reset(keys)
+  local c = look(keys, '')
+  if c.holder then
+    give_up(c)
+    return 1
+  end
+  hand_over(c)
+  return 0
+end
+
+-- Shows the lock and its queue. Reads only; look fields up by name, more may follow.
+--
+-- KEYS  lock queue state
+--
+-- holder   the token, '' if nobody holds the lock
+-- fence    the last fencing token given out (the holder's, if there is one), 0 if not known
+-- ttl_ms   what is left of the lease; -1: never expires, -2: nobody holds the lock
+-- waiting  how many wait
+-- waiters  the first 1,000, each: token, waited_ms, lapses_in_ms, lease_ms, signal ('' if lost)
+-- now_ms   the server's time
+local function inspect(keys)
+  local c = { since = tonumber(redis.call('HGET', keys[3], 'since')) }
+  tell_time(c)
+  local waiting = redis.call('ZCARD', keys[2])
+  local places = redis.call('ZRANGE', keys[2], 0, LIST_MAX - 1, 'WITHSCORES')
+  local waiters = {}
+  local fields = { 'fence' }
+  for i = 1, #places, 2 do
+    fields[#fields + 1] = '@' .. places[i]
+  end
+  local values = redis.call('HMGET', keys[3], unpack(fields))
+  for i = 1, #places, 2 do
+    local waiter = waiter_of(c, places[i], values[(i + 3) / 2])
+    if lapsed(c, waiter) then
+      waiting = waiting - 1
+    else
+      waiters[#waiters + 1] = {
+        waiter.token,
+        math.max(0, c.now - math.floor(places[i + 1] / 1000)),
+        waiter.called + waiter.wait - c.now,
+        waiter.lease,
+        waiter.signal or '',
+      }
+    end
+  end
+  return {
+    'holder', redis.call('GET', keys[1]) or '',
+    'fence', tonumber(values[1]) or 0,
+    'ttl_ms', redis.call('PTTL', keys[1]),
+    'waiting', waiting,
+    'waiters', waiters,
+    'now_ms', c.now,
+  }
+end
+
+-- The version of this library, MAJOR.MINOR.PATCH. Within one MAJOR, callers of an older version
+-- go on to work.
+local function version()
+  return VERSION
+end
+
+-- ---------------------------------------------------------------------------------------------
+-- Registration. allow-oom: over maxmemory a lock can still be given back, renewed and reset.
+-- ---------------------------------------------------------------------------------------------
+
+redis.register_function{
+  function_name = 'lock_acquire',
+  callback = public(ACQUIRE, acquire),
+  description = 'lock queue state signal | TOKEN LEASE_MS WAIT_MS: take the lock or queue for it',
+}
+redis.register_function{
+  function_name = 'lock_release',
+  callback = public(RELEASE, release),
+  flags = { 'allow-oom' },
+  description = 'lock queue state | TOKEN: release and hand over, or leave the queue',
+}
+redis.register_function{
+  function_name = 'lock_extend',
+  callback = public(EXTEND, extend),
+  flags = { 'allow-oom' },
+  description = 'lock queue state | TOKEN LEASE_MS: renew or confirm the lease',
+}
+redis.register_function{
+  function_name = 'lock_reset',
+  callback = public(RESET, reset),
+  flags = { 'allow-oom' },
+  description = 'lock queue state: take the lock away from its holder and hand it on',
+}
+redis.register_function{
+  function_name = 'lock_inspect',
+  callback = public(RESET, inspect),
+  flags = { 'no-writes' },
+  description = 'lock queue state: show holder, fence, lease and queue',
+}
+redis.register_function{
+  function_name = 'lock_version',
+  callback = public(NOTHING, version),
+  flags = { 'no-writes' },
+  description = 'the version of this library',
+}

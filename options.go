@@ -1,0 +1,171 @@
+package redislock
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Options are the settings of a Locker, and the defaults of the options of each call. The zero
+// value is a good choice.
+type Options struct {
+	// Prefix begins the keys: Prefix:{NAME}, Prefix-queue:{NAME} and so on. No braces. Default "lock".
+	Prefix string
+	// Lease is how long a lock outlives its holder's last sign of life. Renewal keeps it going every
+	// third of this, so it only ends by itself if the holder dies or is cut off. At least 1 ms;
+	// rounded up to whole milliseconds. Default 10 s.
+	Lease time.Duration
+	// WithoutExpiry: a lock is held until it is released or reset, even if its holder has died.
+	WithoutExpiry bool
+	// WithoutRenewal: the lease ends once, Lease after the grant.
+	WithoutRenewal bool
+	// MaxHold ends renewal this long after the grant, and with it the lock. Default 0: no limit.
+	MaxHold time.Duration
+	// Owner is a readable label that tokens begin with, for whoever looks at the queue. Default none.
+	Owner string
+	// Replicas is how many replicas must have confirmed a grant before Acquire returns, and
+	// ReplicaTimeout how long to wait for them. Default 0: none.
+	Replicas       int
+	ReplicaTimeout time.Duration
+	// WaitTTL is how long the place of a waiter is kept after its last sign of life. It checks in
+	// every third of this at the latest. At least 100 ms. Default 30 s.
+	WaitTTL time.Duration
+	// LoadMode says what to do if Redis lacks the function library. Default LoadIfNeeded.
+	LoadMode LoadMode
+}
+
+const (
+	defaultPrefix  = "lock"
+	defaultLease   = 10 * time.Second
+	defaultWaitTTL = 30 * time.Second
+	minWaitTTL     = 100 * time.Millisecond
+)
+
+func (o Options) withDefaults() (Options, error) {
+	if o.Prefix == "" {
+		o.Prefix = defaultPrefix
+	}
+	if o.Lease == 0 {
+		o.Lease = defaultLease
+	}
+	if o.WaitTTL == 0 {
+		o.WaitTTL = defaultWaitTTL
+	}
+	switch {
+	case strings.ContainsAny(o.Prefix, "{}"):
+		return o, fmt.Errorf("redislock: Options.Prefix %q must not contain braces, "+
+			"they are for the hash tag of the name", o.Prefix)
+	case o.WaitTTL < minWaitTTL:
+		return o, fmt.Errorf("redislock: Options.WaitTTL %v is under the minimum of %v", o.WaitTTL, minWaitTTL)
+	case o.LoadMode < LoadIfNeeded || o.LoadMode > LoadNever:
+		return o, fmt.Errorf("redislock: Options.LoadMode %d is none of the modes", o.LoadMode)
+	}
+	return o, o.request().check("Options")
+}
+
+func (o Options) request() *request {
+	r := &request{
+		lease:     o.Lease,
+		renew:     !o.WithoutRenewal,
+		maxHold:   o.MaxHold,
+		owner:     o.Owner,
+		replicas:  o.Replicas,
+		ackWithin: o.ReplicaTimeout,
+	}
+	if o.WithoutExpiry {
+		r.lease = 0
+	}
+	return r
+}
+
+// Option changes one call of Acquire, TryAcquire or Do.
+type Option func(*request)
+
+// WithLease sets the lease of this lock, see Options.Lease. At least 1 ms; rounded up to whole
+// milliseconds.
+func WithLease(d time.Duration) Option {
+	return func(r *request) {
+		r.lease = d
+		if d == 0 {
+			r.bad = errors.New("a lease of 0: it must be at least 1ms; " +
+				"for a lock that never expires use WithoutExpiry")
+		}
+	}
+}
+
+// WithoutExpiry gives a lock that is held until it is released or reset: if its holder dies,
+// somebody has to Reset it.
+func WithoutExpiry() Option { return func(r *request) { r.lease = 0 } }
+
+// WithoutRenewal gives a lock that ends by itself one lease after the grant, unless Extend is called.
+func WithoutRenewal() Option { return func(r *request) { r.renew = false } }
+
+// WithOwner puts a readable label before the random part of the token. It is for whoever looks at
+// the queue, and means nothing to the lock.
+func WithOwner(label string) Option { return func(r *request) { r.owner = label } }
+
+// WithToken uses the caller's own token, any bytes but none. Whoever has it is this holder, or this
+// waiter, in whatever process: it can go on with the lock, extend it and release it. So it must be
+// hard to guess, and not be used for two waits at once. A handed-over lock costs one more round
+// trip, because a signal for an earlier wait with the same token could be mistaken for it.
+func WithToken(token string) Option {
+	return func(r *request) {
+		r.token = token
+		if token == "" {
+			r.bad = errors.New("an empty token")
+		}
+	}
+}
+
+// WithMaxHold ends renewal d after the grant, and with it the lock. At least 1 ms.
+func WithMaxHold(d time.Duration) Option {
+	return func(r *request) {
+		r.maxHold = d
+		if d == 0 {
+			r.bad = errors.New("a maximum hold of 0: it must be at least 1ms")
+		}
+	}
+}
+
+// WithReplicas has the grant confirmed by n replicas within timeout, before the call returns. With
+// fewer, the lock is released and the error is ErrNotReplicated. It costs a connection and two
+// more round trips. A failover to one of those replicas keeps the lock; see WAIT in Redis's
+// documentation for what else can happen.
+func WithReplicas(n int, timeout time.Duration) Option {
+	return func(r *request) { r.replicas, r.ackWithin = n, timeout }
+}
+
+// request is what one call asks for.
+type request struct {
+	keys      keys
+	lease     time.Duration // 0: never expires
+	renew     bool
+	maxHold   time.Duration // 0: no limit
+	owner     string
+	token     string // the caller's own, or made by the Locker
+	ownToken  bool   // the caller's own
+	replicas  int
+	ackWithin time.Duration
+	bad       error // the first misuse of an option
+}
+
+// check refuses what Redis could not do as it was asked.
+func (r *request) check(where string) error {
+	bad := r.bad
+	switch {
+	case bad != nil:
+	case r.lease < 0, r.lease > 0 && r.lease < time.Millisecond:
+		bad = fmt.Errorf("a lease of %v: it must be at least 1ms", r.lease)
+	case r.maxHold < 0, r.maxHold > 0 && r.maxHold < time.Millisecond:
+		bad = fmt.Errorf("a maximum hold of %v: it must be at least 1ms", r.maxHold)
+	case r.replicas < 0:
+		bad = fmt.Errorf("%d replicas", r.replicas)
+	case r.replicas > 0 && r.ackWithin < time.Millisecond:
+		bad = fmt.Errorf("a timeout of %v for %d replicas: it must be at least 1ms", r.ackWithin, r.replicas)
+	}
+	if bad == nil {
+		return nil
+	}
+	return fmt.Errorf("redislock: %s: %w", where, bad)
+}
