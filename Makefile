@@ -1,0 +1,40 @@
+# What a person types. Every target installs what it needs first and asks nothing.
+GOLANGCI := 2.15.0
+REDIS_URL ?= redis://127.0.0.1:6379
+
+need := internal/tools/need
+golangci = $(shell go env GOPATH)/bin/golangci-lint
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench load golangci
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+demo: ## workers share a lock on a private redis-server, and one of them dies
+	@$(need) go redis-server
+	go run ./examples/demo
+
+test: ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
+	@$(need) go gcc redis-server redis-cli
+	@internal/tools/test $(ARGS)
+
+lint: golangci ## gofmt, go vet, golangci-lint, luacheck
+	@$(need) luacheck
+	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
+	go vet ./...
+	$(golangci) run ./...
+	luacheck lua
+
+bench: ## the benchmarks
+	@$(need) go redis-server
+	@if [ -f bench/go.mod ]; then cd bench && go run .; else echo 'The benchmarks come with bench/.'; fi
+
+load: ## load the function library into the server at REDIS_URL
+	@$(need) redis-cli
+	redis-cli -e -u "$(REDIS_URL)" -x FUNCTION LOAD REPLACE < lua/lock.lua
+
+golangci:
+	@$(need) go
+	@$(golangci) version 2>/dev/null | grep -qw 'version v\?$(GOLANGCI)' || \
+		GOBIN=$(dir $(golangci)) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(GOLANGCI)

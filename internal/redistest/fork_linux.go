@@ -1,0 +1,30 @@
+package redistest
+
+import (
+	"os/exec"
+	"runtime"
+	"sync"
+	"syscall"
+)
+
+// The kernel sends Pdeathsig when the thread that forked ends, not the process. So all children
+// are forked on one thread that is never given back: it ends with the process, however that ends.
+var forks = sync.OnceValue(func() chan<- func() {
+	c := make(chan func())
+	go forkThread(c)
+	return c
+})
+
+func forkThread(c <-chan func()) {
+	runtime.LockOSThread()
+	for f := range c {
+		f()
+	}
+}
+
+func start(cmd *exec.Cmd) error {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	err := make(chan error, 1)
+	forks() <- func() { err <- cmd.Start() }
+	return <-err
+}

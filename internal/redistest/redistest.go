@@ -1,0 +1,237 @@
+// Package redistest starts private redis-server processes on loopback ports, for tests, the demo
+// and the benchmarks. On Linux a server dies with the process that started it, even by SIGKILL.
+package redistest
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	startTimeout = 10 * time.Second // until a new server must answer
+	stopTimeout  = 5 * time.Second  // from SIGTERM to SIGKILL
+	attempts     = 10               // ports tried
+)
+
+var errPortTaken = errors.New("redistest: the port is taken")
+
+// Server is one redis-server process. Its methods may be called from any goroutine.
+type Server struct {
+	port int
+	dir  string
+	args []string
+
+	mu   sync.Mutex // held over a whole Stop, Kill or Restart
+	cmd  *exec.Cmd
+	done chan struct{} // closed when cmd has ended and was waited for
+}
+
+// Start runs a redis-server that keeps nothing on disk and returns once it answers. args are more
+// of its options ("--maxmemory", "1mb"); they win over the ones set here, but must not change
+// port, bind or dir. Output goes to redis.log in Dir.
+func Start(args ...string) (*Server, error) {
+	if _, err := exec.LookPath("redis-server"); err != nil {
+		return nil, errors.New("redistest: no redis-server on the PATH: `apt-get install redis-server`, or `make demo` or `make test`, which install it")
+	}
+	dir, err := os.MkdirTemp("", "redistest-")
+	if err != nil {
+		return nil, err
+	}
+	for range attempts {
+		s := &Server{port: freePort(), dir: dir, args: args}
+		if err = s.run(); err == nil {
+			return s, nil
+		}
+		if !errors.Is(err, errPortTaken) {
+			break
+		}
+	}
+	_ = os.RemoveAll(dir)
+	return nil, err
+}
+
+// Addr is "127.0.0.1:PORT".
+func (s *Server) Addr() string { return address(s.port) }
+
+// Port is the TCP port. PORT+10000, the cluster bus, was free as well.
+func (s *Server) Port() int { return s.port }
+
+// Dir is the server's own folder.
+func (s *Server) Dir() string { return s.dir }
+
+// PID is the id of the process that was started last.
+func (s *Server) PID() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cmd.Process.Pid
+}
+
+// Stop ends the server in good order, or by force after 5 s, and removes its folder.
+func (s *Server) Stop() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.terminate()
+	return os.RemoveAll(s.dir)
+}
+
+// Kill ends the server with SIGKILL and returns when it is gone. Its folder stays.
+func (s *Server) Kill() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.cmd.Process.Kill()
+	<-s.done
+	return ignoreDone(err)
+}
+
+// Restart runs the server again with the same port, folder and arguments and returns once it
+// answers. One that still runs is ended in good order first.
+func (s *Server) Restart() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.terminate()
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	return s.run()
+}
+
+// Pause stops the process with SIGSTOP: connections stay, nothing answers.
+func (s *Server) Pause() error { return s.signal(syscall.SIGSTOP) }
+
+// Resume lets a paused process go on.
+func (s *Server) Resume() error { return s.signal(syscall.SIGCONT) }
+
+func (s *Server) signal(sig os.Signal) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cmd.Process.Signal(sig)
+}
+
+func (s *Server) terminate() {
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	_ = s.cmd.Process.Signal(syscall.SIGCONT) // a paused one would sleep through its SIGTERM
+	select {
+	case <-s.done:
+	case <-time.After(stopTimeout):
+		_ = s.cmd.Process.Kill()
+		<-s.done
+	}
+}
+
+// run starts the process and waits until it answers; if it does not, no process is left.
+func (s *Server) run() error {
+	log, err := os.OpenFile(s.logPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	offset, _ := log.Seek(0, io.SeekEnd)
+
+	args := []string{"--bind", "127.0.0.1", "--port", strconv.Itoa(s.port), "--save", "",
+		"--appendonly", "no", "--daemonize", "no", "--dir", s.dir}
+	cmd := exec.Command("redis-server", append(args, s.args...)...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, log, log
+	if err := start(cmd); err != nil {
+		return fmt.Errorf("redistest: %w", err)
+	}
+	done := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(done) }()
+	s.cmd, s.done = cmd, done
+
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(startTimeout); time.Now().Before(deadline); {
+		if answers(s.Addr(), cmd.Process.Pid) {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-done:
+			text := s.log(offset)
+			if strings.Contains(text, "already in use") {
+				return fmt.Errorf("%w\n%s", errPortTaken, text)
+			}
+			return fmt.Errorf("redistest: redis-server ended: %v\n%s", cmd.ProcessState, text)
+		}
+	}
+	_ = cmd.Process.Kill()
+	<-done
+	return fmt.Errorf("redistest: no answer from redis-server within %v\n%s", startTimeout, s.log(offset))
+}
+
+func (s *Server) logPath() string { return filepath.Join(s.dir, "redis.log") }
+
+// log is the end of what the server wrote after offset.
+func (s *Server) log(offset int64) string {
+	text, _ := os.ReadFile(s.logPath())
+	text = text[min(int(offset), len(text)):]
+	return string(text[max(0, len(text)-2000):])
+}
+
+// answers tells whether the process pid, and not a stranger who took the port first, replies to
+// PING on addr. An error other than LOADING (a password is set, say) is an answer too.
+func answers(addr string, pid int) bool {
+	conn, err := net.DialTimeout("tcp", addr, time.Second)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(time.Second))
+	r := bufio.NewReader(conn)
+	if _, err := io.WriteString(conn, "PING\r\nINFO server\r\n"); err != nil {
+		return false
+	}
+	pong, err := r.ReadString('\n')
+	if err != nil || strings.HasPrefix(pong, "-LOADING") {
+		return false
+	}
+	for {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return false
+		}
+		if id, ok := strings.CutPrefix(line, "process_id:"); ok {
+			return strings.TrimSpace(id) == strconv.Itoa(pid)
+		}
+		if strings.HasPrefix(line, "-") {
+			return true
+		}
+	}
+}
+
+// freePort stays, with its cluster bus, below the range from which systems take the ports of
+// outgoing connections: none of those can slip in while a server is down.
+func freePort() int {
+	for range 100 {
+		if port := 10_000 + rand.IntN(12_000); free(port) && free(port+10_000) {
+			return port
+		}
+	}
+	return 0 // redis-server listens nowhere then: Start fails with its log
+}
+
+func free(port int) bool {
+	l, err := net.Listen("tcp", address(port))
+	return err == nil && l.Close() == nil
+}
+
+func address(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
+
+func ignoreDone(err error) error {
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	return err
+}
