@@ -164,33 +164,55 @@ func (l *Locker) ResetAll(ctx context.Context) (int, error) {
 	count := 0
 	seen := make(map[string]bool)
 	for addr, node := range l.client.Nodes() {
-		var cursor uint64
-		for {
-			page, err := node.Do(ctx, node.B().Scan().Cursor(cursor).
-				Match(globEscape(l.opts.Prefix)+":*").Count(1000).Type("string").Build()).AsScanEntry()
-			if err != nil {
-				return count, fmt.Errorf("redislock: reset all: scan %s: %w", addr, err)
+		if isReplica(ctx, node) {
+			continue
+		}
+		err := scan(ctx, node, globEscape(l.opts.Prefix)+":*", func(key string) error {
+			k, ours := keysFrom(l.opts.Prefix, key)
+			if !ours || seen[key] {
+				return nil
 			}
-			for _, key := range page.Elements {
-				k, ours := keysFrom(l.opts.Prefix, key)
-				if !ours || seen[key] {
-					continue
-				}
-				seen[key] = true
-				held, err := l.fn.reset(ctx, k)
-				if err != nil {
-					return count, fmt.Errorf("redislock: reset all: lock %q: %w", k.name, err)
-				}
-				if held {
-					count++
-				}
+			seen[key] = true
+			held, err := l.fn.reset(ctx, k)
+			if held {
+				count++
 			}
-			if cursor = page.Cursor; cursor == 0 {
-				break
-			}
+			return err
+		})
+		if err != nil {
+			return count, fmt.Errorf("redislock: reset all on %s, after %d locks: %w", addr, count, err)
 		}
 	}
 	return count, nil
+}
+
+func isReplica(ctx context.Context, node rueidis.Client) bool {
+	role, err := node.Do(ctx, node.B().Role().Build()).ToArray()
+	if err != nil || len(role) == 0 {
+		return false
+	}
+	name, _ := role[0].ToString()
+	return name == "slave"
+}
+
+// scan calls do for every string key of a node that matches the pattern, for some more than once.
+func scan(ctx context.Context, node rueidis.Client, pattern string, do func(key string) error) error {
+	var cursor uint64
+	for {
+		page, err := node.Do(ctx, node.B().Scan().Cursor(cursor).
+			Match(pattern).Count(1000).Type("string").Build()).AsScanEntry()
+		if err != nil {
+			return err
+		}
+		for _, key := range page.Elements {
+			if err := do(key); err != nil {
+				return err
+			}
+		}
+		if cursor = page.Cursor; cursor == 0 {
+			return nil
+		}
+	}
 }
 
 // Close ends the Locker: those who wait get ErrClosed, held locks are no longer renewed and are

@@ -47,7 +47,7 @@ local ACQUIRE = {
 }
 local RELEASE = { keys = { 'lock', 'queue', 'state' }, args = { 'TOKEN' } }
 local EXTEND = { keys = { 'lock', 'queue', 'state' }, args = { 'TOKEN', 'LEASE_MS' } }
-local RESET = { keys = { 'lock', 'queue', 'state' }, args = {} }
+local KEYS_ONLY = { keys = { 'lock', 'queue', 'state' }, args = {} }
 local NOTHING = { keys = {}, args = {} }
 
 -- ---------------------------------------------------------------------------------------------
@@ -261,6 +261,7 @@ local function hand_over(c)
       redis.call('ZREM', c.queue, waiter.token)
       redis.call('HDEL', c.state, '@' .. waiter.token)
       redis.call('HSET', c.state, 'fence', decimal(fence))
+      c.fence = fence
       redis.call('PEXPIRE', c.state, math.max(waiter.lease, waiter.wait) + MEMORY_MS)
       return waiter, lease
     end
@@ -288,22 +289,30 @@ local function enqueue(c, signal, lease, wait)
     last = tonumber(redis.call('ZRANGE', c.queue, -1, -1, 'WITHSCORES')[2]) or 0
   end
   local place = math.max(last + 1, c.micros)
-  local fields = { '@' .. c.token, table.concat({ decimal(c.now), wait, lease, signal }, ' ') }
   local added = redis.call('ZADD', c.queue, 'NX', decimal(place), c.token) == 1
+  local position = c.first and redis.call('ZRANK', c.queue, c.token) + 1 or 1
+
+  local fields = { '@' .. c.token, table.concat({ decimal(c.now), wait, lease, signal }, ' ') }
   if added then
     fields[3], fields[4] = 'last', decimal(place)
   end
-  if not c.since then
+  if added and position == 1 then
+    redis.call('PEXPIRE', c.queue, wait)
+    if c.since and redis.call('HLEN', c.state) > #{ 'fence', 'last', 'since' } then
+      -- A queue that expired or was deleted left its entries behind: start the hash anew.
+      redis.call('DEL', c.state)
+      c.since = nil
+      fields[5], fields[6] = 'fence', decimal(c.fence)
+    end
+  else
+    redis.call('PEXPIRE', c.queue, wait, 'GT')
+  end
+  c.fresh = not c.since
+  if c.fresh then
     fields[#fields + 1] = 'since'
     fields[#fields + 1] = decimal(c.now)
   end
   redis.call('HSET', c.state, unpack(fields))
-  local position = c.first and redis.call('ZRANK', c.queue, c.token) + 1 or 1
-  if added and position == 1 then
-    redis.call('PEXPIRE', c.queue, wait)
-  else
-    redis.call('PEXPIRE', c.queue, wait, 'GT')
-  end
   return position
 end
 
@@ -356,15 +365,14 @@ local function acquire(keys, args)
     return { 0, 0, left or redis.call('PTTL', c.lock), c.now }
   end
 
-  local fresh = not c.since
   local position = enqueue(c, signal, lease, wait)
   local check_in = math.min(position * HEAD_CHECK_MS, wait / 3)
-  if position == 1 or fresh then
+  if position == 1 or c.fresh then
     left = left or redis.call('PTTL', c.lock)
     if left >= 0 and position == 1 then
       check_in = math.min(check_in, left + 1)
     end
-    if left >= 0 and fresh then
+    if left >= 0 and c.fresh then
       redis.call('PEXPIRE', c.state, math.max(left, wait) + MEMORY_MS)
     end
   end
@@ -500,13 +508,13 @@ redis.register_function{
 }
 redis.register_function{
   function_name = 'lock_reset',
-  callback = public(RESET, reset),
+  callback = public(KEYS_ONLY, reset),
   flags = { 'allow-oom' },
   description = 'lock queue state: take the lock away from its holder and hand it on',
 }
 redis.register_function{
   function_name = 'lock_inspect',
-  callback = public(RESET, inspect),
+  callback = public(KEYS_ONLY, inspect),
   flags = { 'no-writes' },
   description = 'lock queue state: show holder, fence, lease and queue',
 }

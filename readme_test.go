@@ -1,0 +1,61 @@
+package redislock_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/seed-ee05a192/redislock"
+)
+
+// codeBlocks are the fenced blocks of README.md in one language ("" for none).
+func codeBlocks(language string) (blocks []string) {
+	GinkgoHelper()
+	readme, err := os.ReadFile("README.md")
+	Expect(err).NotTo(HaveOccurred())
+	for _, block := range regexp.MustCompile("(?ms)^```(\\w*)\n(.*?)^```$").FindAllStringSubmatch(string(readme), -1) {
+		if block[1] == language {
+			blocks = append(blocks, block[2])
+		}
+	}
+	Expect(blocks).NotTo(BeEmpty())
+	return blocks
+}
+
+var _ = Describe("README.md", func() {
+	It("has only Go code that example_test.go compiles and runs", func() {
+		examples, err := os.ReadFile("example_test.go")
+		Expect(err).NotTo(HaveOccurred())
+		for _, block := range codeBlocks("go") {
+			Expect(string(examples)).To(ContainSubstring(block))
+		}
+	})
+
+	It("has redis-cli lines that work as they stand", func(ctx SpecContext) {
+		Expect(redislock.Load(ctx, connect(server.Addr()))).To(Succeed())
+		outputs := map[string]string{}
+		for _, block := range codeBlocks("sh") {
+			for _, line := range regexp.MustCompile(`(?m)^redis-cli .*$`).FindAllString(block, -1) {
+				outputs[line] = cli(ctx, line)
+			}
+		}
+		Expect(outputs).To(HaveLen(3))
+		for line, output := range outputs {
+			Expect(output).To(MatchRegexp(`^(1\n|holder\nmy-token\n)`), line)
+		}
+	})
+})
+
+// cli runs a shell line in which redis-cli talks to this process's server.
+func cli(ctx context.Context, line string) string {
+	GinkgoHelper()
+	script := fmt.Sprintf("redis-cli() { command redis-cli -e -p %d \"$@\"; }; %s", server.Port(), line)
+	output, err := exec.CommandContext(ctx, "bash", "-c", script).CombinedOutput()
+	Expect(err).NotTo(HaveOccurred(), "%s: %s", line, output)
+	return string(output)
+}
