@@ -257,8 +257,12 @@ func (l *Lock) tend() {
 	l.mu.Unlock()
 	defer cancel()
 
-	if !extend || !time.Now().Before(deadline) {
+	switch {
+	case !time.Now().Before(deadline):
 		l.lose()
+		return
+	case !extend: // Extend was called since the timer was set
+		l.keep()
 		return
 	}
 	var retry backoff
@@ -288,7 +292,11 @@ func (l *Lock) tend() {
 		break
 	}
 	<-ctx.Done()
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	switch {
+	case errors.Is(ctx.Err(), context.Canceled): // released
+	case l.isLive(): // Extend came through
+		l.keep()
+	default:
 		l.lose()
 	}
 }

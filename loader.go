@@ -40,24 +40,28 @@ func Load(ctx context.Context, client rueidis.Client) error {
 
 // verify is Load that only looks.
 func verify(ctx context.Context, client rueidis.Client) error {
-	return eachNode(ctx, client, func(ctx context.Context, addr string, node rueidis.Client) error {
-		_, err := compare(ctx, addr, node)
-		return err
-	})
+	return eachNode(ctx, client, compare)
 }
 
-// eachNode runs do on the nodes of client. With more than one, a replica's READONLY is no error.
+// eachNode runs do on the primaries of client. Whether a node is one, not every user may ask: so with
+// more than one node, READONLY is no error either.
 func eachNode(ctx context.Context, client rueidis.Client, do func(context.Context, string, rueidis.Client) error) error {
 	var unreachable []error
 	nodes := client.Nodes()
 	for addr, node := range nodes {
+		if len(nodes) > 1 && isReplica(ctx, node) {
+			continue
+		}
 		err := do(ctx, addr, node)
+		var version *VersionError
 		switch {
 		case err == nil, len(nodes) > 1 && code(err) == "READONLY":
+		case errors.As(err, &version):
+			return err
 		case transient(err):
-			unreachable = append(unreachable, fmt.Errorf("redislock: load the function library on %s: %w", addr, err))
+			unreachable = append(unreachable, fmt.Errorf("redislock: function library on %s: %w", addr, err))
 		default:
-			return fmt.Errorf("redislock: load the function library on %s: %w", addr, err)
+			return fmt.Errorf("redislock: function library on %s: %w", addr, err)
 		}
 	}
 	if len(unreachable) > 0 && len(unreachable) == len(nodes) {
@@ -69,9 +73,9 @@ func eachNode(ctx context.Context, client rueidis.Client, do func(context.Contex
 func loadOn(ctx context.Context, addr string, node rueidis.Client) error {
 	// More than one round only if others load at the same moment.
 	for range 3 {
-		_, err := compare(ctx, addr, node)
+		err := compare(ctx, addr, node)
 		var version *VersionError
-		if !errors.As(err, &version) || (version.Have != "" && !older(version.Have, Version)) {
+		if !errors.As(err, &version) || version.Have != "" && !older(version.Have, Version) {
 			return err
 		}
 		if version.Have == "" {
@@ -82,39 +86,38 @@ func loadOn(ctx context.Context, addr string, node rueidis.Client) error {
 		if err == nil || !strings.Contains(err.Error(), "already exists") {
 			return err
 		}
-		version.Reason = "the name is taken: " + err.Error() + "; see FUNCTION LIST"
-		if _, again := compare(ctx, addr, node); again != nil {
-			var still *VersionError
-			if errors.As(again, &still) && still.Have == "" {
-				return version
-			}
+		// The library, or one of its functions, is there: somebody else's, or loaded just now.
+		taken := err.Error()
+		if err = compare(ctx, addr, node); errors.As(err, &version) && version.Have == "" {
+			version.Reason = "the name is taken by somebody else's library, see FUNCTION LIST: " + taken
+			return version
 		}
 	}
-	return fmt.Errorf("others keep replacing the function library %q", "lock")
+	return errors.New("others keep replacing the library")
 }
 
-// compare returns the version on a node, and a *VersionError if this package cannot work with it
-// or has a newer one.
-func compare(ctx context.Context, addr string, node rueidis.Client) (string, error) {
+// compare returns a *VersionError if this package cannot work with the library on a node as it is.
+func compare(ctx context.Context, addr string, node rueidis.Client) error {
 	have, err := askVersion(ctx, node)
-	wrong := &VersionError{Node: addr, Want: Version}
+	wrong := &VersionError{Node: addr, Have: have, Want: Version}
 	switch {
 	case notFound(err):
+		wrong.Have = "" // rueidis puts the error's text there
 		wrong.Reason = "the library is missing"
 	case err != nil && strings.Contains(err.Error(), "unknown command"):
-		return "", fmt.Errorf("Redis Functions need Redis 7.0 or newer, or Valkey: %w", err)
+		return fmt.Errorf("functions need Redis 7.0 or newer, or Valkey: %w", err)
 	case rueidis.IsParseErr(err):
-		return "", &VersionError{Node: addr, Want: Version, Have: "unknown", Reason: "lock_version is somebody else's"}
+		wrong.Have, wrong.Reason = "unknown", "lock_version is somebody else's"
 	case err != nil:
-		return "", err
+		return err
 	case !valid(have) || major(have) != major(Version):
-		wrong.Have, wrong.Reason = have, fmt.Sprintf("it has version %q, of another major version or not ours", have)
+		wrong.Reason = fmt.Sprintf("it has version %q, of another major version or not ours", have)
 	case older(have, Version):
-		wrong.Have, wrong.Reason = have, "it has the older version "+have
+		wrong.Reason = "it has the older version " + have
 	default:
-		return have, nil
+		return nil
 	}
-	return have, wrong
+	return wrong
 }
 
 func notFound(err error) bool {
