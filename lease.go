@@ -284,8 +284,12 @@ func (l *Lock) tend() {
 			l.lose()
 			return
 		}
+		pause := retry.next()
+		if lease > 0 {
+			pause = min(pause, lease/10+time.Millisecond)
+		}
 		select {
-		case <-time.After(min(retry.next(), lease/10+time.Millisecond)):
+		case <-time.After(pause):
 			continue
 		case <-ctx.Done():
 		}

@@ -155,8 +155,9 @@ local function leave(c, token)
 end
 
 -- Fills in what the state remembers and c.first, the first waiter that is alive as far as known;
--- those before it are dropped. c.dead are the signal lists of clients that were found dead. Each
--- waiter is dropped once, so the cost is amortised.
+-- those before it are dropped. c.dead has the signal lists that were found unread, each with the
+-- deadline: who uses one and has not called since is dropped. The caller is alive. Each waiter is
+-- dropped once, so the cost is amortised.
 local function find_first(c)
   local batch = 1
   while true do
@@ -177,7 +178,9 @@ local function find_first(c)
     tell_time(c)
     for i, token in ipairs(tokens) do
       local waiter = waiter_of(c, token, values[4 + i])
-      if not lapsed(c, waiter) and not c.dead[waiter.signal or ''] then
+      local unread_since = c.dead[waiter.signal or '']
+      local dead = unread_since and waiter.called <= unread_since and token ~= c.token
+      if not dead and not lapsed(c, waiter) then
         drop_first(c, tokens, i - 1)
         c.first = waiter
         return
@@ -214,18 +217,19 @@ local function hold(c, lease)
 end
 
 -- A client is dead if its oldest signal lies unread past its deadline and this waiter of it has
--- not called since. If it has, the old signal is only litter: removed, so that no list grows.
-local function is_dead(c, waiter)
+-- not called since: returns that deadline. If it has, the old signal is only litter: removed, so
+-- that no list grows.
+local function dead_since(c, waiter)
   local oldest = redis.call('LINDEX', waiter.signal, 0)
   local deadline = tonumber(string.match(oldest, '^%d+ (%d+) ')) or 0
   if deadline >= c.now then
-    return false
+    return nil
   end
   if waiter.called > deadline then
     redis.call('LPOP', waiter.signal)
-    return false
+    return nil
   end
-  return true
+  return deadline
 end
 
 -- Gives the lock, which is free or being given up, to the first live waiter, by signal and with a
@@ -252,9 +256,10 @@ local function hand_over(c)
     end
     -- An unread signal proves death for as long as its client's other waiters keep a place.
     redis.call('PEXPIRE', waiter.signal, CLAIM_MS + waiter.wait)
-    if unread > 1 and is_dead(c, waiter) then
+    local deadline = unread > 1 and dead_since(c, waiter)
+    if deadline then
       redis.call('RPOP', waiter.signal)
-      c.dead[waiter.signal] = true
+      c.dead[waiter.signal] = deadline
       find_first(c)
     else
       redis.call('SET', c.lock, waiter.token, 'PX', lease)
@@ -269,7 +274,7 @@ local function hand_over(c)
   return c.first
 end
 
--- Takes the lock away from its holder and hands it on.
+-- Hands on the lock, which its holder has lost or gives up. If nobody takes it, it is free.
 local function give_up(c)
   local _, lease = hand_over(c)
   if not lease then
@@ -396,7 +401,7 @@ local function release(keys, args)
   local left = leave(c, c.token)
   if not c.holder then
     find_first(c)
-    hand_over(c)
+    give_up(c)
   end
   return left and 2 or 0
 end
@@ -426,12 +431,8 @@ end
 -- 0  nobody held it
 local function reset(keys)
   local c = look(keys, '')
-  if c.holder then
-    give_up(c)
-    return 1
-  end
-  hand_over(c)
-  return 0
+  give_up(c)
+  return c.holder and 1 or 0
 end
 
 -- Shows the lock and its queue. Reads only; look fields up by name, more may follow.
