@@ -1,0 +1,638 @@
+package redislock_test
+
+import (
+	"context"
+	"errors"
+	"math"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/redis/rueidis"
+
+	"github.com/seed-ee05a192/redislock"
+)
+
+type ctxKey string
+
+// mustAcquire takes a lock that is free, or waits for it.
+func mustAcquire(ctx context.Context, l *redislock.Locker, name string, opts ...redislock.Option) *redislock.Lock {
+	GinkgoHelper()
+	lock, err := l.Acquire(ctx, name, opts...)
+	Expect(err).NotTo(HaveOccurred())
+	return lock
+}
+
+// acquiring starts an Acquire, and returns when it is in the queue at that place.
+func acquiring(ctx context.Context, l *redislock.Locker, name string, place int, opts ...redislock.Option) <-chan *redislock.Lock {
+	GinkgoHelper()
+	got := make(chan *redislock.Lock, 1)
+	go func() {
+		defer GinkgoRecover()
+		defer close(got)
+		lock, err := l.Acquire(ctx, name, opts...)
+		if err == nil {
+			got <- lock
+		} else if ctx.Err() == nil {
+			Expect(err).To(MatchError(redislock.ErrClosed))
+		}
+	}()
+	Eventually(waitingFor(l, name)).Should(BeNumerically(">=", place))
+	return got
+}
+
+func waitingFor(l *redislock.Locker, name string) func() (int, error) {
+	return func() (int, error) {
+		state, err := l.Inspect(context.Background(), name)
+		return state.Waiting, err
+	}
+}
+
+func pttl(client rueidis.Client, key string) int64 {
+	GinkgoHelper()
+	ms, err := redis(client, "PTTL", key).ToInt64()
+	Expect(err).NotTo(HaveOccurred())
+	return ms
+}
+
+var _ = Describe("Locker", func() {
+	var (
+		client rueidis.Client
+		locker *redislock.Locker
+		other  *redislock.Locker
+		name   string
+	)
+	BeforeEach(func() {
+		client = connect(server.Addr())
+		locker, other = newLocker(server.Addr()), newLocker(server.Addr())
+		name = newName()
+	})
+
+	Describe("New", func() {
+		DescribeTable("refuses", func(o redislock.Options, text string) {
+			_, err := redislock.New(client, o)
+			Expect(err).To(MatchError(ContainSubstring(text)))
+		},
+			Entry("a prefix with braces", redislock.Options{Prefix: "a{b"}, `"a{b"`),
+			Entry("a negative lease", redislock.Options{Lease: -time.Second}, "-1s"),
+			Entry("a lease under 1 ms", redislock.Options{Lease: time.Microsecond}, "1µs"),
+			Entry("a WaitTTL too short to check in", redislock.Options{WaitTTL: time.Millisecond}, "1ms"),
+			Entry("an unknown LoadMode", redislock.Options{LoadMode: 7}, "7"),
+			Entry("replicas without a timeout", redislock.Options{Replicas: 1}, "timeout"),
+			Entry("a negative maximum hold", redislock.Options{MaxHold: -1}, "-1ns"),
+		)
+		It("refuses a nil client", func() {
+			_, err := redislock.New(nil, redislock.Options{})
+			Expect(err).To(MatchError(ContainSubstring("nil")))
+		})
+		It("uses the prefix for all keys, and its defaults for each call", func(ctx SpecContext) {
+			l := newLocker(server.Addr(), redislock.Options{Prefix: "*p[x]", Lease: 40 * time.Second, Owner: "me"})
+			lock := mustAcquire(ctx, l, name)
+			Expect(lock.Token()).To(HavePrefix("me:"))
+			Expect(pttl(client, "*p[x]:{"+name+"}")).To(BeNumerically("~", 40_000, 5_000))
+			Expect(l.ResetAll(ctx)).To(Equal(1))
+			Expect(lock.Release(ctx)).To(MatchError(redislock.ErrNotHeld))
+		})
+	})
+
+	It("acquires, tells about the lock, and releases it", func(ctx SpecContext) {
+		lock := mustAcquire(context.WithValue(ctx, ctxKey("k"), "v"), locker, name, redislock.WithOwner("me"))
+		Expect(lock.Name()).To(Equal(name))
+		Expect(lock.Token()).To(HavePrefix("me:"))
+		Expect(len(lock.Token())).To(BeNumerically(">=", 3+22), "128 bits")
+		Expect(lock.Context().Value(ctxKey("k"))).To(Equal("v"))
+		state, err := locker.Inspect(ctx, name)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(state.Holder).To(Equal(lock.Token()))
+		Expect(state.Fence).To(Equal(lock.Fence()))
+		Expect(state.TTL).To(BeNumerically("~", 10*time.Second, 5*time.Second))
+		Expect(lock.Release(ctx)).To(Succeed())
+		Expect(context.Cause(lock.Context())).To(MatchError(context.Canceled))
+		Expect(lock.Release(ctx)).To(MatchError(redislock.ErrNotHeld), "twice")
+		Expect(lock.Extend(ctx, time.Second)).To(MatchError(redislock.ErrNotHeld))
+		state, err = locker.Inspect(ctx, name)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(state).To(Equal(redislock.State{Name: name, Fence: lock.Fence()}))
+	})
+
+	It("does not end a lock with the ctx of its wait", func(ctx SpecContext) {
+		waiting, cancel := context.WithCancel(ctx)
+		lock := mustAcquire(waiting, locker, name)
+		cancel()
+		Expect(lock.Context().Err()).NotTo(HaveOccurred())
+		Expect(lock.Release(waiting)).To(Succeed(), "with a ctx that has ended")
+	})
+
+	It("tries, and neither waits nor overtakes", func(ctx SpecContext) {
+		lock, err := locker.TryAcquire(ctx, name)
+		Expect(err).NotTo(HaveOccurred())
+		_, err = other.TryAcquire(ctx, name)
+		Expect(err).To(MatchError(redislock.ErrNotAcquired))
+		Expect(err).To(MatchError(ContainSubstring(strconv.Quote(name))))
+		next := acquiring(ctx, other, name, 1)
+		Expect(lock.Release(ctx)).To(Succeed())
+		_, err = locker.TryAcquire(ctx, name)
+		Expect(err).To(MatchError(redislock.ErrNotAcquired), "handed over already")
+		Expect((<-next).Release(ctx)).To(Succeed())
+	})
+
+	It("serves in the order of arrival, over goroutines and Lockers, with growing fences", func(ctx SpecContext) {
+		lock := mustAcquire(ctx, locker, name)
+		var queue []<-chan *redislock.Lock
+		for i := range 20 {
+			queue = append(queue, acquiring(ctx, []*redislock.Locker{locker, other}[i%2], name, i+1))
+		}
+		for _, next := range queue {
+			Consistently(next, "1ms").ShouldNot(Receive())
+			before := lock
+			Expect(lock.Release(ctx)).To(Succeed())
+			Eventually(ctx, next).Should(Receive(&lock))
+			Expect(lock.Fence()).To(BeNumerically(">", before.Fence()))
+		}
+		Expect(lock.Release(ctx)).To(Succeed())
+	})
+
+	Describe("when ctx ends", func() {
+		It("has left the queue, and tells why", func(ctx SpecContext) {
+			lock := mustAcquire(ctx, locker, name)
+			why := errors.New("why")
+			waiting, cancel := context.WithCancelCause(ctx)
+			failed := make(chan error)
+			go func() {
+				_, err := other.Acquire(waiting, name)
+				failed <- err
+			}()
+			Eventually(waitingFor(locker, name)).Should(Equal(1))
+			cancel(why)
+			err := <-failed
+			Expect(waitingFor(locker, name)()).To(BeZero())
+			Expect(err).To(MatchError(redislock.ErrNotAcquired))
+			Expect(err).To(MatchError(context.Canceled))
+			Expect(err).To(MatchError(why))
+			Expect(err).NotTo(MatchError(redislock.ErrClosed))
+			Expect(lock.Release(ctx)).To(Succeed())
+		})
+		It("finds the deadline too", func(ctx SpecContext) {
+			lock := mustAcquire(ctx, locker, name)
+			waiting, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+			defer cancel()
+			_, err := other.Acquire(waiting, name)
+			Expect(err).To(MatchError(redislock.ErrNotAcquired))
+			Expect(err).To(MatchError(context.DeadlineExceeded))
+			Expect(lock.Release(ctx)).To(Succeed())
+		})
+		It("sends nothing if it had ended before", func(ctx SpecContext) {
+			own := ownServer()
+			l, c := newLocker(own.Addr()), connect(own.Addr())
+			ended, cancel := context.WithCancel(ctx)
+			cancel()
+			for _, acquire := range []func(context.Context, string, ...redislock.Option) (*redislock.Lock, error){l.Acquire, l.TryAcquire} {
+				_, err := acquire(ended, name)
+				Expect(err).To(MatchError(context.Canceled))
+			}
+			Expect(commandCalls(c)).NotTo(HaveKey("fcall"))
+		})
+	})
+
+	Describe("Do", func() {
+		It("returns fn's error and releases, with a ctx that ends with its own", func(ctx SpecContext) {
+			failure := errors.New("failure")
+			outer, cancel := context.WithCancelCause(ctx)
+			err := locker.Do(outer, name, func(ctx context.Context, lock *redislock.Lock) error {
+				Expect(lock.Context()).To(Equal(ctx))
+				cancel(errors.New("why"))
+				<-ctx.Done()
+				Expect(context.Cause(ctx)).To(MatchError("why"))
+				_, err := other.TryAcquire(context.Background(), name)
+				Expect(err).To(MatchError(redislock.ErrNotAcquired), "held until fn returns")
+				return failure
+			})
+			Expect(err).To(Equal(errors.Join(failure)))
+			Expect(mustAcquire(ctx, other, name).Release(ctx)).To(Succeed())
+		})
+		It("releases when fn panics", func(ctx SpecContext) {
+			Expect(func() {
+				_ = locker.Do(ctx, name, func(context.Context, *redislock.Lock) error { panic("!") })
+			}).To(PanicWith("!"))
+			Expect(mustAcquire(ctx, other, name).Release(ctx)).To(Succeed())
+		})
+		It("says that the lock was lost", func(ctx SpecContext) {
+			err := locker.Do(ctx, name, func(_ context.Context, lock *redislock.Lock) error {
+				return redis(client, "DEL", keysOf(name)[0]).Error()
+			})
+			Expect(err).To(MatchError(redislock.ErrNotHeld))
+			Expect(err).To(MatchError(redislock.ErrLost))
+		})
+		It("leaves a release by fn alone", func(ctx SpecContext) {
+			Expect(locker.Do(ctx, name, func(ctx context.Context, lock *redislock.Lock) error {
+				return lock.Release(ctx)
+			})).To(Succeed())
+		})
+		It("returns Acquire's error and does not run fn", func(ctx SpecContext) {
+			Expect(locker.Do(ctx, "", nil)).To(MatchError(ContainSubstring("must not be empty")))
+		})
+	})
+
+	Describe("Reset and ResetAll", func() {
+		It("hands on, and the former holder learns it at its next renewal", func(ctx SpecContext) {
+			lock := mustAcquire(ctx, locker, name, redislock.WithLease(600*time.Millisecond))
+			next := acquiring(ctx, other, name, 1)
+			Expect(locker.Reset(ctx, name)).To(BeTrue())
+			second := <-next
+			Eventually(ctx, lock.Context().Done()).Should(BeClosed())
+			Expect(context.Cause(lock.Context())).To(MatchError(redislock.ErrLost))
+			Expect(lock.Release(ctx)).To(MatchError(redislock.ErrNotHeld))
+			Expect(second.Release(ctx)).To(Succeed())
+			Expect(locker.Reset(ctx, name)).To(BeFalse())
+		})
+		It("finds all held locks, and touches nothing else", func(ctx SpecContext) {
+			own := ownServer()
+			l, c := newLocker(own.Addr()), connect(own.Addr())
+			odd := []string{"a", "order:{42}", "a b\n{", "{}", "*"}
+			for _, n := range odd {
+				mustAcquire(ctx, l, n)
+			}
+			for _, key := range []string{"lock:plain", "lock:", "locker:{x}", "other:{a}"} {
+				Expect(redis(c, "SET", key, "x").Error()).NotTo(HaveOccurred())
+			}
+			Expect(redis(c, "SADD", "lock:{set}", "x").Error()).NotTo(HaveOccurred())
+			Expect(l.ResetAll(ctx)).To(Equal(len(odd)))
+			Expect(l.ResetAll(ctx)).To(Equal(0))
+			Expect(redis(c, "EXISTS", "lock:plain", "lock:", "locker:{x}", "other:{a}", "lock:{set}").ToInt64()).To(BeEquivalentTo(5))
+			Expect(commandCalls(c)).To(HaveKey("scan"))
+			Expect(commandCalls(c)).NotTo(HaveKey("keys"))
+		})
+	})
+
+	Describe("Close", func() {
+		It("ends waits, releases what is held, leaves no connection blocked and only states behind", func(ctx SpecContext) {
+			own := ownServer()
+			c, second := connect(own.Addr()), newLocker(own.Addr())
+			l, err := redislock.New(connect(own.Addr()), redislock.Options{})
+			Expect(err).NotTo(HaveOccurred())
+			lock := mustAcquire(ctx, l, name)
+			wanted := mustAcquire(ctx, second, name+"2")
+			next := acquiring(ctx, second, name, 1)
+			failed := make(chan error, 1)
+			go func() {
+				_, err := l.Acquire(ctx, name+"2")
+				failed <- err
+			}()
+			Eventually(waitingFor(l, name+"2")).Should(Equal(1))
+			l.Close()
+			Expect(<-failed).To(MatchError(redislock.ErrClosed))
+			Expect(waitingFor(second, name+"2")()).To(BeZero())
+			Expect(context.Cause(lock.Context())).To(MatchError(redislock.ErrClosed))
+			Expect((<-next).Release(ctx)).To(Succeed())
+			Expect(wanted.Release(ctx)).To(Succeed())
+			l.Close()
+
+			_, err = l.Acquire(ctx, name)
+			Expect(err).To(MatchError(redislock.ErrClosed))
+			_, err = l.TryAcquire(ctx, name)
+			Expect(err).To(MatchError(redislock.ErrClosed))
+			_, err = l.Inspect(ctx, name)
+			Expect(err).To(MatchError(redislock.ErrClosed))
+			_, err = l.Reset(ctx, name)
+			Expect(err).To(MatchError(redislock.ErrClosed))
+			_, err = l.ResetAll(ctx)
+			Expect(err).To(MatchError(redislock.ErrClosed))
+
+			second.Close()
+			Eventually(func() (string, error) { return redis(c, "INFO", "clients").ToString() }).
+				Should(ContainSubstring("blocked_clients:0\r\n"))
+			keys, err := redis(c, "KEYS", "*").AsStrSlice()
+			Expect(err).NotTo(HaveOccurred())
+			Expect(keys).To(ConsistOf("lock-state:{"+name+"}", "lock-state:{"+name+"2}"))
+			for _, key := range keys {
+				Expect(pttl(c, key)).To(And(BeNumerically(">", 0), BeNumerically("<=", 600_000)))
+			}
+		})
+	})
+
+	Describe("leases", func() {
+		It("are renewed while others wait, as long as it takes", func(ctx SpecContext) {
+			const lease = 600 * time.Millisecond
+			lock := mustAcquire(ctx, locker, name, redislock.WithLease(lease))
+			next := acquiring(ctx, other, name, 1)
+			first, _ := lock.Deadline()
+			Eventually(ctx, func() time.Time { d, _ := lock.Deadline(); return d }).
+				Should(BeTemporally(">", first.Add(5*lease)))
+			Expect(lock.Context().Err()).NotTo(HaveOccurred())
+			Expect(next).NotTo(Receive())
+			Expect(lock.Release(ctx)).To(Succeed())
+			Expect((<-next).Release(ctx)).To(Succeed())
+		})
+		It("end without renewal, and the next one gets the lock", func(ctx SpecContext) {
+			lock := mustAcquire(ctx, locker, name, redislock.WithLease(300*time.Millisecond), redislock.WithoutRenewal())
+			next := acquiring(ctx, other, name, 1)
+			deadline, _ := lock.Deadline()
+			<-lock.Context().Done()
+			Expect(context.Cause(lock.Context())).To(MatchError(redislock.ErrLost))
+			second := <-next
+			Expect(time.Now()).To(BeTemporally(">=", deadline), "not before the first was told")
+			Expect(lock.Extend(ctx, time.Second)).To(MatchError(redislock.ErrNotHeld))
+			Expect(lock.Release(ctx)).To(MatchError(redislock.ErrNotHeld))
+			Expect(second.Release(ctx)).To(Succeed())
+		})
+		It("end with WithMaxHold in spite of renewal", func(ctx SpecContext) {
+			began := time.Now()
+			lock := mustAcquire(ctx, locker, name, redislock.WithLease(300*time.Millisecond), redislock.WithMaxHold(900*time.Millisecond))
+			<-lock.Context().Done()
+			Expect(context.Cause(lock.Context())).To(MatchError(redislock.ErrLost))
+			Expect(time.Since(began)).To(BeNumerically(">=", 800*time.Millisecond), "renewed until then")
+			Eventually(ctx, func() int64 { return pttl(client, keysOf(name)[0]) }).Should(BeEquivalentTo(-2))
+		})
+		It("are cut by WithMaxHold, that of a lock without expiry too", func(ctx SpecContext) {
+			for i, opt := range []redislock.Option{redislock.WithoutExpiry(), redislock.WithLease(time.Hour)} {
+				n := name + strconv.Itoa(i)
+				lock := mustAcquire(ctx, locker, n, opt, redislock.WithMaxHold(30*time.Second))
+				Expect(pttl(client, keysOf(n)[0])).To(And(BeNumerically(">", 0), BeNumerically("<=", 30_000)))
+				Expect(lock.Release(ctx)).To(Succeed())
+			}
+		})
+		It("never end WithoutExpiry, also after a hand-over, once it is confirmed", func(ctx SpecContext) {
+			lock := mustAcquire(ctx, locker, name, redislock.WithoutExpiry())
+			_, expires := lock.Deadline()
+			Expect(expires).To(BeFalse())
+			Expect(pttl(client, keysOf(name)[0])).To(BeEquivalentTo(-1))
+			state, err := locker.Inspect(ctx, name)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(state.TTL).To(BeNumerically("<", 0))
+			next := acquiring(ctx, other, name, 1, redislock.WithoutExpiry())
+			Expect(lock.Release(ctx)).To(Succeed())
+			second := <-next
+			_, expires = second.Deadline()
+			Expect(expires).To(BeTrue(), "two seconds, until it is confirmed")
+			Eventually(ctx, func() bool { _, expires := second.Deadline(); return expires }).Should(BeFalse())
+			Expect(pttl(client, keysOf(name)[0])).To(BeEquivalentTo(-1))
+			Expect(second.Release(ctx)).To(Succeed())
+		})
+		It("start short after a hand-over and are confirmed without being asked", func(ctx SpecContext) {
+			lock := mustAcquire(ctx, locker, name)
+			next := acquiring(ctx, other, name, 1, redislock.WithLease(time.Minute), redislock.WithoutRenewal())
+			Expect(lock.Release(ctx)).To(Succeed())
+			second := <-next
+			Expect(pttl(client, keysOf(name)[0])).To(BeNumerically("<=", 2_000))
+			Eventually(ctx, func() int64 { return pttl(client, keysOf(name)[0]) }).Should(BeNumerically(">", 50_000))
+			Eventually(ctx, func() time.Duration { d, _ := second.Deadline(); return time.Until(d) }).
+				Should(BeNumerically(">", 50*time.Second))
+			Expect(second.Release(ctx)).To(Succeed())
+		})
+		It("have a Deadline that is not later than the server's", func(ctx SpecContext) {
+			check := func(lock *redislock.Lock) {
+				deadline, ok := lock.Deadline()
+				Expect(ok).To(BeTrue())
+				left := time.Duration(pttl(client, keysOf(name)[0])) * time.Millisecond // was true earlier than now
+				Expect(time.Until(deadline)).To(BeNumerically("<=", left+time.Millisecond))
+			}
+			lock := mustAcquire(ctx, locker, name)
+			check(lock)
+			next := acquiring(ctx, other, name, 1)
+			Expect(lock.Extend(ctx, 20*time.Second)).To(Succeed())
+			check(lock)
+			Expect(lock.Release(ctx)).To(Succeed())
+			lock = <-next
+			check(lock)
+			Expect(lock.Release(ctx)).To(Succeed())
+		})
+		It("are set by Extend, shorter too, and renewal goes on with that", func(ctx SpecContext) {
+			lock := mustAcquire(ctx, locker, name)
+			Expect(lock.Extend(ctx, time.Hour)).To(Succeed())
+			Expect(pttl(client, keysOf(name)[0])).To(BeNumerically("~", 3_600_000, 20_000))
+			Expect(lock.Extend(ctx, 300*time.Millisecond)).To(Succeed())
+			first, _ := lock.Deadline()
+			Eventually(ctx, func() time.Time { d, _ := lock.Deadline(); return d }).Should(BeTemporally(">", first.Add(time.Second)))
+			Expect(redis(client, "DEL", keysOf(name)[0]).Error()).NotTo(HaveOccurred())
+			Expect(lock.Extend(ctx, time.Second)).To(MatchError(redislock.ErrNotHeld))
+			Expect(context.Cause(lock.Context())).To(MatchError(redislock.ErrLost))
+		})
+	})
+
+	Describe("WithToken", func() {
+		It("lets another Locker go on with the same lock", func(ctx SpecContext) {
+			lock := mustAcquire(ctx, locker, name, redislock.WithToken("shared \n token"))
+			same := mustAcquire(ctx, other, name, redislock.WithToken("shared \n token"))
+			Expect(same.Fence()).To(Equal(lock.Fence()))
+			Expect(same.Release(ctx)).To(Succeed())
+			Expect(lock.Release(ctx)).To(MatchError(redislock.ErrNotHeld))
+		})
+		It("waits, for two names at once with one token too", func(ctx SpecContext) {
+			first, second := mustAcquire(ctx, locker, name), mustAcquire(ctx, locker, name+"2")
+			got1 := acquiring(ctx, other, name, 1, redislock.WithToken("t"))
+			got2 := acquiring(ctx, other, name+"2", 1, redislock.WithToken("t"))
+			Expect(first.Release(ctx)).To(Succeed())
+			Expect((<-got1).Release(ctx)).To(Succeed())
+			Consistently(got2, "20ms").ShouldNot(Receive())
+			Expect(second.Release(ctx)).To(Succeed())
+			Expect((<-got2).Release(ctx)).To(Succeed())
+		})
+	})
+
+	Describe("WithReplicas", func() {
+		It("returns when they have the lock, also handed over; with too few of them it has released it", func(ctx SpecContext) {
+			primary := ownServer()
+			replica := ownServer("--replicaof", "127.0.0.1 "+strconv.Itoa(primary.Port()))
+			l, c := newLocker(primary.Addr()), connect(primary.Addr())
+			Eventually(func() (string, error) { return redis(c, "INFO", "replication").ToString() }).
+				Should(ContainSubstring("state=online"))
+			onReplica := func() (string, error) { return redis(connect(replica.Addr()), "GET", keysOf(name)[0]).ToString() }
+			lock := mustAcquire(ctx, l, name, redislock.WithReplicas(1, soon))
+			Expect(onReplica()).To(Equal(lock.Token()))
+			next := acquiring(ctx, l, name, 1, redislock.WithReplicas(1, soon))
+			Expect(lock.Release(ctx)).To(Succeed())
+			lock = <-next
+			Expect(onReplica()).To(Equal(lock.Token()))
+			Expect(lock.Release(ctx)).To(Succeed())
+
+			Expect(replica.Pause()).To(Succeed())
+			_, err := l.Acquire(ctx, name, redislock.WithReplicas(1, 50*time.Millisecond))
+			Expect(err).To(MatchError(redislock.ErrNotReplicated))
+			Expect(err).To(MatchError(ContainSubstring("0 of 1")))
+			Expect(replica.Resume()).To(Succeed())
+			Expect(mustAcquire(ctx, l, name).Release(ctx)).To(Succeed())
+		})
+	})
+
+	DescribeTable("durations are honoured or refused, never zero and never for ever",
+		func(ctx SpecContext, d time.Duration, wantMS float64) {
+			for what, opts := range map[string][]redislock.Option{
+				"lease":        {redislock.WithLease(d), redislock.WithoutRenewal()},
+				"maximum hold": {redislock.WithMaxHold(d), redislock.WithLease(200 * 365 * 24 * time.Hour)},
+			} {
+				lock, err := locker.Acquire(ctx, name, opts...)
+				if wantMS == 0 {
+					Expect(err).To(MatchError(And(ContainSubstring(what), ContainSubstring(strconv.Quote(name)), ContainSubstring("1ms"))))
+					if d != 0 {
+						Expect(err).To(MatchError(ContainSubstring(d.String())))
+					}
+					Expect(redis(client, append([]string{"EXISTS"}, keysOf(name)...)...).ToInt64()).To(BeZero())
+					continue
+				}
+				Expect(err).NotTo(HaveOccurred())
+				Expect(pttl(client, keysOf(name)[0])).To(And(BeNumerically("<=", wantMS), BeNumerically(">", wantMS-10_000)))
+				Expect(lock.Extend(ctx, d)).To(Succeed())
+				Expect(lock.Release(ctx)).To(Succeed())
+			}
+			if wantMS == 0 {
+				lock := mustAcquire(ctx, locker, name)
+				Expect(lock.Extend(ctx, d)).To(MatchError(ContainSubstring("at least 1ms")))
+				Expect(lock.Release(ctx)).To(Succeed())
+			}
+		},
+		Entry("0", time.Duration(0), 0.0),
+		Entry("negative", -time.Second, 0.0),
+		Entry("smallest", time.Duration(math.MinInt64), 0.0),
+		Entry("under 1 ms", 999*time.Microsecond, 0.0),
+		Entry("15.5 s", 15500*time.Millisecond, 15500.0),
+		Entry("not whole ms", 15*time.Second+time.Microsecond, 15001.0),
+		Entry("25 days", 25*24*time.Hour, 25.0*24*3600*1000),
+		Entry("100 years", 100*365*24*time.Hour, 100.0*365*24*3600*1000),
+	)
+
+	It("gives a lease of 1 ms, or says that it is too short", func(ctx SpecContext) {
+		lock, err := locker.Acquire(ctx, name, redislock.WithLease(time.Millisecond), redislock.WithoutRenewal())
+		if err != nil {
+			Expect(err).To(MatchError(redislock.ErrLost))
+			Expect(err).To(MatchError(ContainSubstring("1ms")))
+			return
+		}
+		<-lock.Context().Done()
+		Expect(context.Cause(lock.Context())).To(MatchError(redislock.ErrLost))
+	})
+
+	DescribeTable("names of any bytes work, handed over too", func(ctx SpecContext, odd string) {
+		odd = strings.ReplaceAll(odd, "NAME", name)
+		lock := mustAcquire(ctx, locker, odd)
+		token := "\x00{} \n" + odd
+		next := acquiring(ctx, other, odd, 1, redislock.WithToken(token))
+		state, err := locker.Inspect(ctx, odd)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(state.Waiters).To(HaveLen(1))
+		Expect(state.Waiters[0].Token).To(Equal(token))
+		Expect(state.Waiters[0].LapsesIn).To(BeNumerically("~", 30*time.Second, 10*time.Second))
+		Expect(state.Waiters[0].Lease).To(Equal(10 * time.Second))
+		Expect(state.Waiters[0].Signal).To(HavePrefix("lock-signal:"))
+		Expect(lock.Release(ctx)).To(Succeed())
+		second := <-next
+		Expect(redis(client, "GET", keysOf(odd)[0]).ToString()).To(Equal(token))
+		Expect(second.Release(ctx)).To(Succeed())
+	},
+		Entry("spaces", "a NAME b"), Entry("newline", "NAME\r\n"), Entry("NUL", "\x00NAME"), Entry("UTF-8", "schloß NAME 🔒"),
+		Entry("not UTF-8", "\xff\xfeNAME"), Entry("open brace", "{NAME"), Entry("closing brace", "NAME}"), Entry("inner brace", "a}NAME"),
+		Entry("empty tag", "{}NAME"), Entry("two tags", "NAME{}{b}"), Entry("own tag", "order:{NAME}"), Entry("glob", "*?[NAME]"),
+		Entry("1 KB", strings.Repeat("x", 1024)+"NAME"),
+	)
+
+	DescribeTable("bad names get a clear error", func(ctx SpecContext, bad, text string) {
+		_, err := locker.Acquire(ctx, bad)
+		Expect(err).To(MatchError(ContainSubstring(text)))
+		_, err = locker.TryAcquire(ctx, bad)
+		Expect(err).To(MatchError(ContainSubstring(text)))
+		_, err = locker.Inspect(ctx, bad)
+		Expect(err).To(MatchError(ContainSubstring(text)))
+		_, err = locker.Reset(ctx, bad)
+		Expect(err).To(MatchError(ContainSubstring(text)))
+	},
+		Entry("empty", "", "must not be empty"),
+		Entry("beginning with a closing brace", "}x", `"}x"`),
+	)
+
+	It("refuses an empty token", func(ctx SpecContext) {
+		_, err := locker.Acquire(ctx, name, redislock.WithToken(""))
+		Expect(err).To(MatchError(ContainSubstring("empty token")))
+	})
+
+	It("returns what Redis says at once if it will not pass, with the lock's name", func(ctx SpecContext) {
+		Expect(redis(client, "LPUSH", keysOf(name)[0], "x").Error()).NotTo(HaveOccurred())
+		for _, err := range []error{
+			second(locker.Acquire(ctx, name)), second(locker.TryAcquire(ctx, name)), second(locker.Inspect(ctx, name)), second(locker.Reset(ctx, name)),
+		} {
+			Expect(err).To(MatchError(ContainSubstring("WRONGTYPE")))
+			Expect(err).To(MatchError(ContainSubstring(strconv.Quote(name))))
+			Expect(err).NotTo(MatchError(redislock.ErrNotAcquired))
+		}
+	})
+
+	Describe("cost", func() {
+		DescribeTable("is 3 commands per contended acquire and release, whatever the number of waiters",
+			func(ctx SpecContext, contenders int) {
+				own := ownServer()
+				c := connect(own.Addr())
+				const rounds = 1200
+				var ready, done sync.WaitGroup
+				start := make(chan struct{})
+				for range contenders {
+					l := newLocker(own.Addr())
+					Expect(mustAcquire(ctx, l, "warm-up").Release(ctx)).To(Succeed())
+					ready.Add(1)
+					done.Go(func() {
+						defer GinkgoRecover()
+						ready.Done()
+						<-start
+						for range rounds / contenders {
+							lock, err := l.Acquire(ctx, name)
+							Expect(err).NotTo(HaveOccurred())
+							Expect(lock.Release(ctx)).To(Succeed())
+						}
+					})
+				}
+				ready.Wait()
+				Expect(redis(c, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
+				close(start)
+				done.Wait()
+				calls := commandCalls(c)
+				cycles := float64(rounds / contenders * contenders)
+				Expect(float64(calls["fcall"]+calls["blpop"])/cycles).To(BeNumerically("<=", 3.05+float64(contenders)*10/cycles), "%v", calls)
+				for _, extra := range []string{"fcall_ro", "subscribe", "eval", "blmpop"} {
+					Expect(calls[extra]).To(BeZero())
+				}
+			},
+			Entry(nil, 2), Entry(nil, 16), Entry(nil, 64),
+		)
+		It("is 2 commands if the lock is free", func(ctx SpecContext) {
+			own := ownServer()
+			c, l := connect(own.Addr()), newLocker(own.Addr())
+			Expect(mustAcquire(ctx, l, name).Release(ctx)).To(Succeed())
+			Expect(redis(c, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
+			for range 100 {
+				Expect(mustAcquire(ctx, l, name).Release(ctx)).To(Succeed())
+			}
+			calls := commandCalls(c)
+			Expect(calls["fcall"]).To(Equal(200))
+			Expect(calls["blpop"]).To(BeZero())
+		})
+		It("is 2 blocked connections at most with 1,000 waiters, who are served in order", func(ctx SpecContext) {
+			own := ownServer()
+			c, l := connect(own.Addr()), newLocker(own.Addr())
+			lock := mustAcquire(ctx, l, name)
+			var all sync.WaitGroup
+			served := make(chan string, 1000)
+			for range 1000 {
+				all.Go(func() {
+					defer GinkgoRecover()
+					lock, err := l.Acquire(ctx, name)
+					Expect(err).NotTo(HaveOccurred())
+					served <- lock.Token()
+					Expect(lock.Release(ctx)).To(Succeed())
+				})
+			}
+			Eventually(waitingFor(l, name)).Should(Equal(1000))
+			Eventually(func() (string, error) { return redis(c, "INFO", "clients").ToString() }).Should(MatchRegexp("blocked_clients:[12]\r"))
+			state, err := l.Inspect(ctx, name)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(state.Waiters).To(HaveLen(1000))
+			Expect(lock.Release(ctx)).To(Succeed())
+			for _, waiter := range state.Waiters {
+				Expect(<-served).To(Equal(waiter.Token))
+			}
+			all.Wait()
+		})
+	})
+})
+
+// second is the error of a call with two results.
+func second[T any](_ T, err error) error { return err }
