@@ -136,7 +136,7 @@ func parseWaiter(entry *rueidis.RedisMessage) (Waiter, error) {
 }
 
 func askVersion(ctx context.Context, node rueidis.Client) (string, error) {
-	return node.Do(ctx, node.B().FcallRo().Function("lock_version").Numkeys(0).Build()).ToString()
+	return node.Do(ctx, node.B().Arbitrary("FCALL_RO", "lock_version", "0").Build()).ToString()
 }
 
 // extendAndWait is extend on a connection of its own, then WAIT there: WAIT counts what its own
@@ -162,6 +162,7 @@ func (f *functions) call(ctx context.Context, command, function string, keys []s
 	if err := f.loader.ensure(ctx); err != nil {
 		return rueidis.NewErrorResult(err)
 	}
+	// Arbitrary: rueidis itself retries what it knows to be read-only, for as long as ctx allows.
 	run := func() rueidis.RedisResult {
 		return f.client.Do(ctx, f.client.B().Arbitrary(command, function, strconv.Itoa(len(keys))).
 			Keys(keys...).Args(args...).Build())

@@ -187,7 +187,7 @@ func (l *Locker) ResetAll(ctx context.Context) (int, error) {
 }
 
 func isReplica(ctx context.Context, node rueidis.Client) bool {
-	role, err := node.Do(ctx, node.B().Role().Build()).ToArray()
+	role, err := node.Do(ctx, node.B().Arbitrary("ROLE").Build()).ToArray()
 	if err != nil || len(role) == 0 {
 		return false
 	}

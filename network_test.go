@@ -1,0 +1,349 @@
+package redislock_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/redis/rueidis"
+
+	"github.com/seed-ee05a192/redislock"
+	"github.com/seed-ee05a192/redislock/internal/proxy"
+)
+
+func newProxy(target string) *proxy.Proxy {
+	GinkgoHelper()
+	p, err := proxy.New(target)
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(p.Close)
+	return p
+}
+
+func containing(word string) func([]byte) bool {
+	return func(request []byte) bool { return bytes.Contains(request, []byte(word)) }
+}
+
+var _ = Describe("trouble", func() {
+	var (
+		name   string
+		locker *redislock.Locker // of somebody without any
+	)
+	BeforeEach(func() {
+		name = newName()
+		locker = newLocker(server.Addr())
+	})
+
+	Describe("a lost reply", func() {
+		var (
+			network *proxy.Proxy
+			cut     *redislock.Locker
+		)
+		BeforeEach(func() {
+			network = newProxy(server.Addr())
+			cut = newLocker(network.Addr())
+		})
+		It("of acquire: it is asked again, and the lock is held once", func(ctx SpecContext) {
+			dropped := network.DropReply(containing("lock_acquire"))
+			lock := mustAcquire(ctx, cut, name)
+			Expect(dropped).To(BeClosed())
+			state, err := locker.Inspect(ctx, name)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(state.Holder).To(Equal(lock.Token()))
+			Expect(state.Fence).To(Equal(lock.Fence()))
+			Expect(state.Waiting).To(BeZero())
+			Expect(lock.Release(ctx)).To(Succeed())
+		})
+		It("of a try: likewise", func(ctx SpecContext) {
+			dropped := network.DropReply(containing("lock_acquire"))
+			lock, err := cut.TryAcquire(ctx, name)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(dropped).To(BeClosed())
+			Expect(lock.Release(ctx)).To(Succeed())
+		})
+		It("of acquire by a waiter: it keeps its place", func(ctx SpecContext) {
+			lock := mustAcquire(ctx, locker, name)
+			dropped := network.DropReply(containing("lock_acquire"))
+			first := acquiring(ctx, cut, name, 1)
+			second := acquiring(ctx, locker, name, 2)
+			Eventually(dropped).Should(BeClosed())
+			Expect(lock.Release(ctx)).To(Succeed())
+			Eventually(ctx, first).Should(Receive(&lock))
+			Expect(second).NotTo(Receive())
+			Expect(lock.Release(ctx)).To(Succeed())
+			Expect((<-second).Release(ctx)).To(Succeed())
+		})
+		It("of a release: it was held until then, so that is no error", func(ctx SpecContext) {
+			lock := mustAcquire(ctx, cut, name)
+			next := acquiring(ctx, locker, name, 1)
+			dropped := network.DropReply(containing("lock_release"))
+			Expect(lock.Release(ctx)).To(Succeed())
+			Expect(dropped).To(BeClosed())
+			Expect((<-next).Release(ctx)).To(Succeed())
+		})
+		It("of BLPOP, the signal itself: the waiter finds out at its check-in", func(ctx SpecContext) {
+			lock := mustAcquire(ctx, locker, name)
+			dropped := network.DropReply(containing("BLPOP"))
+			next := acquiring(ctx, cut, name, 1)
+			Expect(lock.Release(ctx)).To(Succeed())
+			Eventually(dropped).Should(BeClosed())
+			Eventually(ctx, next).Should(Receive(&lock))
+			Expect(lock.Release(ctx)).To(Succeed())
+		})
+	})
+
+	Describe("a silent network", func() {
+		It("ends the Context of a holder by its Deadline", func(ctx SpecContext) {
+			network := newProxy(server.Addr())
+			lock := mustAcquire(ctx, newLocker(network.Addr()), name, redislock.WithLease(time.Second))
+			network.BlackHole(true)
+			<-lock.Context().Done()
+			Expect(context.Cause(lock.Context())).To(MatchError(redislock.ErrLost))
+			next := mustAcquire(ctx, locker, name)
+			Expect(next.Fence()).To(BeNumerically(">", lock.Fence()))
+			network.BlackHole(false)
+			Expect(lock.Release(ctx)).To(MatchError(redislock.ErrNotHeld))
+			Expect(next.Release(ctx)).To(Succeed())
+		})
+		It("does not keep a waiter from giving up, and nothing is left of it", func(ctx SpecContext) {
+			network := newProxy(server.Addr())
+			silent := newLocker(network.Addr())
+			Expect(mustAcquire(ctx, silent, name).Release(ctx)).To(Succeed())
+			lock := mustAcquire(ctx, locker, name)
+			network.SetDelay(200 * time.Millisecond)
+			waiting, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+			defer cancel()
+			_, err := silent.Acquire(waiting, name)
+			Expect(err).To(MatchError(context.DeadlineExceeded))
+			Expect(waitingFor(locker, name)()).To(BeZero())
+
+			network.BlackHole(true)
+			again, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+			defer cancel()
+			_, err = silent.Acquire(again, name)
+			Expect(err).To(MatchError(redislock.ErrNotAcquired))
+			network.BlackHole(false)
+			Expect(lock.Release(ctx)).To(Succeed())
+			silent.Close()
+			state, err := locker.Inspect(ctx, name)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(state.Holder).To(BeEmpty())
+			Expect(state.Waiting).To(BeZero())
+		})
+		It("lets a waiter go on when it ends", func(ctx SpecContext) {
+			network := newProxy(server.Addr())
+			lock := mustAcquire(ctx, locker, name)
+			next := acquiring(ctx, newLocker(network.Addr()), name, 1)
+			network.BlackHole(true)
+			Expect(lock.Release(ctx)).To(Succeed())
+			Eventually(func() (string, error) { return stateOf(locker, name).Holder, nil }).Should(BeEmpty(), "its two seconds are over")
+			network.BlackHole(false)
+			Eventually(ctx, next).Should(Receive(&lock))
+			Expect(lock.Release(ctx)).To(Succeed())
+		})
+	})
+
+	It("cut connections: renewal goes on, and the order is kept", func(ctx SpecContext) {
+		network := newProxy(server.Addr())
+		cut := newLocker(network.Addr())
+		lock := mustAcquire(ctx, cut, name, redislock.WithLease(time.Second))
+		var queue []<-chan *redislock.Lock
+		for i := range 5 {
+			queue = append(queue, acquiring(ctx, cut, name, i+1))
+		}
+		for range 5 {
+			network.CutAll()
+			before, _ := lock.Deadline()
+			Eventually(ctx, func() time.Time { d, _ := lock.Deadline(); return d }).Should(BeTemporally(">", before))
+		}
+		for _, next := range queue {
+			network.CutAll()
+			Expect(lock.Release(ctx)).To(Succeed())
+			Eventually(ctx, next).Should(Receive(&lock))
+		}
+		Expect(lock.Release(ctx)).To(Succeed())
+	})
+
+	It("a server that comes up later: Acquire waits for it; a ctx that ends tells what was wrong", func(ctx SpecContext) {
+		own := ownServer()
+		l := newLocker(own.Addr())
+		Expect(own.Kill()).To(Succeed())
+		waiting, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		defer cancel()
+		_, err := l.Acquire(waiting, name)
+		Expect(err).To(MatchError(context.DeadlineExceeded))
+		Expect(err).To(MatchError(ContainSubstring("the last call failed")))
+		_, err = l.TryAcquire(ctx, name)
+		Expect(err).To(HaveOccurred())
+		Expect(err).NotTo(MatchError(redislock.ErrNotAcquired))
+		got := make(chan *redislock.Lock)
+		go func() {
+			defer GinkgoRecover()
+			got <- mustAcquire(ctx, l, name)
+		}()
+		Expect(own.Restart()).To(Succeed())
+		Expect((<-got).Release(ctx)).To(Succeed())
+	})
+
+	It("a client that was closed is an error, not a wait", func(ctx SpecContext) {
+		client := connect(server.Addr())
+		l, err := redislock.New(client, redislock.Options{})
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(l.Close)
+		client.Close()
+		_, err = l.Acquire(ctx, name)
+		Expect(err).To(MatchError(rueidis.ErrClosing))
+	})
+
+	It("a restart that forgets everything: the holder is told, the waiters go on", func(ctx SpecContext) {
+		own := ownServer()
+		l := newLocker(own.Addr())
+		lock := mustAcquire(ctx, l, name, redislock.WithLease(2*time.Second))
+		next := acquiring(ctx, newLocker(own.Addr()), name, 1)
+		Expect(own.Kill()).To(Succeed())
+		Expect(own.Restart()).To(Succeed())
+		<-lock.Context().Done()
+		Expect(context.Cause(lock.Context())).To(MatchError(redislock.ErrLost))
+		second := <-next
+		Expect(second.Fence()).To(BeNumerically(">", lock.Fence()))
+		Expect(second.Release(ctx)).To(Succeed())
+	})
+
+	DescribeTable("a deleted key: the waiters go on, in order", func(ctx SpecContext, key int) {
+		lock := mustAcquire(ctx, locker, name, redislock.WithLease(900*time.Millisecond))
+		other := newLocker(server.Addr())
+		first, second := acquiring(ctx, locker, name, 1), acquiring(ctx, other, name, 2)
+		Expect(redis(connect(server.Addr()), "DEL", keysOf(name)[key]).Error()).NotTo(HaveOccurred())
+		if key == 0 {
+			<-lock.Context().Done()
+		} else {
+			Eventually(waitingFor(locker, name)).Should(Equal(2))
+			Expect(lock.Release(ctx)).To(Succeed())
+		}
+		var fences [2]int64
+		serve := func(i int, next <-chan *redislock.Lock) {
+			defer GinkgoRecover()
+			lock := <-next
+			fences[i] = lock.Fence()
+			Expect(lock.Release(ctx)).To(Succeed())
+		}
+		var both sync.WaitGroup
+		both.Go(func() { serve(0, first) })
+		both.Go(func() { serve(1, second) })
+		both.Wait()
+		if key != 1 { // with the queue, its order is gone
+			Expect(fences[0]).To(BeNumerically("<", fences[1]))
+		}
+	}, Entry("lock", 0), Entry("queue", 1), Entry("state", 2))
+
+	It("over maxmemory: acquire is refused, what is held is renewed and released", func(ctx SpecContext) {
+		own := ownServer()
+		l, c := newLocker(own.Addr()), connect(own.Addr())
+		lock := mustAcquire(ctx, l, name, redislock.WithLease(600*time.Millisecond))
+		failed := make(chan error)
+		go func() {
+			_, err := l.Acquire(ctx, name)
+			failed <- err
+		}()
+		Eventually(waitingFor(l, name)).Should(Equal(1))
+		Expect(redis(c, "CONFIG", "SET", "maxmemory", "1").Error()).NotTo(HaveOccurred())
+		before, _ := lock.Deadline()
+		Expect(<-failed).To(MatchError(ContainSubstring("OOM")))
+		Expect(waitingFor(l, name)()).To(BeZero())
+		Eventually(ctx, func() time.Time { d, _ := lock.Deadline(); return d }).Should(BeTemporally(">", before))
+		_, err := l.TryAcquire(ctx, name)
+		Expect(err).To(MatchError(ContainSubstring("OOM")))
+		Expect(lock.Release(ctx)).To(Succeed())
+	})
+
+	It("a signal list that somebody made a string: the waiters get that error and leave", func(ctx SpecContext) {
+		lock := mustAcquire(ctx, locker, name)
+		failed := make(chan error)
+		go func() {
+			_, err := locker.Acquire(ctx, name)
+			failed <- err
+		}()
+		Eventually(waitingFor(locker, name)).Should(Equal(1))
+		client := connect(server.Addr())
+		list := stateOf(locker, name).Waiters[0].Signal
+		Expect(redis(client, "SET", list, "x").Error()).NotTo(HaveOccurred())
+		Expect(<-failed).To(MatchError(ContainSubstring("WRONGTYPE")))
+		Expect(redis(client, "DEL", list).Error()).NotTo(HaveOccurred())
+		Expect(lock.Release(ctx)).To(Succeed())
+	})
+
+	It("UNBLOCKED, BUSY and a paused server: waiters survive", func(ctx SpecContext) {
+		own := ownServer()
+		l, c := newLocker(own.Addr()), connect(own.Addr())
+		lock := mustAcquire(ctx, l, name, redislock.WithLease(10*time.Second))
+		next := acquiring(ctx, l, name, 1)
+		Eventually(func() (int64, error) { return unblockAll(c) }).Should(BeEquivalentTo(1))
+		Expect(redis(c, "CLIENT", "PAUSE", "1500", "WRITE").Error()).NotTo(HaveOccurred())
+		Expect(lock.Release(ctx)).To(Succeed())
+		Eventually(ctx, next).Should(Receive(&lock))
+		Expect(lock.Release(ctx)).To(Succeed())
+	})
+
+	It("many names at once, over one list", func(ctx SpecContext) {
+		other := newLocker(server.Addr())
+		var all sync.WaitGroup
+		for i := range 100 {
+			n := name + "-" + strconv.Itoa(i)
+			for _, l := range []*redislock.Locker{locker, other, locker, other} {
+				all.Go(func() {
+					defer GinkgoRecover()
+					for range 3 {
+						Expect(l.Do(ctx, n, func(context.Context, *redislock.Lock) error {
+							<-time.After(time.Duration(rand.IntN(3)) * time.Millisecond)
+							return nil
+						})).To(Succeed())
+					}
+				})
+			}
+		}
+		all.Wait()
+	})
+
+	It("a lease that always runs out before the grant arrives is an error that says so", func(ctx SpecContext) {
+		network := newProxy(server.Addr())
+		far := newLocker(network.Addr())
+		Expect(mustAcquire(ctx, far, name).Release(ctx)).To(Succeed())
+		network.SetDelay(30 * time.Millisecond)
+		for _, acquire := range []func(context.Context, string, ...redislock.Option) (*redislock.Lock, error){far.Acquire, far.TryAcquire} {
+			_, err := acquire(ctx, name, redislock.WithLease(20*time.Millisecond))
+			Expect(err).To(MatchError(redislock.ErrLost))
+			Expect(err).To(MatchError(ContainSubstring("use a longer one")))
+		}
+		network.SetDelay(0)
+		network.CutAll()
+		Expect(mustAcquire(ctx, locker, name).Release(ctx)).To(Succeed())
+	})
+})
+
+func stateOf(l *redislock.Locker, name string) redislock.State {
+	GinkgoHelper()
+	state, err := l.Inspect(context.Background(), name)
+	Expect(err).NotTo(HaveOccurred())
+	return state
+}
+
+// unblockAll answers every blocked BLPOP with an error, as a role change does.
+func unblockAll(client rueidis.Client) (count int64, err error) {
+	list, err := redis(client, "CLIENT", "LIST").ToString()
+	for line := range strings.Lines(list) {
+		if !strings.Contains(line, "cmd=blpop") {
+			continue
+		}
+		id, _, _ := strings.Cut(strings.TrimPrefix(line, "id="), " ")
+		n, failed := redis(client, "CLIENT", "UNBLOCK", id, "ERROR").ToInt64()
+		count += n
+		err = errors.Join(err, failed)
+	}
+	return count, err
+}
