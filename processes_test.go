@@ -127,6 +127,22 @@ func init() {
 	}
 }
 
+// stop returns when no thread of the child runs any more: the signal alone does not wait for that.
+func stop(c *child) {
+	GinkgoHelper()
+	Expect(c.Process.Signal(syscall.SIGSTOP)).To(Succeed())
+	Eventually(func(g Gomega) {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", c.Process.Pid))
+		g.Expect(err).NotTo(HaveOccurred())
+		g.Expect(threads).NotTo(BeEmpty())
+		for _, thread := range threads {
+			stat, err := os.ReadFile(thread)
+			g.Expect(err).NotTo(HaveOccurred())
+			g.Expect(string(stat)).To(ContainSubstring(") T "))
+		}
+	}).Should(Succeed())
+}
+
 var _ = Describe("processes", func() {
 	var (
 		name     string
@@ -206,7 +222,7 @@ var _ = Describe("processes", func() {
 		stopped := start("holder", "LEASE=1h")
 		Eventually(waitingFor(locker, name)).Should(Equal(1))
 		next := acquiring(ctx, locker, name, 2)
-		Expect(stopped.Process.Signal(syscall.SIGSTOP)).To(Succeed())
+		stop(stopped)
 		Expect(lock.Release(ctx)).To(Succeed())
 		Eventually(next).WithTimeout(6 * time.Second).Should(Receive(&lock))
 		Expect(stopped.Process.Signal(syscall.SIGCONT)).To(Succeed())
@@ -218,7 +234,7 @@ var _ = Describe("processes", func() {
 	It("that are stopped past their lease are told, and what they write late is refused", func(ctx SpecContext) {
 		holder := start("holder", "LEASE=1s")
 		heldBy(holder)
-		Expect(holder.Process.Signal(syscall.SIGSTOP)).To(Succeed())
+		stop(holder)
 		Expect(locker.Do(ctx, name, func(_ context.Context, lock *redislock.Lock) error {
 			return register.add(lock.Fence())
 		})).To(Succeed())
