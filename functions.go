@@ -74,9 +74,10 @@ func (f *functions) reset(ctx context.Context, k keys) (bool, error) {
 
 func (f *functions) inspect(ctx context.Context, k keys) (State, error) {
 	state := State{Name: k.name}
-	fields, err := f.call(ctx, "FCALL_RO", "lock_inspect", []string{k.lock, k.queue, k.state}).AsMap()
+	result := f.call(ctx, "FCALL_RO", "lock_inspect", []string{k.lock, k.queue, k.state})
+	fields, err := parse("lock_inspect", result, result.AsMap)
 	if err != nil {
-		return state, parsed("lock_inspect", err)
+		return state, err
 	}
 	number := func(name string) (n int64) {
 		if err == nil {
@@ -87,13 +88,13 @@ func (f *functions) inspect(ctx context.Context, k keys) (State, error) {
 	}
 	holder, waiters := fields["holder"], fields["waiters"]
 	if state.Holder, err = holder.ToString(); err != nil {
-		return state, parsed("lock_inspect", err)
+		return state, unexpected("lock_inspect", err)
 	}
 	state.Fence = number("fence")
 	state.TTL = time.Duration(number("ttl_ms")) * time.Millisecond
 	state.Waiting = int(number("waiting"))
 	if err != nil {
-		return state, parsed("lock_inspect", err)
+		return state, unexpected("lock_inspect", err)
 	}
 	if state.Holder == "" {
 		state.TTL = 0
@@ -102,7 +103,7 @@ func (f *functions) inspect(ctx context.Context, k keys) (State, error) {
 	}
 	entries, err := waiters.ToArray()
 	if err != nil {
-		return state, parsed("lock_inspect", err)
+		return state, unexpected("lock_inspect", err)
 	}
 	for i := range entries {
 		waiter, err := parseWaiter(&entries[i])
@@ -124,7 +125,7 @@ func parseWaiter(entry *rueidis.RedisMessage) (Waiter, error) {
 	for i := range spans {
 		ms, err := fields[i+1].AsInt64()
 		if err != nil {
-			return Waiter{}, parsed("lock_inspect", err)
+			return Waiter{}, unexpected("lock_inspect", err)
 		}
 		spans[i] = time.Duration(ms) * time.Millisecond
 	}
@@ -132,7 +133,10 @@ func parseWaiter(entry *rueidis.RedisMessage) (Waiter, error) {
 	if w.Token, err = fields[0].ToString(); err == nil {
 		w.Signal, err = fields[4].ToString()
 	}
-	return w, parsed("lock_inspect", err)
+	if err != nil {
+		err = unexpected("lock_inspect", err)
+	}
+	return w, err
 }
 
 func askVersion(ctx context.Context, node rueidis.Client) (string, error) {
@@ -178,27 +182,43 @@ func (f *functions) call(ctx context.Context, command, function string, keys []s
 }
 
 func (f *functions) ints(ctx context.Context, n int, command, function string, keys []string, args ...string) ([]int64, error) {
-	reply, err := f.call(ctx, command, function, keys, args...).AsIntSlice()
-	if err == nil && len(reply) != n {
-		err = fmt.Errorf("%w: %d elements, not %d", errReply, len(reply), n)
+	result := f.call(ctx, command, function, keys, args...)
+	elements, err := parse(function, result, result.ToArray)
+	if err == nil && len(elements) != n {
+		err = fmt.Errorf("%s: %w: %d elements, not %d", function, errReply, len(elements), n)
 	}
-	return reply, parsed(function, err)
+	if err != nil {
+		return nil, err
+	}
+	numbers := make([]int64, n)
+	for i := range elements {
+		if numbers[i], err = elements[i].ToInt64(); err != nil {
+			return nil, unexpected(function, err)
+		}
+	}
+	return numbers, nil
 }
 
 func (f *functions) int(ctx context.Context, function string, k keys, args ...string) (int64, error) {
-	n, err := f.call(ctx, "FCALL", function, []string{k.lock, k.queue, k.state}, args...).AsInt64()
-	return n, parsed(function, err)
+	result := f.call(ctx, "FCALL", function, []string{k.lock, k.queue, k.state}, args...)
+	return parse(function, result, result.AsInt64)
 }
 
-// parsed makes a reply of another type, which rueidis reports as a parse error, an errReply.
-func parsed(function string, err error) error {
-	if err == nil {
-		return nil
+// parse tells an error of the server or the network from a reply that the library cannot have made.
+func parse[T any](function string, result rueidis.RedisResult, as func() (T, error)) (T, error) {
+	if err := result.Error(); err != nil && !rueidis.IsRedisNil(err) {
+		var none T
+		return none, fmt.Errorf("%s: %w", function, err)
 	}
-	if rueidis.IsParseErr(err) || rueidis.IsRedisNil(err) {
-		return fmt.Errorf("%s: %w: %w", function, errReply, err)
+	reply, err := as()
+	if err != nil {
+		err = unexpected(function, err)
 	}
-	return fmt.Errorf("%s: %w", function, err)
+	return reply, err
+}
+
+func unexpected(function string, err error) error {
+	return fmt.Errorf("%s: %w: %w", function, errReply, err)
 }
 
 // ceilMillis rounds up to the library's unit, so that a time above zero never becomes zero.

@@ -41,6 +41,9 @@ type waiter struct {
 	heard  bool       // a listener is counted
 }
 
+// pastWaits is how many waits that are over are remembered, see hub.pass.
+const pastWaits = 8192
+
 // hub brings signals to those who wait. One goroutine blocks on each signal list: where the server
 // is no cluster there is one list for all locks.
 type hub struct {
@@ -57,6 +60,10 @@ type hub struct {
 	lines     map[string]*list.List // by the lock's key
 	listeners map[string]*int       // how many wait, by signal list; there as long as its goroutine
 	used      map[string]struct{}   // signal lists that may hold something
+	past      map[string]keys       // the locks of the last waits that are over, by token
+	order     []string              // the tokens of past, a ring
+	oldest    int
+	pass      func(k keys, token string) // gives back a lock that nobody here waits for any more
 }
 
 func newHub(client rueidis.Client, prefix string) *hub {
@@ -69,6 +76,7 @@ func newHub(client rueidis.Client, prefix string) *hub {
 		lines:     make(map[string]*list.List),
 		listeners: make(map[string]*int),
 		used:      make(map[string]struct{}),
+		past:      make(map[string]keys),
 	}
 	h.ctx, h.stop = context.WithCancel(context.Background())
 	return h
@@ -208,8 +216,27 @@ func (h *hub) pop(key string) (string, error) {
 	return reply[1], nil
 }
 
-// deliver tells those who wait with the token of a signal. If nobody does, it came late: whoever
-// gave up has passed the lock on.
+// over notes that a wait has ended for good: it was given up, or its lock was released or lost.
+func (h *hub) over(k keys, token string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, known := h.past[token]; known {
+		return
+	}
+	if len(h.order) < pastWaits {
+		h.order = append(h.order, token)
+	} else {
+		delete(h.past, h.order[h.oldest])
+		h.order[h.oldest] = token
+		h.oldest = (h.oldest + 1) % pastWaits
+	}
+	h.past[token] = k
+}
+
+// deliver tells those who wait with the token of a signal. If nobody does, it usually came late. But
+// after a failover that lost the last writes, the queue again has waiters that were through: each
+// would hold the lock for the two seconds of a dead one. So what a wait that is over is given, is
+// passed on at once.
 func (h *hub) deliver(element string) {
 	fence, rest, _ := strings.Cut(element, " ")
 	deadline, token, _ := strings.Cut(rest, " ")
@@ -224,6 +251,9 @@ func (h *hub) deliver(element string) {
 	defer h.mu.Unlock()
 	for w := h.waiters[token]; w != nil; w = w.next {
 		w.tell(s)
+	}
+	if k, known := h.past[token]; known && h.waiters[token] == nil {
+		h.pass(k, token)
 	}
 }
 

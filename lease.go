@@ -18,10 +18,12 @@ type Lock struct {
 	token  string
 	fence  int64
 	renew  bool
-	endBy  time.Time       // of WithMaxHold; zero: no limit
-	ctx    context.Context // of the holder
-	end    context.CancelCauseFunc
-	calls  context.Context // the values of Acquire's ctx, for the calls that keep the lease
+	// comesBack: a failover could put it into the queue again.
+	comesBack bool
+	endBy     time.Time       // of WithMaxHold; zero: no limit
+	ctx       context.Context // of the holder
+	end       context.CancelCauseFunc
+	calls     context.Context // the values of Acquire's ctx, for the calls that keep the lease
 
 	releasing sync.Mutex // one Release at a time
 	mu        sync.Mutex
@@ -44,15 +46,16 @@ const (
 
 func newLock(ctx context.Context, l *Locker, r *request, g grant) *Lock {
 	lock := &Lock{
-		locker:   l,
-		keys:     r.keys,
-		token:    r.token,
-		fence:    g.fence,
-		renew:    r.renew,
-		lease:    r.lease,
-		short:    g.short,
-		deadline: g.deadline,
-		calls:    context.WithoutCancel(ctx),
+		locker:    l,
+		keys:      r.keys,
+		token:     r.token,
+		fence:     g.fence,
+		renew:     r.renew,
+		comesBack: g.queued && !r.ownToken,
+		lease:     r.lease,
+		short:     g.short,
+		deadline:  g.deadline,
+		calls:     context.WithoutCancel(ctx),
 	}
 	if r.maxHold > 0 {
 		lock.endBy = g.at.Add(r.maxHold)
@@ -196,6 +199,9 @@ func (l *Locker) drop(lock *Lock) {
 	l.mu.Lock()
 	delete(l.held, lock)
 	l.mu.Unlock()
+	if lock.comesBack {
+		l.hub.over(lock.keys, lock.token)
+	}
 }
 
 // stopTending needs l.mu.

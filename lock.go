@@ -56,6 +56,7 @@ func New(client rueidis.Client, options Options) (*Locker, error) {
 		closing: make(chan struct{}),
 		held:    make(map[*Lock]struct{}),
 	}
+	l.hub.pass = l.pass
 	return l, nil
 }
 

@@ -98,6 +98,14 @@ var _ = Describe("Locker", func() {
 		})
 	})
 
+	It("takes the defaults of the options from Options", func(ctx SpecContext) {
+		l := newLocker(server.Addr(), redislock.Options{WithoutExpiry: true})
+		mustAcquire(ctx, l, name)
+		Expect(pttl(client, keysOf(name)[0])).To(BeEquivalentTo(-1))
+		l = newLocker(server.Addr(), redislock.Options{WithoutRenewal: true, MaxHold: 100 * time.Millisecond})
+		<-mustAcquire(ctx, l, name+"2").Context().Done()
+	})
+
 	It("acquires, tells about the lock, and releases it", func(ctx SpecContext) {
 		lock := mustAcquire(context.WithValue(ctx, ctxKey("k"), "v"), locker, name, redislock.WithOwner("me"))
 		Expect(lock.Name()).To(Equal(name))
@@ -220,7 +228,7 @@ var _ = Describe("Locker", func() {
 			Expect(mustAcquire(ctx, other, name).Release(ctx)).To(Succeed())
 		})
 		It("says that the lock was lost", func(ctx SpecContext) {
-			err := locker.Do(ctx, name, func(_ context.Context, lock *redislock.Lock) error {
+			err := locker.Do(ctx, name, func(_ context.Context, _ *redislock.Lock) error {
 				return redis(client, "DEL", keysOf(name)[0]).Error()
 			})
 			Expect(err).To(MatchError(redislock.ErrNotHeld))

@@ -347,3 +347,36 @@ func unblockAll(client rueidis.Client) (count int64, err error) {
 	}
 	return count, err
 }
+
+var _ = Describe("a queue that has come back, as after a failover that lost the last writes", func() {
+	It("has waiters that were through: their turns are passed on, one round trip each", func(ctx SpecContext) {
+		name := newName()
+		locker, other := newLocker(server.Addr()), newLocker(server.Addr())
+		client := connect(server.Addr())
+		lock := mustAcquire(ctx, locker, name)
+		var through []<-chan *redislock.Lock
+		for i := range 30 {
+			through = append(through, acquiring(ctx, locker, name, i+1))
+		}
+		queue, state := keysOf(name)[1], keysOf(name)[2]
+		old := map[string]string{}
+		for _, key := range []string{queue, state} {
+			var err error
+			old[key], err = redis(client, "DUMP", key).ToString()
+			Expect(err).NotTo(HaveOccurred())
+		}
+		for _, next := range through {
+			Expect(lock.Release(ctx)).To(Succeed())
+			Eventually(ctx, next).Should(Receive(&lock))
+		}
+		for key, value := range old {
+			Expect(redis(client, "RESTORE", key, "60000", value, "REPLACE").Error()).NotTo(HaveOccurred())
+		}
+		next := acquiring(ctx, other, name, 31)
+		keeping := acquiring(ctx, locker, name, 32) // somebody there still listens
+		Expect(lock.Release(ctx)).To(Succeed())
+		Eventually(next).WithTimeout(10*time.Second).Should(Receive(&lock), "30 times two seconds otherwise")
+		Expect(lock.Release(ctx)).To(Succeed())
+		Expect((<-keeping).Release(ctx)).To(Succeed())
+	})
+})

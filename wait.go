@@ -30,6 +30,7 @@ type grant struct {
 	at       time.Time // not later than the server's moment of granting
 	deadline time.Time // not later than the end of the lease on the server; zero: never expires
 	short    bool      // it was handed over with a short lease, which has to be confirmed
+	queued   bool      // it was waited for
 }
 
 func (g grant) live() bool { return g.deadline.IsZero() || time.Now().Before(g.deadline) }
@@ -79,7 +80,7 @@ func (c *call) handedOver(s signal, r *request) grant {
 	drift := time.Since(c.sent) / 1000
 	deadline := c.sent.Add(time.Duration(s.deadline-c.reply.now)*time.Millisecond - time.Millisecond - drift)
 	lease := r.firstLease()
-	g := grant{fence: s.fence, deadline: deadline, short: lease == 0 || lease > handedLease}
+	g := grant{fence: s.fence, deadline: deadline, short: lease == 0 || lease > handedLease, queued: true}
 	if g.short {
 		lease = handedLease
 	}
@@ -159,6 +160,7 @@ func (l *Locker) wait(ctx context.Context, r *request) (grant, error) {
 			due = due.Add(retry.next())
 		case c.reply.held:
 			if g := c.grant(); g.live() {
+				g.queued = known != nil
 				return g, nil
 			}
 			late++
@@ -257,18 +259,36 @@ func (l *Locker) undo(r *request, c *call) {
 		if c != nil {
 			<-c.done
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-		defer cancel()
-		_ = retrying(ctx, func() error {
-			_, err := l.fn.release(ctx, r.keys, r.token)
-			return err
-		})
+		l.giveBack(r.keys, r.token)
+		if !r.ownToken {
+			l.hub.over(r.keys, r.token)
+		}
 	}()
 	timer := time.NewTimer(promptly)
 	defer timer.Stop()
 	select {
 	case <-done:
 	case <-timer.C:
+	}
+}
+
+// giveBack releases, or leaves the queue. What cannot be given back in time lapses.
+func (l *Locker) giveBack(k keys, token string) {
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	_ = retrying(ctx, func() error {
+		_, err := l.fn.release(ctx, k, token)
+		return err
+	})
+}
+
+// pass is giveBack in the background.
+func (l *Locker) pass(k keys, token string) {
+	if l.background() {
+		go func() {
+			defer l.bg.Done()
+			l.giveBack(k, token)
+		}()
 	}
 }
 
