@@ -97,7 +97,8 @@ func (l *Lock) Deadline() (time.Time, bool) {
 // values count, not its end: if Redis does not answer, Release tries for up to 5 s and then returns
 // that error; the lease runs out by itself, and Release can be called again.
 //
-// It returns nil if the lock was held until now, and ErrNotHeld if it had been lost or released.
+// It returns nil if the lock was held until now, and ErrNotHeld if it had been lost or released: the
+// sure sign of a loss, since Context ends with this call if it had not noticed before.
 func (l *Lock) Release(ctx context.Context) error {
 	l.releasing.Lock()
 	defer l.releasing.Unlock()

@@ -163,6 +163,25 @@ var _ = Describe("Locker", func() {
 		Expect(lock.Release(ctx)).To(Succeed())
 	})
 
+	It("has its foremost waiter check in every 2 s, however far back it is; the rest as the server says", func(ctx SpecContext) {
+		own := ownServer()
+		c, l := connect(own.Addr()), newLocker(own.Addr(), redislock.Options{WaitTTL: time.Hour})
+		lock := mustAcquire(ctx, l, name)
+		for i := range 100 {
+			reply := fcall(c, "lock_acquire", append(keysOf(name), "nobody:{"+name+"}"), strconv.Itoa(i), "1000", "3600000")
+			Expect(reply.Error()).NotTo(HaveOccurred())
+		}
+		waiting, cancel := context.WithCancel(ctx)
+		for i := range 10 {
+			acquiring(waiting, l, name, 101+i)
+		}
+		Expect(redis(c, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
+		Eventually(ctx, func() int { return commandCalls(c)["fcall"] }).WithTimeout(15 * time.Second).Should(Equal(4))
+		cancel()
+		Eventually(waitingFor(l, name)).Should(Equal(100))
+		Expect(lock.Release(ctx)).To(Succeed())
+	})
+
 	Describe("when ctx ends", func() {
 		It("has left the queue, and tells why", func(ctx SpecContext) {
 			lock := mustAcquire(ctx, locker, name)
