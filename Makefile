@@ -6,7 +6,7 @@ need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench load golangci
+.PHONY: help demo test lint bench chaos chaos-quick load golangci
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -28,7 +28,15 @@ lint: golangci ## gofmt, go vet, golangci-lint, luacheck
 
 bench: ## the benchmarks
 	@$(need) go redis-server
-	@if [ -f bench/go.mod ]; then cd bench && go run .; else echo 'The benchmarks come with bench/.'; fi
+	@if [ -f bench/main.go ]; then cd bench && go run .; else echo 'The benchmarks come with bench/.'; fi
+
+chaos: ## faults and judges for CHAOS_MINUTES (2): CHAOS_SEED, CHAOS_TOPOLOGY, CHAOS_CONTROL
+	@$(need) go redis-server redis-cli
+	cd bench && go run ./chaos
+
+chaos-quick: # 30 s of that for each topology, with a fixed seed
+	@$(need) go redis-server redis-cli
+	cd bench && CHAOS_MINUTES=1.5 CHAOS_SEED=1 go run ./chaos
 
 load: ## load the function library into the server at REDIS_URL
 	@$(need) redis-cli

@@ -1,0 +1,190 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+)
+
+// The test binary is its own client process, as the command is.
+func TestMain(m *testing.M) {
+	if text := os.Getenv(jobVar); text != "" {
+		if err := runWorker(text); err != nil {
+			fmt.Fprintln(os.Stderr, "client:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// A judge that lets these pass proves nothing about the lock.
+func TestControlsFail(t *testing.T) {
+	if _, err := exec.LookPath("redis-server"); err != nil {
+		t.Skip("no redis-server")
+	}
+	for _, control := range []struct {
+		name   string
+		judges []string
+	}{
+		{controlSetNX, []string{judgeIntervals, judgeRegister}},
+		{controlBarging, []string{judgeFIFO}},
+	} {
+		t.Run(control.name, func(t *testing.T) {
+			var out bytes.Buffer
+			s := settings{minutes: 0.15, seed: 5, topology: standaloneName, control: control.name, clients: 7}
+			v, err := s.run(context.Background(), &out)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, judge := range control.judges {
+				if v.found(judge) == 0 {
+					t.Errorf("judge %s found nothing\n%s", judge, out.String())
+				}
+			}
+		})
+	}
+}
+
+const second = int64(time.Second)
+
+// story is a history of a lock "n" that a test tells; the server's clock is everybody's.
+type story struct{ *history }
+
+func newStory() *story {
+	h := newHistory()
+	h.start, h.wallOffset, h.end = 0, 0, 60*second
+	return &story{h}
+}
+
+func (s *story) client(at float64, kind, op string, more ...func(*Event)) {
+	e := Event{T: int64(at * 1e9), Kind: kind, Op: op, Name: "n", Lease: second}
+	for _, m := range more {
+		m(&e)
+	}
+	s.add(e)
+}
+
+func got(fence int64, deadline float64) func(*Event) {
+	return func(e *Event) { e.Fence, e.Deadline = fence, int64(deadline*1e9) }
+}
+
+func (s *story) onServer(at float64, kind, token, fn, caller string, number int64) {
+	us := int64(at * 1e6)
+	s.addServer(serverEvent{at: us, begun: us, node: "x", kind: kind, name: "n", token: token, fn: fn, caller: caller, number: number})
+}
+
+func (s *story) fault(f fault) { s.faults = append(s.faults, &f) }
+
+func (s *story) expect(t *testing.T, judges ...string) {
+	t.Helper()
+	v := judge(s.history)
+	for _, name := range judgeNames {
+		want := false
+		for _, j := range judges {
+			want = want || j == name
+		}
+		if (v.found(name) > 0) != want {
+			t.Errorf("judge %s found %d: %v", name, v.found(name), v.violations)
+		}
+	}
+}
+
+func TestOverlap(t *testing.T) {
+	tell := func() *story {
+		s := newStory()
+		s.client(1, evCall, "w0.0.0.0")
+		s.client(1.1, evGot, "w0.0.0.0", got(1_000_500, 2.1))
+		s.client(1.2, evCall, "w1.0.0.0")
+		s.client(1.5, evGot, "w1.0.0.0", got(1_400_000, 2.5))
+		s.client(1.6, evRelease, "w1.0.0.0")
+		s.client(1.6, evReleased, "w1.0.0.0")
+		s.client(1.9, evRelease, "w0.0.0.0")
+		s.client(1.9, evReleased, "w0.0.0.0", func(e *Event) { e.Err = notHeld })
+		return s
+	}
+	tell().expect(t, judgeIntervals, judgeLinear)
+
+	s := tell()
+	s.fault(fault{kind: deleteKey, name: "n", key: "lock", worker: everyone, from: 1_200_000_000, to: 1_200_000_000})
+	s.expect(t)
+
+	s = tell()
+	s.fault(fault{kind: killPrimary, lossy: true, worker: everyone, from: 1_200_000_000, to: 1_300_000_000, quiet: 1_300_000_000})
+	s.expect(t)
+}
+
+func TestTokensOutOfOrder(t *testing.T) {
+	s := newStory()
+	s.client(1, evCall, "w0.0.0.0")
+	s.client(1.1, evGot, "w0.0.0.0", got(2_000_000_000, 2))
+	s.client(1.2, evRelease, "w0.0.0.0")
+	s.client(1.2, evReleased, "w0.0.0.0")
+	s.client(1.3, evCall, "w0.0.0.1")
+	s.client(1.4, evGot, "w0.0.0.1", got(1_999_999_999, 2.4))
+	s.client(1.5, evRelease, "w0.0.0.1")
+	s.client(1.5, evReleased, "w0.0.0.1")
+	s.expect(t, judgeIntervals, judgeLinear)
+}
+
+func TestServerGrantsTwice(t *testing.T) {
+	s := newStory()
+	s.onServer(1, srvGrant, "w0.0.0.0:a", "lock_acquire", "w0.0.0.0:a", 1000)
+	s.onServer(1.5, srvGrant, "w1.0.0.0:b", "lock_acquire", "w1.0.0.0:b", 1000)
+	s.expect(t, judgeIntervals)
+}
+
+func TestLostWrite(t *testing.T) {
+	s := newStory()
+	s.addRegister(registerEvent{t: second, op: "w0.0.0.0", name: "n", write: true, base: 0, value: 0})
+	s.addRegister(registerEvent{t: 2 * second, op: "w1.0.0.0", name: "n", write: true, base: 0, value: 1})
+	s.expect(t, judgeRegister)
+}
+
+func TestOvertaken(t *testing.T) {
+	tell := func() *story {
+		s := newStory()
+		s.client(1, evCall, "w0.0.0.0")
+		s.client(2, evCall, "w1.0.0.0")
+		s.client(4, evFailed, "w0.0.0.0")
+		s.client(4, evFailed, "w1.0.0.0")
+		s.onServer(1, srvEnqueue, "w0.0.0.0:a", "lock_acquire", "w0.0.0.0:a", 0)
+		s.onServer(2, srvEnqueue, "w1.0.0.0:b", "lock_acquire", "w1.0.0.0:b", 0)
+		s.onServer(3, srvGrant, "w1.0.0.0:b", "lock_release", "w2.0.0.0:c", 1000)
+		return s
+	}
+	tell().expect(t, judgeFIFO)
+
+	s := tell()
+	s.fault(fault{kind: stopClient, worker: 0, from: 1_500_000_000, to: 2 * second})
+	s.expect(t)
+}
+
+func TestDropped(t *testing.T) {
+	s := newStory()
+	s.client(1, evCall, "w0.0.0.0")
+	s.client(4, evFailed, "w0.0.0.0")
+	s.onServer(1, srvEnqueue, "w0.0.0.0:a", "lock_acquire", "w0.0.0.0:a", 0)
+	s.onServer(2, srvGone, "w0.0.0.0:a", "lock_release", "w1.0.0.0:b", 0)
+	s.expect(t, judgeFIFO)
+}
+
+func TestStall(t *testing.T) {
+	tell := func() *story {
+		s := newStory()
+		s.client(1, evCall, "w0.0.0.0")
+		s.client(5, evGot, "w0.0.0.0", got(5_000_000, 6))
+		s.client(5.1, evRelease, "w0.0.0.0")
+		s.client(5.1, evReleased, "w0.0.0.0")
+		return s
+	}
+	tell().expect(t, judgeWaiting)
+
+	s := tell()
+	s.fault(fault{kind: killPrimary, worker: everyone, from: 1_500_000_000, to: 3 * second})
+	s.expect(t)
+}

@@ -1,0 +1,256 @@
+package main
+
+import (
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// mono reads the clock that all processes of this machine share and that nobody steps.
+func mono() int64 {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &t) // never fails for this clock
+	return t.Nano()
+}
+
+// monoOf turns a time.Time of this process into that clock.
+func monoOf(t time.Time) int64 { return mono() + int64(time.Until(t)) }
+
+// What a client process tells of its operations.
+const (
+	evCall     = "call"     // it asks for the lock and will wait for it
+	evTry      = "try"      // it asks for the lock and will not wait
+	evGot      = "got"      // it holds the lock, until Deadline as far as it knows
+	evFailed   = "failed"   // it did not get the lock
+	evRenewed  = "renewed"  // Deadline has moved
+	evLost     = "lost"     // it was told that the lock may be lost
+	evRelease  = "release"  // it is about to give the lock back
+	evReleased = "released" // it has done so, or Err
+)
+
+// Event is one line that a client process writes.
+type Event struct {
+	T        int64  `json:"t"` // mono
+	Kind     string `json:"k"`
+	Op       string `json:"o"` // worker.incarnation.goroutine.number, the same is the token's label
+	Name     string `json:"n"`
+	Fence    int64  `json:"f,omitempty"`
+	Deadline int64  `json:"d,omitempty"` // mono; 0: the client knows of none
+	Lease    int64  `json:"l,omitempty"`
+	Err      string `json:"e,omitempty"`
+}
+
+// op is the life of one operation, put together from its events.
+type op struct {
+	id       string
+	name     string
+	worker   int
+	life     int // the incarnation of the worker's process
+	try      bool
+	call     int64
+	end      int64 // it got the lock or failed; 0: neither was heard of
+	held     bool
+	err      string
+	fence    int64
+	lease    int64
+	deadline int64 // the latest that it knew of
+	lost     int64
+	release  int64
+	released int64
+	relErr   string
+}
+
+// until is when the holder stopped to believe in the lock; died is when its process was killed.
+func (o *op) until(died int64) int64 {
+	t := died
+	for _, end := range []int64{o.deadline, o.lost, o.release} {
+		if end != 0 && end < t {
+			t = end
+		}
+	}
+	return t
+}
+
+// fault is one thing that the nemesis did, from its begin until its effects had ended: a server
+// answers again, a link is whole.
+type fault struct {
+	kind     string
+	from, to int64
+	worker   int    // the client that it concerns, everyone if below 0
+	name     string // the lock whose key was deleted
+	key      string // lock, queue or state
+	lossy    bool   // a failover that can lose writes: Redis replicates asynchronously
+	quiet    int64  // lossy: until then there may be two primaries
+	note     string
+}
+
+const everyone = -1
+
+func (f *fault) overlaps(from, to int64) bool { return f.from <= to && from <= f.to }
+
+// forgets tells whether writes may have been lost in that time.
+func (f *fault) forgets(from, to int64) bool {
+	return f.lossy && f.from <= to && from <= max(f.to, f.quiet)
+}
+
+// silences tells whether the fault keeps a client from doing its part: it is dead, stopped or cut off.
+func (f *fault) silences(worker int) bool {
+	if f.worker != worker {
+		return false
+	}
+	switch f.kind {
+	case killClient, stopClient, cutLinks, blackHole, dropReply:
+		return true
+	}
+	return false
+}
+
+// serverEvent is one effect of a call, as the server's MONITOR shows it.
+type serverEvent struct {
+	at     int64 // the server's wall clock, us
+	begun  int64 // when the call began that did it: leases count from there
+	node   string
+	kind   string
+	name   string
+	token  string
+	number int64 // a fence, or a lease in ms
+	fn     string
+	caller string // the token of the call that did it
+}
+
+const (
+	srvGap     = "gap"     // MONITOR was interrupted: what follows may not be all
+	srvEnqueue = "enqueue" // ZADD to the queue; no effect if it is there
+	srvGone    = "gone"    // its entry is removed: left, granted or dropped
+	srvGrant   = "grant"   // SET lock; the same token again is a renewal
+	srvFree    = "free"    // DEL lock by the library
+	srvFence   = "fence"   // a fencing token was given out
+	srvDelete  = "delete"  // a key was deleted by the nemesis; token is the kind of key
+)
+
+// history is all that is known of one episode.
+type history struct {
+	mu         sync.Mutex
+	start      int64
+	wallOffset int64 // wall clock minus mono, ns
+	events     []Event
+	faults     []*fault
+	server     []serverEvent
+	register   []registerEvent
+	deaths     map[string]int64 // "worker.incarnation": when the process was killed
+	end        int64
+}
+
+func newHistory() *history {
+	now := mono()
+	return &history{start: now, wallOffset: time.Now().UnixNano() - now, deaths: map[string]int64{}}
+}
+
+func (h *history) add(e Event) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.events = append(h.events, e)
+}
+
+func (h *history) addServer(e serverEvent) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.server = append(h.server, e)
+}
+
+func (h *history) addRegister(e registerEvent) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.register = append(h.register, e)
+}
+
+// begin notes a fault that lasts until done is called on it.
+func (h *history) begin(f fault) *fault {
+	f.from, f.to = mono(), 1<<62
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.faults = append(h.faults, &f)
+	return &f
+}
+
+func (h *history) done(f *fault, note string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f.to, f.note = mono(), note
+}
+
+// moved corrects the begin of a fault that had to wait for its occasion.
+func (h *history) moved(f *fault, from int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f.from = max(f.from, from)
+}
+
+func (h *history) settled(f *fault, note string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f.quiet = mono()
+	if note != "" {
+		f.note += " " + note
+	}
+}
+
+func (h *history) died(worker, life int, at int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.deaths[lifeKey(worker, life)] = at
+}
+
+func lifeKey(worker, life int) string { return strconv.Itoa(worker) + "." + strconv.Itoa(life) }
+
+// wall turns the server's stamp into mono.
+func (h *history) wall(us int64) int64 { return us*1000 - h.wallOffset }
+
+// ops puts the operations together, in order of their calls.
+func (h *history) ops() []*op {
+	byID := map[string]*op{}
+	var all []*op
+	for _, e := range h.events {
+		o := byID[e.Op]
+		if o == nil {
+			o = &op{id: e.Op, name: e.Name}
+			parts := strings.SplitN(e.Op, ".", 3)
+			if len(parts) == 3 {
+				o.worker, _ = strconv.Atoi(strings.TrimPrefix(parts[0], "w"))
+				o.life, _ = strconv.Atoi(parts[1])
+			}
+			byID[e.Op] = o
+			all = append(all, o)
+		}
+		switch e.Kind {
+		case evCall, evTry:
+			o.call, o.try, o.lease = e.T, e.Kind == evTry, e.Lease
+		case evGot:
+			o.end, o.held, o.fence, o.deadline = e.T, true, e.Fence, e.Deadline
+		case evFailed:
+			o.end, o.err = e.T, e.Err
+		case evRenewed:
+			o.deadline = e.Deadline
+		case evLost:
+			o.lost = e.T
+		case evRelease:
+			o.release = e.T
+		case evReleased:
+			o.released, o.relErr = e.T, e.Err
+		}
+	}
+	sort.SliceStable(all, func(i, j int) bool { return all[i].call < all[j].call })
+	return all
+}
+
+// died of an operation's process, or the end of the episode.
+func (h *history) deathOf(o *op) int64 {
+	if at, ok := h.deaths[lifeKey(o.worker, o.life)]; ok {
+		return at
+	}
+	return h.end
+}

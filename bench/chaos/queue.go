@@ -1,0 +1,198 @@
+package main
+
+import (
+	"strings"
+	"time"
+)
+
+// labelOf is the operation that a token belongs to: each token begins with its label.
+func labelOf(token string) string {
+	label, _, _ := strings.Cut(token, ":")
+	return label
+}
+
+// line is the queue of one lock as it must be, after what MONITOR showed.
+type line struct {
+	waiting []place
+	holder  string
+	from    int64 // us: its lease
+	until   int64
+	node    string // where it was last
+	blind   int64  // us: what was asked before may have changed unseen
+	left    place  // who last left the queue by its own lock_acquire
+}
+
+type place struct {
+	token string
+	at    int64 // us
+}
+
+func (l *line) index(token string) int {
+	for i, p := range l.waiting {
+		if p.token == token {
+			return i
+		}
+	}
+	return -1
+}
+
+func (l *line) remove(token string) (place, bool) {
+	i := l.index(token)
+	if i < 0 {
+		return place{}, false
+	}
+	p := l.waiting[i]
+	l.waiting = append(l.waiting[:i], l.waiting[i+1:]...)
+	return p, true
+}
+
+// Judge c: the server's calls are replayed in its own order. Who queued first is granted the lock
+// first, and no live waiter is dropped.
+func judgeQueue(h *history, v *verdict, all []*op) {
+	q := &queueJudge{h: h, v: v, lines: map[string]*line{}, ops: map[string]*op{}, blind: map[string]int64{}}
+	for _, o := range all {
+		q.ops[o.id] = o
+	}
+	for i := range h.server {
+		q.replay(&h.server[i])
+	}
+}
+
+type queueJudge struct {
+	h     *history
+	v     *verdict
+	lines map[string]*line
+	ops   map[string]*op
+	blind map[string]int64 // us: until then MONITOR was interrupted, by node
+}
+
+func (q *queueJudge) replay(e *serverEvent) {
+	if e.kind == srvGap {
+		q.blind[e.node] = e.at
+		for _, l := range q.lines {
+			if l.node == e.node {
+				*l = line{node: e.node, blind: e.at}
+			}
+		}
+		return
+	}
+	l := q.lines[e.name]
+	if l == nil {
+		l = &line{}
+		q.lines[e.name] = l
+	}
+	if l.node != e.node { // it has moved
+		l.node, l.blind = e.node, max(l.blind, q.blind[e.node])
+	}
+	switch e.kind {
+	case srvEnqueue:
+		if l.index(e.token) < 0 {
+			l.waiting = append(l.waiting, place{e.token, e.at})
+			if l.left.token == e.token && e.caller == e.token {
+				q.accuse(e, l.left, "was put at the end of the queue: its place had lapsed")
+			}
+		}
+		l.left = place{}
+	case srvGrant:
+		if e.token != l.holder {
+			q.exclusive(l, e)
+			q.granted(l, e)
+			l.holder, l.from = e.token, e.at
+		}
+		l.until = e.begun + e.number*1000
+	case srvFree:
+		l.holder = ""
+	case srvGone:
+		p, was := l.remove(e.token)
+		switch {
+		case !was || e.token == l.holder || e.caller == e.token && e.fn != "lock_acquire":
+		case e.caller == e.token: // it takes the free lock, or its place had lapsed
+			l.left = p
+		default:
+			q.accuse(e, p, "was dropped from the queue by "+labelOf(e.caller))
+		}
+	case srvDelete:
+		switch e.token {
+		case "queue":
+			l.waiting = nil
+		case "lock":
+			l.holder = ""
+		}
+	}
+}
+
+// exclusive is the part of judge b that goes by what the server did: it grants a lock when the lease
+// of the holder has run out, or when it is given back.
+func (q *queueJudge) exclusive(l *line, e *serverEvent) {
+	const tolerance = 2000
+	q.v.checked[judgeIntervals]++
+	if l.holder == "" || l.until <= e.at+tolerance || e.fn == "lock_reset" ||
+		e.caller == l.holder && e.fn == "lock_release" {
+		return
+	}
+	from, at := q.h.wall(l.from), q.h.wall(e.at)
+	for _, f := range q.h.faults {
+		if f.forgets(from, at) {
+			q.v.excused["b: the server granted it again, a failover lost the grant"]++
+			return
+		}
+	}
+	q.v.fail(judgeIntervals, e.name, from, at, "the server granted the lock to %s while the lease of %s had %v to run",
+		labelOf(e.token), labelOf(l.holder), time.Duration(l.until-e.at)*time.Microsecond)
+}
+
+// granted: all who are before e.token in the queue have been overtaken.
+func (q *queueJudge) granted(l *line, e *serverEvent) {
+	q.v.checked[judgeFIFO]++
+	winner := q.ops[labelOf(e.token)]
+	if winner == nil || q.h.wall(l.blind) > winner.call-int64(50*time.Millisecond) && l.blind != 0 {
+		if len(l.waiting) > 0 {
+			q.v.excused["c: the order of a grant is not known, MONITOR was interrupted"]++
+		}
+		return
+	}
+	// Who takes a free lock by its own call has left the queue just before.
+	own := place{at: e.at}
+	if l.left.token == e.token {
+		own = l.left
+	}
+	for _, p := range l.waiting {
+		if p.token == e.token || p.at > own.at {
+			break
+		}
+		q.accuse(e, p, "was overtaken by "+winner.id)
+	}
+}
+
+// accuse: a waiter was treated as dead. If it was not, this is a violation.
+func (q *queueJudge) accuse(e *serverEvent, p place, what string) {
+	o := q.ops[labelOf(p.token)]
+	at := q.h.wall(e.at)
+	since := q.h.wall(p.at)
+	if o == nil {
+		return // its process died before it could say anything
+	}
+	if o.end != 0 && o.end < at || q.h.deathOf(o) < at {
+		return
+	}
+	for _, f := range q.h.faults {
+		why := ""
+		switch {
+		case f.forgets(since, at):
+			why = "a failover"
+		// What hit it just before can still be in the way: a call that was cut off, say.
+		case !f.overlaps(since-int64(time.Second), at+int64(time.Millisecond)):
+		case f.silences(o.worker):
+			return
+		case f.kind == deleteKey && f.name == e.name && f.key != "lock":
+			why = "its " + f.key + " key was deleted"
+		case f.kind == stopPrimary || f.kind == killPrimary:
+			why = "the server stood still"
+		}
+		if why != "" {
+			q.v.excused["c: a place in the queue was lost, "+why]++
+			return
+		}
+	}
+	q.v.fail(judgeFIFO, e.name, since, at, "%s had waited %v and %s", o.id, time.Duration(at-since).Round(time.Microsecond), what)
+}
