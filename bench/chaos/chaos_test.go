@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 // A judge that lets these pass proves nothing about the lock.
 func TestControlsFail(t *testing.T) {
 	if _, err := exec.LookPath("redis-server"); err != nil {
-		t.Skip("no redis-server")
+		t.Fatal("no redis-server: apt-get install redis-server")
 	}
 	for _, control := range []struct {
 		name   string
