@@ -278,7 +278,7 @@ var _ = Describe("trouble", func() {
 		Expect(lock.Release(ctx)).To(Succeed())
 	})
 
-	It("UNBLOCKED, BUSY and a paused server: waiters survive", func(ctx SpecContext) {
+	It("UNBLOCKED and a paused server: waiters survive", func(ctx SpecContext) {
 		own := ownServer()
 		l, c := newLocker(own.Addr()), connect(own.Addr())
 		lock := mustAcquire(ctx, l, name, redislock.WithLease(10*time.Second))
