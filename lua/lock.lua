@@ -21,12 +21,14 @@
 --
 --   * Only the token in lock:{NAME} holds the lock. A signal is a hint and may get lost.
 --   * Whoever finds the lock free gives it to the first live waiter, or takes it if that is itself
---     or nobody: so no one overtakes, and the lock is not free while somebody waits.
+--     or nobody: so no one overtakes. It is free while somebody waits only until the next call
+--     after a lease ran out, or where the first waiter could not be told.
 --   * A lease that was handed over lasts CLAIM_MS at most until its holder has called again.
 --   * A waiter is dropped when it reaches the front, if WAIT_MS passed since its last call, or if
 --     its client left a signal unread past the deadline and has not called since.
 --   * Fencing tokens grow: max(last + 1, server time in microseconds).
---   * Every key has a TTL, but lock and state while somebody holds without expiry.
+--   * Every key has a TTL, but lock and state while somebody holds without expiry; if that lock
+--     is deleted by hand, the state until the next call.
 --
 -- All functions read every key before they write the first, so a key of the wrong type is an
 -- error with nothing written. Times are milliseconds, a lease of 0 means never expires.
