@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"math/rand/v2"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -210,13 +209,9 @@ func (n *nemesis) do(s step) {
 	case killLinks:
 		n.onPrimaries(killConnections)
 	case flushFunctions:
-		n.onPrimaries(func(ctx context.Context, c rueidis.Client) error {
-			return c.Do(ctx, c.B().FunctionFlush().Build()).Error()
-		})
+		n.onPrimaries(func(p *redistest.Server) { _ = p.Do("FUNCTION", "FLUSH").Error() })
 	case replaceLibrary:
-		n.onPrimaries(func(ctx context.Context, c rueidis.Client) error {
-			return c.Do(ctx, c.B().FunctionLoad().Replace().FunctionCode(redislock.Source()).Build()).Error()
-		})
+		n.onPrimaries(func(p *redistest.Server) { _ = p.Do("FUNCTION", "LOAD", "REPLACE", redislock.Source()).Error() })
 	case deleteKey:
 		key := map[string]string{"lock": "lock:", "queue": "lock-queue:", "state": "lock-state:"}[s.key] + "{" + s.name + "}"
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
@@ -285,34 +280,20 @@ func (n *nemesis) dropReply(c *client, s step, f *fault) string {
 	return note
 }
 
-func (n *nemesis) onPrimaries(do func(context.Context, rueidis.Client) error) {
+func (n *nemesis) onPrimaries(do func(*redistest.Server)) {
 	for _, p := range n.topo.primaries() {
-		_ = admin(p.Addr(), do)
+		do(p)
 	}
 }
 
 // killConnections is CLIENT KILL TYPE normal for all but MONITOR, the eye of the judges.
-func killConnections(ctx context.Context, c rueidis.Client) error {
-	list, err := c.Do(ctx, c.B().ClientList().TypeNormal().Build()).ToString()
-	if err != nil {
-		return err
-	}
-	me, err := c.Do(ctx, c.B().ClientId().Build()).AsInt64()
-	if err != nil {
-		return err
-	}
-	var kills rueidis.Commands
+func killConnections(p *redistest.Server) {
+	list, _ := p.Do("CLIENT", "LIST", "TYPE", "normal").ToString()
 	for line := range strings.SplitSeq(list, "\n") {
-		id, flags := field(line, "id="), field(line, "flags=")
-		if id == "" || id == strconv.FormatInt(me, 10) || strings.Contains(flags, "O") {
-			continue
+		if id := field(line, "id="); id != "" && !strings.Contains(field(line, "flags="), "O") {
+			_ = p.Do("CLIENT", "KILL", "ID", id).Error() // it may have gone by itself
 		}
-		kills = append(kills, c.B().Arbitrary("CLIENT", "KILL", "ID", id).Build())
 	}
-	for _, r := range c.DoMulti(ctx, kills...) {
-		_ = r.Error() // it may have gone by itself
-	}
-	return nil
 }
 
 func field(line, name string) string {

@@ -1,12 +1,8 @@
 package main
 
 import (
-	"context"
 	"fmt"
-	"net"
 	"time"
-
-	"github.com/redis/rueidis"
 
 	"github.com/seed-ee05a192/redislock/internal/redistest"
 )
@@ -78,20 +74,4 @@ func (t *standalone) crash(_ *nemesis, s step) string {
 		return err.Error()
 	}
 	return ""
-}
-
-// admin runs commands on one node by a connection of its own.
-func admin(addr string, do func(ctx context.Context, c rueidis.Client) error) error {
-	c, err := rueidis.NewClient(rueidis.ClientOption{
-		InitAddress: []string{addr}, ForceSingleClient: true, DisableCache: true, PipelineMultiplex: -1,
-		Dialer: net.Dialer{Timeout: time.Second}, ConnWriteTimeout: time.Second,
-		ReadBufferEachConn: 16 << 10, WriteBufferEachConn: 16 << 10,
-	})
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	return do(ctx, c)
 }

@@ -31,6 +31,7 @@ var errPortTaken = errors.New("redistest: the port is taken")
 type Server struct {
 	port int
 	dir  string
+	conf string // of a Sentinel; "": none
 	args []string
 
 	mu   sync.Mutex // held over a whole Stop, Kill or Restart
@@ -49,8 +50,14 @@ func Start(args ...string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	return startIn(dir, "", args...)
+}
+
+// startIn removes dir if the server does not start.
+func startIn(dir, conf string, args ...string) (*Server, error) {
+	var err error
 	for range attempts {
-		s := &Server{port: freePort(), dir: dir, args: args}
+		s := &Server{port: freePort(), dir: dir, conf: conf, args: args}
 		if err = s.run(); err == nil {
 			return s, nil
 		}
@@ -139,8 +146,12 @@ func (s *Server) run() error {
 	defer log.Close()
 	offset, _ := log.Seek(0, io.SeekEnd)
 
-	args := []string{"--bind", "127.0.0.1", "--port", strconv.Itoa(s.port), "--save", "",
-		"--appendonly", "no", "--daemonize", "no", "--dir", s.dir}
+	var args []string
+	if s.conf != "" {
+		args = append(args, s.conf)
+	}
+	args = append(args, "--bind", "127.0.0.1", "--port", strconv.Itoa(s.port), "--save", "",
+		"--appendonly", "no", "--daemonize", "no", "--dir", s.dir)
 	cmd := exec.Command("redis-server", append(args, s.args...)...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, log, log
 	if err := start(cmd); err != nil {

@@ -1,0 +1,218 @@
+package redistest
+
+import (
+	"errors"
+	"fmt"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Cluster is some primaries, each with as many replicas.
+type Cluster struct {
+	Servers  []*Server
+	replicas int // of each primary
+	args     []string
+	ids      map[*Server]string
+}
+
+// StartCluster starts a Redis Cluster with redis-cli and returns once all its nodes agree that it is
+// complete. A node that is silent for timeout is taken for dead. args go to all of them.
+func StartCluster(primaries, replicas int, timeout time.Duration, args ...string) (*Cluster, error) {
+	c := &Cluster{replicas: replicas, ids: map[*Server]string{}, args: append([]string{
+		"--cluster-enabled", "yes", "--cluster-node-timeout", strconv.FormatInt(timeout.Milliseconds(), 10),
+		"--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0"}, args...)}
+	for range primaries * (1 + replicas) {
+		if _, err := c.start(); err != nil {
+			return nil, errors.Join(err, c.Stop())
+		}
+	}
+	err := c.create(primaries)
+	if err == nil {
+		err = c.Settle()
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.Stop())
+	}
+	return c, nil
+}
+
+func (c *Cluster) start() (*Server, error) {
+	s, err := Start(c.args...)
+	if err != nil {
+		return nil, err
+	}
+	c.Servers = append(c.Servers, s)
+	c.ids[s], err = s.Do("CLUSTER", "MYID").ToString()
+	return s, err
+}
+
+func (c *Cluster) create(primaries int) error {
+	if primaries == 1 { // redis-cli creates none of fewer than three
+		return c.Servers[0].Do("CLUSTER", "ADDSLOTSRANGE", "0", "16383").Error()
+	}
+	args := append([]string{"--cluster", "create"}, addresses(c.Servers)...)
+	return c.cli(append(args, "--cluster-replicas", strconv.Itoa(c.replicas), "--cluster-yes")...)
+}
+
+func (c *Cluster) cli(args ...string) error {
+	if out, err := exec.Command("redis-cli", args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("redistest: redis-cli %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// Add has one more server join the cluster, as a primary without slots.
+func (c *Cluster) Add() (*Server, error) {
+	s, err := c.start()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.cli("--cluster", "add-node", s.Addr(), c.Servers[0].Addr()); err != nil {
+		return nil, err
+	}
+	return s, c.Settle()
+}
+
+// Addrs are those of all nodes.
+func (c *Cluster) Addrs() []string { return addresses(c.Servers) }
+
+// Primaries are those that say so themselves; the ones that do not answer are none.
+func (c *Cluster) Primaries() []*Server {
+	var list []*Server
+	for _, s := range c.Servers {
+		if s.isPrimary() {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+// Owner is the primary that says of itself that the slot of this key is its own, nil if none does.
+// Of two who say so, the one with the greater epoch is right.
+func (c *Cluster) Owner(key string) (owner *Server) {
+	last := -1
+	for _, s := range c.Servers {
+		line := c.line(s, c.ids[s])
+		if len(line) > 8 && strings.Contains(line[2], "master") && covers(line[8:], SlotOf(key)) {
+			if epoch, _ := strconv.Atoi(line[6]); epoch > last {
+				owner, last = s, epoch
+			}
+		}
+	}
+	return owner
+}
+
+// ReplicaOf is a replica of this primary by the word of that replica, nil if there is none.
+func (c *Cluster) ReplicaOf(primary *Server) *Server {
+	for _, s := range c.Servers {
+		if line := c.line(s, c.ids[s]); len(line) > 3 && line[3] == c.ids[primary] {
+			return s
+		}
+	}
+	return nil
+}
+
+// line is what a node knows of the one with this id, in the words of CLUSTER NODES.
+func (c *Cluster) line(at *Server, id string) []string {
+	nodes, err := at.Do("CLUSTER", "NODES").ToString()
+	if err != nil {
+		return nil
+	}
+	for line := range strings.SplitSeq(strings.TrimPrefix(nodes, "txt:"), "\n") {
+		if words := strings.Fields(line); len(words) > 0 && words[0] == id {
+			return words
+		}
+	}
+	return nil
+}
+
+func covers(ranges []string, slot int) bool {
+	for _, word := range ranges {
+		first, last, isRange := strings.Cut(word, "-")
+		if !isRange {
+			last = first
+		}
+		a, errA := strconv.Atoi(first)
+		b, errB := strconv.Atoi(last)
+		if errA == nil && errB == nil && a <= slot && slot <= b {
+			return true
+		}
+	}
+	return false
+}
+
+// Failover has a replica take over from its primary (CLUSTER FAILOVER), and returns when it has.
+// Nothing is lost by that.
+func (c *Cluster) Failover(replica *Server) error {
+	if err := replica.Do("CLUSTER", "FAILOVER").Error(); err != nil {
+		return err
+	}
+	return within(10*time.Second, "CLUSTER FAILOVER did not happen", replica.isPrimary)
+}
+
+// Move moves the slot of a key to another primary, key by key, as resharding does. During is called
+// before each key, with the number of those that have moved; and once more before the cluster is
+// told that the slot has moved. The slot is whole again afterwards, also after an error.
+func (c *Cluster) Move(key string, to *Server, during func(moved int)) error {
+	from := c.Owner(key)
+	if from == nil || from == to {
+		return fmt.Errorf("redistest: the slot of %q is not there to be moved", key)
+	}
+	slot := itoa(SlotOf(key))
+	err := errors.Join(to.Do("CLUSTER", "SETSLOT", slot, "IMPORTING", c.ids[from]).Error(),
+		from.Do("CLUSTER", "SETSLOT", slot, "MIGRATING", c.ids[to]).Error())
+	if err != nil {
+		return err
+	}
+	err = func() error {
+		for moved := 0; ; moved++ {
+			during(moved)
+			list, err := from.Do("CLUSTER", "GETKEYSINSLOT", slot, "1").AsStrSlice()
+			if err != nil || len(list) == 0 {
+				return err
+			}
+			err = from.Do("MIGRATE", "127.0.0.1", itoa(to.Port()), "", "0", "1000", "KEYS", list[0]).Error()
+			if err != nil {
+				return err
+			}
+		}
+	}()
+	// The target first, else nobody serves the slot for a moment.
+	owners := []*Server{to, from}
+	for _, p := range c.Primaries() {
+		if p != to && p != from {
+			owners = append(owners, p)
+		}
+	}
+	for _, p := range owners {
+		err = errors.Join(err, p.Do("CLUSTER", "SETSLOT", slot, "NODE", c.ids[to]).Error())
+	}
+	return err
+}
+
+// Settle returns when each primary has its replicas, in sync, and all nodes say that all is well.
+func (c *Cluster) Settle() error {
+	return within(30*time.Second, "the cluster does not settle", func() bool {
+		primaries, replicas := 0, 0
+		for _, s := range c.Servers {
+			role, synced := s.Role()
+			switch {
+			case role == "master":
+				primaries++
+			case role == "slave" && synced:
+				replicas++
+			}
+			info, err := s.Do("CLUSTER", "INFO").ToString()
+			if err != nil || !strings.Contains(info, "cluster_state:ok") || !strings.Contains(info, "cluster_slots_ok:16384") ||
+				!strings.Contains(info, "cluster_known_nodes:"+itoa(len(c.Servers))) {
+				return false
+			}
+		}
+		return primaries+replicas == len(c.Servers) && replicas == c.replicas*(len(c.Servers)/(1+c.replicas))
+	})
+}
+
+// Stop ends all servers and removes their folders.
+func (c *Cluster) Stop() error { return stopAll(c.Servers) }
