@@ -16,27 +16,22 @@ import (
 
 	"github.com/seed-ee05a192/redislock"
 	"github.com/seed-ee05a192/redislock/internal/proxy"
+	"github.com/seed-ee05a192/redislock/internal/redistest"
 )
-
-func newProxy(target string) *proxy.Proxy {
-	GinkgoHelper()
-	p, err := proxy.New(target)
-	Expect(err).NotTo(HaveOccurred())
-	DeferCleanup(p.Close)
-	return p
-}
 
 func containing(word string) func([]byte) bool {
 	return func(request []byte) bool { return bytes.Contains(request, []byte(word)) }
 }
 
-var _ = Describe("trouble", func() {
+var _ = describe("trouble", func() {
 	var (
 		name   string
+		server *redistest.Server
 		locker *redislock.Locker // of somebody without any
 	)
 	BeforeEach(func() {
 		name = newName()
+		server = ownRedis()
 		locker = newLocker(server.Addr())
 	})
 
@@ -171,7 +166,7 @@ var _ = Describe("trouble", func() {
 	})
 
 	It("a server that comes up later: Acquire waits for it; a ctx that ends tells what was wrong", func(ctx SpecContext) {
-		own := ownServer()
+		own := server
 		l := newLocker(own.Addr())
 		Expect(own.Kill()).To(Succeed())
 		waiting, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
@@ -202,7 +197,7 @@ var _ = Describe("trouble", func() {
 	})
 
 	It("a restart that forgets everything: the holder is told, the waiters go on", func(ctx SpecContext) {
-		own := ownServer()
+		own := server
 		l := newLocker(own.Addr())
 		lock := mustAcquire(ctx, l, name, redislock.WithLease(2*time.Second))
 		next := acquiring(ctx, newLocker(own.Addr()), name, 1)
@@ -243,7 +238,7 @@ var _ = Describe("trouble", func() {
 	}, Entry("lock", 0), Entry("queue", 1), Entry("state", 2))
 
 	It("over maxmemory: acquire is refused, what is held is renewed and released", func(ctx SpecContext) {
-		own := ownServer()
+		own := server
 		l, c := newLocker(own.Addr()), connect(own.Addr())
 		lock := mustAcquire(ctx, l, name, redislock.WithLease(600*time.Millisecond))
 		failed := make(chan error)
@@ -279,7 +274,7 @@ var _ = Describe("trouble", func() {
 	})
 
 	It("UNBLOCKED and a paused server: waiters survive", func(ctx SpecContext) {
-		own := ownServer()
+		own := server
 		l, c := newLocker(own.Addr()), connect(own.Addr())
 		lock := mustAcquire(ctx, l, name, redislock.WithLease(10*time.Second))
 		next := acquiring(ctx, l, name, 1)
@@ -348,7 +343,7 @@ func unblockAll(client rueidis.Client) (count int64, err error) {
 	return count, err
 }
 
-var _ = Describe("a queue that has come back, as after a failover that lost the last writes", func() {
+var _ = describe("a queue that has come back, as after a failover that lost the last writes", func() {
 	It("has waiters that were through: their turns are passed on, one round trip each", func(ctx SpecContext) {
 		name := newName()
 		locker, other := newLocker(server.Addr()), newLocker(server.Addr())
