@@ -135,10 +135,12 @@ func (l *Locker) wait(ctx context.Context, r *request) (grant, error) {
 	defer timer.Stop()
 
 	var known *call   // the last call that was answered
+	asked := 0        // how often
 	var trouble error // why the present one was not
 	var retry backoff
 	late := 0
 	for {
+		asked++
 		c := l.send(ctx, r, w.signal, l.opts.WaitTTL)
 		select {
 		case <-c.done:
@@ -160,7 +162,7 @@ func (l *Locker) wait(ctx context.Context, r *request) (grant, error) {
 			due = due.Add(retry.next())
 		case c.reply.held:
 			if g := c.grant(); g.live() {
-				g.queued = known != nil
+				g.queued = asked > 1 // or an answer that is lost put it into the queue
 				return g, nil
 			}
 			late++
