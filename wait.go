@@ -194,7 +194,8 @@ func (l *Locker) wait(ctx context.Context, r *request) (grant, error) {
 				case known == nil || r.ownToken: // not to be trusted: ask
 					due = time.Now()
 				default:
-					if g := known.handedOver(s, r); g.live() {
+					// A grant that is yet to come means that the server's clock has jumped.
+					if g := known.handedOver(s, r); g.live() && !g.at.After(time.Now()) {
 						return g, nil
 					}
 					late++
