@@ -341,6 +341,13 @@ var _ = Describe("a server", func() {
 		crew.startOver(ctx)
 	})
 
+	It("is flushed (FLUSHALL keeps the library): likewise", func(ctx SpecContext) {
+		s := ownServer()
+		crew := newCrew(ctx, s.Addr(), "x")
+		Expect(s.Do("FLUSHALL").Error()).NotTo(HaveOccurred())
+		crew.startOver(ctx)
+	})
+
 	It("is still LOADING: they wait until it has", func(ctx SpecContext) {
 		s := ownServer("--appendonly", "yes", "--key-load-delay", "100")
 		client := connect(s.Addr())

@@ -657,6 +657,8 @@ var _ = describe("Locker", func() {
 			state, err := l.Inspect(ctx, name)
 			Expect(err).NotTo(HaveOccurred())
 			Expect(state.Waiters).To(HaveLen(1000))
+			Expect(state.Waiters[0].LapsesIn).To(BeNumerically("<=", 30*time.Second))
+			Expect(state.Waiters[999].LapsesIn).To(BeNumerically(">", 40*time.Second), "so many call less often")
 			Expect(lock.Release(ctx)).To(Succeed())
 			for _, waiter := range state.Waiters {
 				Expect(<-served).To(Equal(waiter.Token))

@@ -16,6 +16,11 @@ const (
 	// foremostCheckIn is how often the first waiter that this Locker has for a lock calls at least,
 	// so that a dead waiter before it costs no more than this and handedLease.
 	foremostCheckIn = 1500 * time.Millisecond
+	// placeOfMany times the number of waiters that this Locker has for a lock is how long their places
+	// are kept, if that is longer than Options.WaitTTL: a third of it is how often each calls, so all of
+	// them together call some 45 times a second. If they die, nobody waits so long: the server sees that
+	// their signals lie unread.
+	placeOfMany = 67 * time.Millisecond
 	// promptly is how long a wait that ended goes on for its place in the queue to be given up.
 	// After that it does so in the background.
 	promptly = time.Second
@@ -141,7 +146,7 @@ func (l *Locker) wait(ctx context.Context, r *request) (grant, error) {
 	late := 0
 	for {
 		asked++
-		c := l.send(ctx, r, w.signal, l.opts.WaitTTL)
+		c := l.send(ctx, r, w.signal, max(l.opts.WaitTTL, time.Duration(l.hub.crowd(w))*placeOfMany))
 		select {
 		case <-c.done:
 		case <-ctx.Done():
