@@ -361,7 +361,7 @@ var signatures = []signature{
 // textOf says which text of lua/lock.lua has which version.
 const (
 	textOf  = "1.0.0"
-	textSum = "a3097391b589c9c153e9c7ca46eff52bc868df5fb2901f83a49b214f8a7a4ef0"
+	textSum = "4d5e35e26a660f66e73158c544b2dc6a7563c11d3ddffd4000d1aab630421e78"
 )
 
 var _ = describe("the function library", func() {
@@ -393,6 +393,18 @@ var _ = describe("the function library", func() {
 				"lua/lock.lua and Version in functions.go, say it in CHANGELOG.md, then set textOf and textSum here. "+
 				"(Before the first release of a version, setting textSum is enough.)")
 	})
+
+	DescribeTable("writes numbers of any size", func(lease int64) {
+		ms := strconv.FormatInt(lease, 10)
+		Expect(asInts(l.call("lock_acquire", "h", ms, 0))).To(HaveExactElements(int64(1), BeNumerically(">", 0), lease, BeNumerically(">", 0)))
+		Expect(l.pttl(l.lock)).To(within(lease))
+		Expect(asInts(l.call("lock_acquire", "a", ms, ms))).To(queued(1))
+		Expect(l.inspect().details[0][3].ToInt64()).To(Equal(lease))
+		Expect(l.pttl(l.queue)).To(within(lease))
+	},
+		Entry(nil, int64(20_000)), Entry(nil, int64(999_999_999)), Entry(nil, int64(1_000_000_000)), Entry(nil, int64(1_000_000_001)),
+		Entry(nil, int64(2_999_999_999)), Entry(nil, int64(9_999_999_999_999)),
+	)
 
 	It("registers six functions, each with its flags and a description that shows the call", func() {
 		lists, err := redis(client, "FUNCTION", "LIST", "LIBRARYNAME", "lock", "WITHCODE").ToArray()
