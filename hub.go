@@ -70,7 +70,7 @@ func newHub(client rueidis.Client, prefix string) *hub {
 	h := &hub{
 		client:    client,
 		prefix:    prefix,
-		id:        randomID(),
+		id:        randomID(64), // it is in the entry of each waiter
 		cluster:   client.Mode() == rueidis.ClientModeCluster,
 		waiters:   make(map[string]*waiter),
 		lines:     make(map[string]*list.List),
