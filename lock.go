@@ -284,8 +284,8 @@ func (l *Locker) request(op, name string, opts []Option) (*request, error) {
 	for _, opt := range opts {
 		opt(r)
 	}
-	if err := r.check(fmt.Sprintf("%s %q", op, name)); err != nil {
-		return nil, err
+	if err := r.check(); err != nil {
+		return nil, wrap(op, r, err)
 	}
 	if l.isClosed() {
 		return nil, wrap(op, r, ErrClosed)
