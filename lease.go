@@ -140,8 +140,8 @@ func (l *Lock) Release(ctx context.Context) error {
 
 // Extend has the lease end this long from now; renewal goes on with it. At least 1 ms, rounded up
 // to whole milliseconds, and cut short by WithMaxHold. It returns ErrNotHeld if the lock is lost or
-// released; Context ends then. After any other error it is not known which lease the server has: the
-// shorter one counts, for Deadline and for renewal.
+// released; Context ends then. An error of Redis means that nothing has changed. After any other, it
+// is not known which lease the server has: the shorter one counts, for Deadline and for renewal.
 func (l *Lock) Extend(ctx context.Context, lease time.Duration) error {
 	if lease < time.Millisecond {
 		return l.wrap("extend", fmt.Errorf("a lease of %v: it must be at least 1ms", lease))
@@ -161,9 +161,12 @@ func (l *Lock) Extend(ctx context.Context, lease time.Duration) error {
 	if !ok {
 		return l.wrap("extend", ErrNotHeld)
 	}
-	l.shorten(sent, asked, lease)
+	restore := l.shorten(sent.Add(asked), lease)
 	ok, err := l.locker.fn.extend(ctx, l.keys, l.token, asked)
 	if err != nil {
+		if code(err) != "" {
+			restore()
+		}
 		return l.wrap("extend", err)
 	}
 	if !ok {
@@ -181,17 +184,23 @@ func (l *Lock) Extend(ctx context.Context, lease time.Duration) error {
 
 // shorten is for a call that may make the lease end sooner: from when it is sent until its reply
 // is there, and for good if that gets lost, the sooner end counts.
-func (l *Lock) shorten(sent time.Time, asked, lease time.Duration) {
+func (l *Lock) shorten(end time.Time, lease time.Duration) (restore func()) {
 	l.mu.Lock()
-	end := sent.Add(asked)
+	defer l.keep()
+	defer l.mu.Unlock()
+	deadline, before := l.deadline, l.lease
 	if l.deadline.IsZero() || end.Before(l.deadline) {
 		l.deadline = end
 	}
 	if l.lease == 0 || lease < l.lease {
 		l.lease = lease
 	}
-	l.mu.Unlock()
-	l.keep()
+	return func() {
+		l.mu.Lock()
+		defer l.keep()
+		defer l.mu.Unlock()
+		l.deadline, l.lease = deadline, before
+	}
 }
 
 func (l *Lock) wrap(op string, err error) error {

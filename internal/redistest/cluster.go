@@ -144,10 +144,14 @@ func covers(ranges []string, slot int) bool {
 // Failover has a replica take over from its primary (CLUSTER FAILOVER), and returns when it has.
 // Nothing is lost by that.
 func (c *Cluster) Failover(replica *Server) error {
-	if err := replica.Do("CLUSTER", "FAILOVER").Error(); err != nil {
-		return err
-	}
-	return within(10*time.Second, "CLUSTER FAILOVER did not happen", replica.isPrimary)
+	var asked time.Time
+	var err error
+	return errors.Join(within(30*time.Second, "CLUSTER FAILOVER did not happen", func() bool {
+		if time.Since(asked) > 6*time.Second { // Redis gives one up after five
+			asked, err = time.Now(), replica.Do("CLUSTER", "FAILOVER").Error()
+		}
+		return err != nil || replica.isPrimary()
+	}), err)
 }
 
 // Move moves the slot of a key to another primary, key by key, as resharding does. During is called

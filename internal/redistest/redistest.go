@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	startTimeout = 10 * time.Second // until a new server must answer
+	startTimeout = 30 * time.Second // until a new server must answer
 	stopTimeout  = 5 * time.Second  // from SIGTERM to SIGKILL
 	attempts     = 10               // ports tried
 )
