@@ -19,7 +19,8 @@ type LoadMode int
 
 const (
 	// LoadIfNeeded loads the library on every primary that has none or an older one of the same
-	// major version. It needs the right to FUNCTION LOAD there.
+	// major version. It needs the right to FUNCTION LOAD there; without it, calls return a
+	// *VersionError.
 	LoadIfNeeded LoadMode = iota
 	// LoadVerify loads nothing: where the library is missing, older or of another major version,
 	// calls return a *VersionError.
