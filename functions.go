@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -139,8 +140,17 @@ func parseWaiter(entry *rueidis.RedisMessage) (Waiter, error) {
 	return w, err
 }
 
-func askVersion(ctx context.Context, node rueidis.Client) (string, error) {
-	return node.Do(ctx, node.B().Arbitrary("FCALL_RO", "lock_version", "0").Build()).ToString()
+// askVersion also asks for the eviction policy, which is "" where the server or the user's rights
+// keep it secret.
+func askVersion(ctx context.Context, node rueidis.Client) (version, policy string, err error) {
+	replies := node.DoMulti(ctx,
+		node.B().Arbitrary("FCALL_RO", "lock_version", "0").Build(),
+		node.B().Arbitrary("INFO", "memory").Build())
+	info, _ := replies[1].ToString()
+	_, policy, _ = strings.Cut(info, "maxmemory_policy:")
+	policy, _, _ = strings.Cut(policy, "\r\n")
+	version, err = replies[0].ToString()
+	return version, policy, err
 }
 
 // extendAndWait is extend on a connection of its own, then WAIT there: WAIT counts what its own

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,12 +19,14 @@ type LoadMode int
 
 const (
 	// LoadIfNeeded loads the library on every primary that has none or an older one of the same
-	// major version. It needs the right to FUNCTION LOAD there.
+	// major version. It needs the right to FUNCTION LOAD there; without it, calls return a
+	// *VersionError.
 	LoadIfNeeded LoadMode = iota
 	// LoadVerify loads nothing: where the library is missing, older or of another major version,
 	// calls return a *VersionError.
 	LoadVerify
-	// LoadNever neither loads nor looks. If the library is missing, calls return a *VersionError.
+	// LoadNever neither loads nor looks, at the eviction policy neither. If the library is missing,
+	// calls return a *VersionError.
 	LoadNever
 )
 
@@ -35,12 +39,7 @@ const (
 // In a cluster, replicas get the library from their primaries, and nodes that cannot be reached
 // are passed over as long as one can: what they lack is loaded when a call meets it.
 func Load(ctx context.Context, client rueidis.Client) error {
-	return eachNode(ctx, client, loadOn)
-}
-
-// verify is Load that only looks.
-func verify(ctx context.Context, client rueidis.Client) error {
-	return eachNode(ctx, client, compare)
+	return newLoader(client, LoadIfNeeded, nil).look(ctx)
 }
 
 // eachNode runs do on the primaries of client. Whether a node is one, not every user may ask: so with
@@ -70,10 +69,10 @@ func eachNode(ctx context.Context, client rueidis.Client, do func(context.Contex
 	return nil
 }
 
-func loadOn(ctx context.Context, addr string, node rueidis.Client) error {
+func (l *loader) loadOn(ctx context.Context, addr string, node rueidis.Client) error {
 	// More than one round only if others load at the same moment.
 	for range 3 {
-		err := compare(ctx, addr, node)
+		err := l.compare(ctx, addr, node)
 		var version *VersionError
 		if !errors.As(err, &version) || version.Have != "" && !older(version.Have, Version) {
 			return err
@@ -83,12 +82,16 @@ func loadOn(ctx context.Context, addr string, node rueidis.Client) error {
 		} else {
 			err = node.Do(ctx, node.B().FunctionLoad().Replace().FunctionCode(source).Build()).Error()
 		}
+		if code(err) == "NOPERM" {
+			version.Reason += ", and this user may not load it: " + err.Error()
+			return version
+		}
 		if err == nil || !strings.Contains(err.Error(), "already exists") {
 			return err
 		}
 		// The library, or one of its functions, is there: somebody else's, or loaded just now.
 		taken := err.Error()
-		if err = compare(ctx, addr, node); errors.As(err, &version) && version.Have == "" {
+		if err = l.compare(ctx, addr, node); errors.As(err, &version) && version.Have == "" {
 			version.Reason = "the name is taken by somebody else's library, see FUNCTION LIST: " + taken
 			return version
 		}
@@ -97,8 +100,12 @@ func loadOn(ctx context.Context, addr string, node rueidis.Client) error {
 }
 
 // compare returns a *VersionError if this package cannot work with the library on a node as it is.
-func compare(ctx context.Context, addr string, node rueidis.Client) error {
-	have, err := askVersion(ctx, node)
+// It notes how the node evicts keys.
+func (l *loader) compare(ctx context.Context, addr string, node rueidis.Client) error {
+	have, policy, err := askVersion(ctx, node)
+	if policy != "" && policy != "noeviction" {
+		l.evicting[addr] = policy
+	}
 	wrong := &VersionError{Node: addr, Have: have, Want: Version}
 	switch {
 	case notFound(err):
@@ -157,10 +164,23 @@ func older(a, b string) bool {
 
 // loader does what LoadMode says, once, and again when a function turns out to be missing.
 type loader struct {
-	client rueidis.Client
-	mode   LoadMode
-	done   atomic.Bool
-	mu     sync.Mutex
+	client   rueidis.Client
+	mode     LoadMode
+	logger   *slog.Logger
+	done     atomic.Bool
+	mu       sync.Mutex
+	evicting map[string]string // the policy of nodes that evict keys, by address
+}
+
+func newLoader(client rueidis.Client, mode LoadMode, logger *slog.Logger) *loader {
+	return &loader{client: client, mode: mode, logger: logger, evicting: make(map[string]string)}
+}
+
+func (l *loader) look(ctx context.Context) error {
+	if l.mode == LoadIfNeeded {
+		return eachNode(ctx, l.client, l.loadOn)
+	}
+	return eachNode(ctx, l.client, l.compare)
 }
 
 func (l *loader) ensure(ctx context.Context) error {
@@ -172,28 +192,34 @@ func (l *loader) ensure(ctx context.Context) error {
 	if l.done.Load() {
 		return nil
 	}
-	var err error
-	switch l.mode {
-	case LoadIfNeeded:
-		err = Load(ctx, l.client)
-	case LoadVerify:
-		err = verify(ctx, l.client)
-	case LoadNever:
+	if l.mode != LoadNever {
+		if err := l.look(ctx); err != nil {
+			return err
+		}
 	}
-	if err == nil {
-		l.done.Store(true)
+	l.done.Store(true)
+	l.warnOfEviction(ctx)
+	return nil
+}
+
+func (l *loader) warnOfEviction(ctx context.Context) {
+	if len(l.evicting) == 0 {
+		return
 	}
-	return err
+	var nodes []string
+	for addr, policy := range l.evicting {
+		nodes = append(nodes, addr+" "+policy)
+	}
+	slices.Sort(nodes)
+	l.logger.WarnContext(ctx, "redislock: Redis may evict locks when its memory is full: then two can hold one lock, and waiters lose "+
+		"their places. CONFIG SET maxmemory-policy noeviction, or give the locks a Redis of their own", "nodes", nodes)
 }
 
 // reload is called when a function was not found. The one who comes first loads for all.
 func (l *loader) reload(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.mode == LoadIfNeeded {
-		return Load(ctx, l.client)
-	}
-	err := verify(ctx, l.client)
+	err := l.look(ctx)
 	var version *VersionError
 	if l.mode == LoadNever && errors.As(err, &version) && version.Have != "" {
 		return nil

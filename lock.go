@@ -51,7 +51,7 @@ func New(client rueidis.Client, options Options) (*Locker, error) {
 	l := &Locker{
 		client:  client,
 		opts:    opts,
-		fn:      functions{client: client, loader: &loader{client: client, mode: opts.LoadMode}},
+		fn:      functions{client: client, loader: newLoader(client, opts.LoadMode, opts.Logger)},
 		hub:     newHub(client, opts.Prefix),
 		closing: make(chan struct{}),
 		held:    make(map[*Lock]struct{}),

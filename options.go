@@ -3,6 +3,7 @@ package redislock
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 )
@@ -34,6 +35,10 @@ type Options struct {
 	WaitTTL time.Duration
 	// LoadMode says what to do if Redis lacks the function library. Default LoadIfNeeded.
 	LoadMode LoadMode
+	// Logger gets one warning, at first use, if Redis may evict locks when its memory is full (any
+	// maxmemory-policy but noeviction), and nothing else. A user who may not call INFO is not told,
+	// nor is one with LoadNever. Default slog.Default().
+	Logger *slog.Logger
 }
 
 const (
@@ -52,6 +57,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.WaitTTL == 0 {
 		o.WaitTTL = defaultWaitTTL
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
 	}
 	switch {
 	case strings.ContainsAny(o.Prefix, "{}"):

@@ -13,12 +13,12 @@ import (
 	"github.com/seed-ee05a192/redislock"
 )
 
-// codeBlocks are the fenced blocks of README.md in one language ("" for none).
-func codeBlocks(language string) (blocks []string) {
+// codeBlocks are the fenced blocks of a document in one language ("" for none).
+func codeBlocks(file, language string) (blocks []string) {
 	GinkgoHelper()
-	readme, err := os.ReadFile("README.md")
+	text, err := os.ReadFile(file)
 	Expect(err).NotTo(HaveOccurred())
-	for _, block := range regexp.MustCompile("(?ms)^```(\\w*)\n(.*?)^```$").FindAllStringSubmatch(string(readme), -1) {
+	for _, block := range regexp.MustCompile("(?ms)^```(\\w*)\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
 		if block[1] == language {
 			blocks = append(blocks, block[2])
 		}
@@ -31,7 +31,7 @@ var _ = Describe("README.md", func() {
 	It("has only Go code that example_test.go compiles and runs", func() {
 		examples, err := os.ReadFile("example_test.go")
 		Expect(err).NotTo(HaveOccurred())
-		for _, block := range codeBlocks("go") {
+		for _, block := range codeBlocks("README.md", "go") {
 			Expect(string(examples)).To(ContainSubstring(block))
 		}
 	})
@@ -39,9 +39,9 @@ var _ = Describe("README.md", func() {
 	It("has redis-cli lines that work as they stand", func(ctx SpecContext) {
 		Expect(redislock.Load(ctx, connect(server.Addr()))).To(Succeed())
 		outputs := map[string]string{}
-		for _, block := range codeBlocks("sh") {
+		for _, block := range codeBlocks("README.md", "sh") {
 			for _, line := range regexp.MustCompile(`(?m)^redis-cli .*$`).FindAllString(block, -1) {
-				outputs[line] = cli(ctx, line)
+				outputs[line] = cli(ctx, server, line)
 			}
 		}
 		Expect(outputs).To(HaveLen(3))
@@ -51,11 +51,11 @@ var _ = Describe("README.md", func() {
 	})
 })
 
-// cli runs a shell line in which redis-cli talks to this process's server.
-func cli(ctx context.Context, line string) string {
+// cli runs shell lines in which redis-cli talks to this server.
+func cli(ctx context.Context, to interface{ Port() int }, lines string) string {
 	GinkgoHelper()
-	script := fmt.Sprintf("redis-cli() { command redis-cli -e -p %d \"$@\"; }; %s", server.Port(), line)
-	output, err := exec.CommandContext(ctx, "bash", "-c", script).CombinedOutput()
-	Expect(err).NotTo(HaveOccurred(), "%s: %s", line, output)
+	script := fmt.Sprintf("set -o pipefail; redis-cli() { command redis-cli -e -p %d \"$@\"; }; %s", to.Port(), lines)
+	output, err := exec.CommandContext(ctx, "bash", "-ec", script).CombinedOutput()
+	Expect(err).NotTo(HaveOccurred(), "%s: %s", lines, output)
 	return string(output)
 }
