@@ -1,0 +1,274 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+	"github.com/redis/rueidis"
+	"golang.org/x/sync/errgroup"
+)
+
+// contest lets contenders, each with a client of its own, take one lock over and over in slices.
+type contest struct {
+	lockers []locker
+	name    string
+	hold    time.Duration
+	pinger  rueidis.Client
+}
+
+// slice is what came of one.
+type slice struct {
+	grants  []grant       // in the order in which they were given
+	counted int           // those in time; the rest is of the calls under way when time was up
+	took    time.Duration // for those in time
+	slack   time.Duration // the longest round trip that was seen
+	doubles int           // grants while another one held the lock: no lock at all
+}
+
+// run has all contenders begin at once and go on for the given time, to the end of a whole round (a
+// number of grants that is a multiple of the contenders): with a fair lock, all have the same number
+// by then. For one that makes less than a round in that time, time is up at twice of it. Calls
+// under way then are let through, so that no long wait goes uncounted.
+func (c *contest) run(ctx context.Context, length time.Duration) (*slice, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*length+time.Minute)
+	defer cancel()
+	s := &slice{}
+	var mu sync.Mutex
+	var inside atomic.Int32
+	var up atomic.Bool
+	start := make(chan struct{})
+	var began time.Time
+
+	got := func(contender int, called, got time.Duration) {
+		mu.Lock() // by the holder: nobody waits for it
+		defer mu.Unlock()
+		s.grants = append(s.grants, grant{contender, called, got})
+		whole := len(s.grants)%len(c.lockers) == 0
+		if !up.Load() && (got > length && whole || got > 2*length) {
+			s.counted, s.took = len(s.grants), got
+			up.Store(true)
+		}
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for i, l := range c.lockers {
+		g.Go(func() error {
+			<-start
+			for !up.Load() {
+				called := time.Since(began)
+				unlock, err := l.lock(ctx, c.name)
+				if err != nil {
+					return err
+				}
+				if inside.Add(1) > 1 {
+					mu.Lock()
+					s.doubles++
+					mu.Unlock()
+				}
+				got(i, called, time.Since(began))
+				if c.hold > 0 {
+					time.Sleep(c.hold)
+				}
+				inside.Add(-1)
+				if err := unlock(); err != nil {
+					return err
+				}
+			}
+			return flush(ctx, l)
+		})
+	}
+	stopPings := make(chan struct{})
+	var pings errgroup.Group
+	pings.Go(func() error {
+		longest, err := c.ping(ctx, stopPings)
+		s.slack = max(longest, time.Millisecond)
+		return err
+	})
+	began = time.Now()
+	close(start)
+	err := g.Wait()
+	close(stopPings)
+	if failed := pings.Wait(); err == nil {
+		err = failed
+	}
+	return s, err
+}
+
+// flush has a piped ring pass its token on.
+func flush(ctx context.Context, l locker) error {
+	if r, ok := l.(*ringClient); ok {
+		return r.flush(ctx)
+	}
+	return nil
+}
+
+// warmUp sees to it that all connections, scripts and functions are there before anything is
+// counted.
+func (c *contest) warmUp(ctx context.Context) error {
+	for _, l := range c.lockers {
+		unlock, err := l.lock(ctx, c.name)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(unlock(), flush(ctx, l)); err != nil {
+			return err
+		}
+	}
+	brief := *c
+	brief.hold = 0
+	_, err := brief.run(ctx, 20*time.Millisecond)
+	return err
+}
+
+// ping asks the server every millisecond and returns how long the longest answer took.
+func (c *contest) ping(ctx context.Context, stop <-chan struct{}) (time.Duration, error) {
+	ticker := time.NewTicker(time.Millisecond)
+	defer ticker.Stop()
+	longest := time.Duration(0)
+	for {
+		select {
+		case <-stop:
+			return longest, nil
+		case <-ticker.C:
+		}
+		sent := time.Now()
+		if err := c.pinger.Do(ctx, c.pinger.B().Ping().Build()).Error(); err != nil && ctx.Err() == nil {
+			return 0, err
+		}
+		longest = max(longest, time.Since(sent))
+	}
+}
+
+func (s *slice) rate() float64 { return float64(s.counted) / s.took.Seconds() }
+
+func (s *slice) jain(contenders int) float64 {
+	counts := make([]int, contenders)
+	for _, g := range s.grants[:s.counted] {
+		counts[g.contender]++
+	}
+	return jain(counts)
+}
+
+// waits adds all waits but the first of each contender: those began all at once.
+func (s *slice) waits(h *hdrhistogram.Histogram) {
+	seen := make(map[int]bool)
+	for _, g := range s.grants {
+		if seen[g.contender] {
+			record(h, g.got-g.called)
+		}
+		seen[g.contender] = true
+	}
+}
+
+// contended is what one kind of lock came to with so many contenders and such a hold.
+type contended struct {
+	Lock       string        `json:"lock"`
+	Contenders int           `json:"contenders"`
+	Hold       time.Duration `json:"hold_ns"`
+	Rates      []float64     `json:"rates"` // of each slice
+	Rate       spread        `json:"rate"`
+	Jain       spread        `json:"jain"`
+	Bypass     int           `json:"largest_bypass"`
+	Slack      time.Duration `json:"bypass_slack_ns"` // the largest
+	P50        time.Duration `json:"wait_p50_ns"`
+	P99        time.Duration `json:"wait_p99_ns"`
+	Max        time.Duration `json:"wait_max_ns"`
+	Commands   float64       `json:"commands_per_cycle"`
+	ServerCPU  time.Duration `json:"server_cpu_per_cycle_ns"`
+	Doubles    int           `json:"doubles"`
+
+	waits *hdrhistogram.Histogram
+	jains []float64
+	slack time.Duration
+	done  int // grants of all slices
+	sent  int64
+	cpu   time.Duration
+}
+
+func (r *contended) add(s *slice) {
+	r.Rates = append(r.Rates, s.rate())
+	r.jains = append(r.jains, s.jain(r.Contenders))
+	r.Bypass = max(r.Bypass, largestBypass(s.grants, s.slack))
+	r.Slack = max(r.Slack, s.slack)
+	r.Doubles += s.doubles
+	s.waits(r.waits)
+	r.done += len(s.grants)
+}
+
+func (r *contended) finish() {
+	r.Rate, r.Jain = spreadOf(r.Rates), spreadOf(r.jains)
+	r.P50, r.P99, r.Max = quantile(r.waits, 50), quantile(r.waits, 99), time.Duration(r.waits.Max())
+	r.Commands = float64(r.sent) / float64(r.done)
+	r.ServerCPU = r.cpu / time.Duration(r.done)
+}
+
+// cell is one number of contenders with one hold.
+type cell struct {
+	contenders int
+	hold       time.Duration
+	rounds     int
+	length     time.Duration
+}
+
+// run measures the cell for all peers, in turns.
+func (c cell) run(ctx context.Context, b *bench, among []peer) ([]*contended, error) {
+	var results []*contended
+	var steps []func() error
+	for _, p := range among {
+		t := b.target.counted()
+		lockers, err := p.openAll(t, c.contenders)
+		if err != nil {
+			return nil, err
+		}
+		defer closeAll(lockers)
+		contest := &contest{lockers: lockers, name: b.name(p.name), hold: c.hold, pinger: b.admin}
+		if err := contest.warmUp(ctx); err != nil {
+			return nil, fmt.Errorf("%s: %w", p.name, err)
+		}
+		r := &contended{Lock: p.name, Contenders: c.contenders, Hold: c.hold, waits: newHistogram()}
+		results = append(results, r)
+		steps = append(steps, func() error {
+			sent := t.sent.Load()
+			before, err := b.cpu(ctx)
+			if err != nil {
+				return err
+			}
+			s, err := contest.run(ctx, c.length)
+			if err != nil {
+				return fmt.Errorf("%s: %w", p.name, err)
+			}
+			after, err := b.cpu(ctx)
+			r.sent += t.sent.Load() - sent
+			r.cpu += after - before
+			r.add(s)
+			return err
+		})
+	}
+	if err := interleave(c.rounds, steps...); err != nil {
+		return nil, err
+	}
+	for _, r := range results {
+		r.finish()
+	}
+	return results, nil
+}
+
+func contend(ctx context.Context, b *bench) error {
+	var all []*contended
+	for _, c := range b.plan.cells {
+		b.say("contenders %d, hold %v", c.contenders, c.hold)
+		results, err := c.run(ctx, b, peers)
+		if err != nil {
+			return fmt.Errorf("%d contenders, hold %v: %w", c.contenders, c.hold, err)
+		}
+		all = append(all, results...)
+		b.contendedTable(c, results)
+	}
+	b.report.Contended = all
+	b.contendedGoals(all)
+	return b.contendedPlots(all)
+}

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/seed-ee05a192/redislock/internal/proxy"
+)
+
+const delay = 5 * time.Millisecond // of the proxy, each way
+
+// handedOver is how long one kind of lock took from the call of release to the next holder's return.
+type handedOver struct {
+	Lock    string        `json:"lock"`
+	P50     time.Duration `json:"p50_ns"`
+	P99     time.Duration `json:"p99_ns"`
+	Max     time.Duration `json:"max_ns"`
+	Samples int           `json:"samples"`
+	Ratio   spread        `json:"p50_against_reference"` // of paired slices
+	P99In   float64       `json:"p99_in_reference_p50"`
+
+	all     *hdrhistogram.Histogram
+	medians []float64 // of each slice, ns
+}
+
+// couple is two clients that hand one lock to and fro.
+type couple struct {
+	lockers []locker
+	name    string
+	settle  time.Duration // until one that has called lock surely waits
+}
+
+// run hands over until the time is up and adds what each took.
+func (c *couple) run(ctx context.Context, length time.Duration, add func(time.Duration)) error {
+	type held struct {
+		at     time.Time
+		unlock func() error
+		err    error
+	}
+	lock := func(l locker) held {
+		unlock, err := l.lock(ctx, c.name)
+		return held{time.Now(), unlock, err}
+	}
+	end := time.Now().Add(length)
+	h := lock(c.lockers[0])
+	for turn := 1; h.err == nil; turn++ {
+		last := time.Now().After(end) && turn%2 == 1 // the first one holds: a ring is as it was
+		if last {
+			break
+		}
+		next := make(chan held, 1)
+		go func() { next <- lock(c.lockers[turn%2]) }()
+		time.Sleep(c.settle)
+		released := time.Now()
+		if err := h.unlock(); err != nil {
+			return err
+		}
+		if h = <-next; h.err == nil {
+			add(h.at.Sub(released))
+		}
+	}
+	if h.err != nil {
+		return h.err
+	}
+	return c.letGo(ctx, h.unlock)
+}
+
+// letGo gives the lock back; in a ring, the token goes once more round to where it was.
+func (c *couple) letGo(ctx context.Context, unlock func() error) error {
+	if err := unlock(); err != nil {
+		return err
+	}
+	if _, ring := c.lockers[1].(*ringClient); !ring {
+		return nil
+	}
+	unlock, err := c.lockers[1].lock(ctx, c.name)
+	if err != nil {
+		return err
+	}
+	return unlock()
+}
+
+// pings are the reference behind the proxy: what a bare PING takes there.
+type pings struct{ t target }
+
+func (p pings) open() (func(ctx context.Context, length time.Duration, add func(time.Duration)) error, func(), error) {
+	client, err := p.t.rueidis()
+	if err != nil {
+		return nil, nil, err
+	}
+	return func(ctx context.Context, length time.Duration, add func(time.Duration)) error {
+		for end := time.Now().Add(length); time.Now().Before(end); {
+			sent := time.Now()
+			if err := client.Do(ctx, client.B().Ping().Build()).Error(); err != nil {
+				return err
+			}
+			add(time.Since(sent))
+		}
+		return nil
+	}, client.Close, nil
+}
+
+// handovers measures all of them in turns, each with so many couples at once.
+func handovers(ctx context.Context, b *bench, t target, couples, rounds int, length, settle time.Duration, withPing bool) ([]*handedOver, error) {
+	var results []*handedOver
+	var steps []func() error
+	measure := func(name string, runs []func(context.Context, time.Duration, func(time.Duration)) error) {
+		r := &handedOver{Lock: name, all: newHistogram()}
+		results = append(results, r)
+		steps = append(steps, func() error {
+			of := make([]*hdrhistogram.Histogram, len(runs))
+			g, ctx := errgroup.WithContext(ctx)
+			for i, run := range runs {
+				of[i] = newHistogram()
+				g.Go(func() error {
+					return run(ctx, length, func(d time.Duration) { record(of[i], d) })
+				})
+			}
+			if err := g.Wait(); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			slice := newHistogram()
+			for _, h := range of {
+				slice.Merge(h)
+			}
+			r.all.Merge(slice)
+			r.medians = append(r.medians, float64(quantile(slice, 50)))
+			return nil
+		})
+	}
+	if withPing {
+		run, closeIt, err := pings{t}.open()
+		if err != nil {
+			return nil, err
+		}
+		defer closeIt()
+		measure(pingName, []func(context.Context, time.Duration, func(time.Duration)) error{run})
+	}
+	for _, p := range peers {
+		if p.name == pipedRingName {
+			continue // a hand-over of the ring is the same
+		}
+		var runs []func(context.Context, time.Duration, func(time.Duration)) error
+		for i := range couples {
+			lockers, err := p.openAll(t, 2)
+			if err != nil {
+				return nil, err
+			}
+			defer closeAll(lockers)
+			c := &couple{lockers: lockers, name: fmt.Sprint(b.name(p.name), i), settle: settle}
+			if err := c.run(ctx, 0, func(time.Duration) {}); err != nil {
+				return nil, fmt.Errorf("%s: %w", p.name, err)
+			}
+			runs = append(runs, c.run)
+		}
+		measure(p.name, runs)
+	}
+	if err := interleave(rounds, steps...); err != nil {
+		return nil, err
+	}
+	reference := pingName
+	if !withPing {
+		reference = ringName
+	}
+	ref := results[slices.IndexFunc(results, func(r *handedOver) bool { return r.Lock == reference })]
+	for _, r := range results {
+		r.P50, r.P99, r.Max = quantile(r.all, 50), quantile(r.all, 99), time.Duration(r.all.Max())
+		r.Samples = int(r.all.TotalCount())
+		r.Ratio = paired(r.medians, ref.medians)
+		r.P99In = float64(r.P99) / float64(quantile(ref.all, 50))
+	}
+	return results, nil
+}
+
+const pingName = "PING"
+
+func handover(ctx context.Context, b *bench) error {
+	p, err := proxy.New(b.addr())
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	p.SetDelay(delay)
+	b.say("hand-over, round trip of %v", 2*delay)
+	far, err := handovers(ctx, b, b.target.via(p.Addr()), 4, b.plan.rounds, b.plan.handoverSlice, 6*delay, true)
+	if err != nil {
+		return err
+	}
+	b.say("hand-over on loopback")
+	near, err := handovers(ctx, b, b.target, 1, b.plan.rounds, b.plan.slice, time.Millisecond, false)
+	if err != nil {
+		return err
+	}
+	b.report.HandoverFar, b.report.HandoverNear = far, near
+	b.handoverTables(far, near)
+	return b.handoverPlot(far)
+}
