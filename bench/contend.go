@@ -18,22 +18,30 @@ type contest struct {
 	lockers []locker
 	name    string
 	hold    time.Duration
+	sent    *atomic.Int64 // commands of all of them
 	pinger  rueidis.Client
 }
 
 // slice is what came of one.
 type slice struct {
-	grants  []grant       // in the order in which they were given
-	counted int           // those in time; the rest is of the calls under way when time was up
-	took    time.Duration // for those in time
-	slack   time.Duration // the longest round trip that was seen
-	doubles int           // grants while another one held the lock: no lock at all
+	grants  []grant // in the order in which they were given
+	steady  window  // what is counted
+	slack   time.Duration
+	doubles int // grants while another one held the lock: no lock at all
+}
+
+// window is the part of a slice that all rates and shares are taken from: the first round, where
+// all begin at once, and the calls that are under way when time is up are left out.
+type window struct {
+	from, to int // of the grants
+	took     time.Duration
+	sent     int64 // commands
 }
 
 // run has all contenders begin at once and go on for the given time, to the end of a whole round (a
 // number of grants that is a multiple of the contenders): with a fair lock, all have the same number
-// by then. For one that makes less than a round in that time, time is up at twice of it. Calls
-// under way then are let through, so that no long wait goes uncounted.
+// by then. One that takes much longer for a round is stopped at twice that time. Calls under way
+// then are let through, so that no long wait goes uncounted.
 func (c *contest) run(ctx context.Context, length time.Duration) (*slice, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*length+time.Minute)
 	defer cancel()
@@ -48,9 +56,14 @@ func (c *contest) run(ctx context.Context, length time.Duration) (*slice, error)
 		mu.Lock() // by the holder: nobody waits for it
 		defer mu.Unlock()
 		s.grants = append(s.grants, grant{contender, called, got})
-		whole := len(s.grants)%len(c.lockers) == 0
-		if !up.Load() && (got > length && whole || got > 2*length) {
-			s.counted, s.took = len(s.grants), got
+		n := len(s.grants)
+		whole := n%len(c.lockers) == 0
+		switch {
+		case up.Load():
+		case n == len(c.lockers):
+			s.steady = window{n, n, got, c.sent.Load()}
+		case got > length && whole || got > 2*length:
+			s.steady = window{s.steady.from, n, got - s.steady.took, c.sent.Load() - s.steady.sent}
 			up.Store(true)
 		}
 	}
@@ -85,9 +98,11 @@ func (c *contest) run(ctx context.Context, length time.Duration) (*slice, error)
 	var pings errgroup.Group
 	pings.Go(func() error {
 		longest, err := c.ping(ctx, stopPings)
-		s.slack = max(longest, time.Millisecond)
+		// Twice, as a call has more steps than a PING, and not every moment is seen.
+		s.slack = max(2*longest, time.Millisecond)
 		return err
 	})
+	s.steady.sent = c.sent.Load()
 	began = time.Now()
 	close(start)
 	err := g.Wait()
@@ -143,25 +158,14 @@ func (c *contest) ping(ctx context.Context, stop <-chan struct{}) (time.Duration
 	}
 }
 
-func (s *slice) rate() float64 { return float64(s.counted) / s.took.Seconds() }
+func (s *slice) rate() float64 { return float64(s.steady.to-s.steady.from) / s.steady.took.Seconds() }
 
 func (s *slice) jain(contenders int) float64 {
 	counts := make([]int, contenders)
-	for _, g := range s.grants[:s.counted] {
+	for _, g := range s.grants[s.steady.from:s.steady.to] {
 		counts[g.contender]++
 	}
 	return jain(counts)
-}
-
-// waits adds all waits but the first of each contender: those began all at once.
-func (s *slice) waits(h *hdrhistogram.Histogram) {
-	seen := make(map[int]bool)
-	for _, g := range s.grants {
-		if seen[g.contender] {
-			record(h, g.got-g.called)
-		}
-		seen[g.contender] = true
-	}
 }
 
 // contended is what one kind of lock came to with so many contenders and such a hold.
@@ -177,16 +181,19 @@ type contended struct {
 	P50        time.Duration `json:"wait_p50_ns"`
 	P99        time.Duration `json:"wait_p99_ns"`
 	Max        time.Duration `json:"wait_max_ns"`
+	GrantP50   time.Duration `json:"grant_wait_p50_ns"` // where each grant counts the same
+	GrantP99   time.Duration `json:"grant_wait_p99_ns"`
 	Commands   float64       `json:"commands_per_cycle"`
 	ServerCPU  time.Duration `json:"server_cpu_per_cycle_ns"`
 	Doubles    int           `json:"doubles"`
 
-	waits *hdrhistogram.Histogram
-	jains []float64
-	slack time.Duration
-	done  int // grants of all slices
-	sent  int64
-	cpu   time.Duration
+	of     [][]time.Duration // the waits of each contender
+	waits  *hdrhistogram.Histogram
+	jains  []float64
+	steady int // grants of all slices in their windows
+	sent   int64
+	done   int // all grants
+	cpu    time.Duration
 }
 
 func (r *contended) add(s *slice) {
@@ -195,14 +202,31 @@ func (r *contended) add(s *slice) {
 	r.Bypass = max(r.Bypass, largestBypass(s.grants, s.slack))
 	r.Slack = max(r.Slack, s.slack)
 	r.Doubles += s.doubles
-	s.waits(r.waits)
+	for _, g := range s.grants[s.steady.from:] {
+		r.of[g.contender] = append(r.of[g.contender], g.got-g.called)
+	}
+	r.steady += s.steady.to - s.steady.from
+	r.sent += s.steady.sent
 	r.done += len(s.grants)
 }
 
+// finish sums up. In the distribution of waits each contender counts the same, however often it got
+// the lock: where one takes it all the time, its many short waits would hide what the others see.
+// With a fair lock that makes no difference.
 func (r *contended) finish() {
+	const weight = 1_000_000
+	r.waits = newHistogram()
+	grants := newHistogram()
+	for _, waits := range r.of {
+		for _, d := range waits {
+			record(grants, d)
+			_ = r.waits.RecordValues(min(int64(d), r.waits.HighestTrackableValue()), int64(weight/len(waits)))
+		}
+	}
 	r.Rate, r.Jain = spreadOf(r.Rates), spreadOf(r.jains)
 	r.P50, r.P99, r.Max = quantile(r.waits, 50), quantile(r.waits, 99), time.Duration(r.waits.Max())
-	r.Commands = float64(r.sent) / float64(r.done)
+	r.GrantP50, r.GrantP99 = quantile(grants, 50), quantile(grants, 99)
+	r.Commands = float64(r.sent) / float64(r.steady)
 	r.ServerCPU = r.cpu / time.Duration(r.done)
 }
 
@@ -225,14 +249,13 @@ func (c cell) run(ctx context.Context, b *bench, among []peer) ([]*contended, er
 			return nil, err
 		}
 		defer closeAll(lockers)
-		contest := &contest{lockers: lockers, name: b.name(p.name), hold: c.hold, pinger: b.admin}
+		contest := &contest{lockers: lockers, name: b.name(p.name), hold: c.hold, sent: t.sent, pinger: b.admin}
 		if err := contest.warmUp(ctx); err != nil {
 			return nil, fmt.Errorf("%s: %w", p.name, err)
 		}
-		r := &contended{Lock: p.name, Contenders: c.contenders, Hold: c.hold, waits: newHistogram()}
+		r := &contended{Lock: p.name, Contenders: c.contenders, Hold: c.hold, of: make([][]time.Duration, c.contenders)}
 		results = append(results, r)
 		steps = append(steps, func() error {
-			sent := t.sent.Load()
 			before, err := b.cpu(ctx)
 			if err != nil {
 				return err
@@ -242,7 +265,6 @@ func (c cell) run(ctx context.Context, b *bench, among []peer) ([]*contended, er
 				return fmt.Errorf("%s: %w", p.name, err)
 			}
 			after, err := b.cpu(ctx)
-			r.sent += t.sent.Load() - sent
 			r.cpu += after - before
 			r.add(s)
 			return err

@@ -103,14 +103,14 @@ func freeRoundTrips(ctx context.Context, b *bench, all []*uncontended) error {
 	defer proxy.Close()
 	proxy.SetDelay(delay)
 	t := b.target.via(proxy.Addr())
-	ping, closePing, err := pings{t}.open()
+	pinging, closePing, err := ping(t, 0)
 	if err != nil {
 		return err
 	}
 	defer closePing()
 	reference := newHistogram()
 	steps := []func() error{func() error {
-		return ping(ctx, 10*delay, func(d time.Duration) { record(reference, d) })
+		return pinging(ctx, 10*delay, func(d time.Duration) { record(reference, d) })
 	}}
 	var finish []func()
 	for _, p := range peers {

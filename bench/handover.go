@@ -35,7 +35,8 @@ type couple struct {
 	settle  time.Duration // until one that has called lock surely waits
 }
 
-// run hands over until the time is up and adds what each took.
+// run hands over until the time is up and adds what each took, but for the first two: connections
+// that were idle are set up anew there.
 func (c *couple) run(ctx context.Context, length time.Duration, add func(time.Duration)) error {
 	type held struct {
 		at     time.Time
@@ -49,18 +50,21 @@ func (c *couple) run(ctx context.Context, length time.Duration, add func(time.Du
 	end := time.Now().Add(length)
 	h := lock(c.lockers[0])
 	for turn := 1; h.err == nil; turn++ {
-		last := time.Now().After(end) && turn%2 == 1 // the first one holds: a ring is as it was
-		if last {
+		if turn%2 == 1 && time.Now().After(end) { // the first one holds: a ring is as it was
 			break
 		}
 		next := make(chan held, 1)
 		go func() { next <- lock(c.lockers[turn%2]) }()
-		time.Sleep(c.settle)
+		settle := c.settle
+		if turn <= 2 {
+			settle *= 3
+		}
+		time.Sleep(settle)
 		released := time.Now()
 		if err := h.unlock(); err != nil {
 			return err
 		}
-		if h = <-next; h.err == nil {
+		if h = <-next; h.err == nil && turn > 2 {
 			add(h.at.Sub(released))
 		}
 	}
@@ -85,16 +89,19 @@ func (c *couple) letGo(ctx context.Context, unlock func() error) error {
 	return unlock()
 }
 
-// pings are the reference behind the proxy: what a bare PING takes there.
-type pings struct{ t target }
+// sampler adds what it measures until the time is up.
+type sampler func(ctx context.Context, length time.Duration, add func(time.Duration)) error
 
-func (p pings) open() (func(ctx context.Context, length time.Duration, add func(time.Duration)) error, func(), error) {
-	client, err := p.t.rueidis()
+// ping is the reference behind the proxy: what a bare PING takes there, in the rhythm of the
+// hand-overs, as a machine that has slept for a while is slower.
+func ping(t target, pause time.Duration) (sampler, func(), error) {
+	client, err := t.rueidis()
 	if err != nil {
 		return nil, nil, err
 	}
 	return func(ctx context.Context, length time.Duration, add func(time.Duration)) error {
 		for end := time.Now().Add(length); time.Now().Before(end); {
+			time.Sleep(pause)
 			sent := time.Now()
 			if err := client.Do(ctx, client.B().Ping().Build()).Error(); err != nil {
 				return err
@@ -109,7 +116,7 @@ func (p pings) open() (func(ctx context.Context, length time.Duration, add func(
 func handovers(ctx context.Context, b *bench, t target, couples, rounds int, length, settle time.Duration, withPing bool) ([]*handedOver, error) {
 	var results []*handedOver
 	var steps []func() error
-	measure := func(name string, runs []func(context.Context, time.Duration, func(time.Duration)) error) {
+	measure := func(name string, runs []sampler) {
 		r := &handedOver{Lock: name, all: newHistogram()}
 		results = append(results, r)
 		steps = append(steps, func() error {
@@ -134,18 +141,22 @@ func handovers(ctx context.Context, b *bench, t target, couples, rounds int, len
 		})
 	}
 	if withPing {
-		run, closeIt, err := pings{t}.open()
-		if err != nil {
-			return nil, err
+		var runs []sampler
+		for range couples {
+			run, closeIt, err := ping(t, settle)
+			if err != nil {
+				return nil, err
+			}
+			defer closeIt()
+			runs = append(runs, run)
 		}
-		defer closeIt()
-		measure(pingName, []func(context.Context, time.Duration, func(time.Duration)) error{run})
+		measure(pingName, runs)
 	}
 	for _, p := range peers {
 		if p.name == pipedRingName {
 			continue // a hand-over of the ring is the same
 		}
-		var runs []func(context.Context, time.Duration, func(time.Duration)) error
+		var runs []sampler
 		for i := range couples {
 			lockers, err := p.openAll(t, 2)
 			if err != nil {

@@ -67,7 +67,8 @@ func closeAll(lockers []locker) {
 	}
 }
 
-// target is a server, and a count of the commands that clients have sent to it.
+// target is a server, and a count of the commands that clients have sent to it, but for the PINGs
+// by which rueidis looks after idle connections.
 type target struct {
 	url  string
 	addr string // dialled in place of the URL's, if there is one
@@ -143,16 +144,27 @@ func (c *countingConn) Write(b []byte) (int, error) {
 
 // commandCounter finds the commands in a stream of RESP arrays, however it is cut into pieces.
 type commandCounter struct {
-	line []byte // the beginning of a header
-	skip int    // what is left of an argument
+	line []byte // the beginning of a header, or of the name of a command
+	name bool   // the argument that comes is a name
+	skip int    // what is left of the argument and its end
 }
 
+// count returns how many commands other than PING end their name in b.
 func (c *commandCounter) count(b []byte) (n int64) {
 	for len(b) > 0 {
 		if c.skip > 0 {
 			k := min(c.skip, len(b))
+			if c.name {
+				c.line = append(c.line, b[:k]...)
+			}
 			c.skip -= k
 			b = b[k:]
+			if c.skip == 0 && c.name {
+				if string(c.line) != "PING\r\n" {
+					n++
+				}
+				c.line, c.name = c.line[:0], false
+			}
 			continue
 		}
 		head, rest, whole := bytes.Cut(b, []byte{'\n'})
@@ -161,7 +173,7 @@ func (c *commandCounter) count(b []byte) (n int64) {
 			return n
 		}
 		if line := string(c.line); strings.HasPrefix(line, "*") {
-			n++
+			c.name = true
 		} else if size, found := strings.CutPrefix(strings.TrimSpace(line), "$"); found {
 			c.skip, _ = strconv.Atoi(size)
 			c.skip += len("\r\n")

@@ -107,6 +107,7 @@ type bench struct {
 	out    io.Writer // tables
 	log    io.Writer // what goes on
 	serial int
+	began  time.Time
 }
 
 func main() {
@@ -165,18 +166,17 @@ func measureNames() string {
 
 // run makes the measures whose names match and writes the results.
 func run(ctx context.Context, p plan, only, command, server string, out, log io.Writer) error {
-	began := time.Now()
 	wanted, err := regexp.Compile(only)
 	if err != nil {
 		return err
 	}
-	b := &bench{plan: p, report: newReport(command), out: out, log: log}
+	b := &bench{plan: p, report: newReport(command), out: out, log: log, began: time.Now()}
 	if server == "" {
 		s, err := redistest.Start("--maxclients", "20000")
 		if err != nil {
 			return err
 		}
-		defer s.Stop()
+		defer func() { _ = s.Stop() }()
 		server = "redis://" + s.Addr()
 	}
 	b.target = newTarget(server)
@@ -206,7 +206,7 @@ func run(ctx context.Context, p plan, only, command, server string, out, log io.
 	if !ran {
 		return fmt.Errorf("no measure matches %q; there are %s", only, measureNames())
 	}
-	b.report.Machine.Took = time.Since(began).Round(time.Second).String()
+	b.report.Machine.Took = time.Since(b.began).Round(time.Second).String()
 	b.report.goalTable().print(out)
 	fmt.Fprintln(out)
 	b.report.Machine.print(out)
@@ -226,7 +226,9 @@ func commit() string {
 	return strings.TrimSpace(string(id))
 }
 
-func (b *bench) say(format string, args ...any) { fmt.Fprintf(b.log, "... "+format+"\n", args...) }
+func (b *bench) say(format string, args ...any) {
+	fmt.Fprintf(b.log, "%4.0f s  %s\n", time.Since(b.began).Seconds(), fmt.Sprintf(format, args...))
+}
 
 // name is one that was not used before, by this run or another.
 func (b *bench) name(label string) string {

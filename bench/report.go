@@ -34,18 +34,17 @@ type report struct {
 
 // machine is where and how a run was made.
 type machine struct {
-	Date     string            `json:"date"`
-	Command  string            `json:"command"`
-	Commit   string            `json:"commit"`
-	CPU      string            `json:"cpu"`
-	Cores    int               `json:"cores"`
-	OS       string            `json:"os"`
-	Load     string            `json:"load_average_before"`
-	Go       string            `json:"go"`
-	Redis    string            `json:"redis"`
-	Modules  map[string]string `json:"modules"`
-	Took     string            `json:"took"`
-	Contends string            `json:"-"`
+	Date    string            `json:"date"`
+	Command string            `json:"command"`
+	Commit  string            `json:"commit"`
+	CPU     string            `json:"cpu"`
+	Cores   int               `json:"cores"`
+	OS      string            `json:"os"`
+	Load    string            `json:"load_average_before"`
+	Go      string            `json:"go"`
+	Redis   string            `json:"redis"`
+	Modules map[string]string `json:"modules"`
+	Took    string            `json:"took"`
 }
 
 func thisMachine(command string) machine {
@@ -290,6 +289,7 @@ func (b *bench) handoverTables(far, near []*handedOver) {
 func (b *bench) contendedTable(c cell, results []*contended) {
 	t := &table{
 		title: fmt.Sprintf("%d contenders, hold %v", c.contenders, c.hold),
+		note:  fmt.Sprintf("%d slices of %v each.", c.rounds, c.length),
 		columns: []string{"lock", "grants a second", "against the ring", "wait p50", "p99", "max", "Jain index", "largest bypass",
 			"commands a cycle", "server CPU a cycle"},
 	}
