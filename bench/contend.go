@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,8 +41,8 @@ type window struct {
 
 // run has all contenders begin at once and go on for the given time, to the end of a whole round (a
 // number of grants that is a multiple of the contenders): with a fair lock, all have the same number
-// by then. One that takes much longer for a round is stopped at twice that time. Calls under way
-// then are let through, so that no long wait goes uncounted.
+// by then. One that takes much longer for a round is stopped at twice that time. Then everybody
+// gets the lock once more, without a hold.
 func (c *contest) run(ctx context.Context, length time.Duration) (*slice, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*length+time.Minute)
 	defer cancel()
@@ -71,7 +72,7 @@ func (c *contest) run(ctx context.Context, length time.Duration) (*slice, error)
 	for i, l := range c.lockers {
 		g.Go(func() error {
 			<-start
-			for !up.Load() {
+			for last := false; !last; {
 				called := time.Since(began)
 				unlock, err := l.lock(ctx, c.name)
 				if err != nil {
@@ -83,7 +84,10 @@ func (c *contest) run(ctx context.Context, length time.Duration) (*slice, error)
 					mu.Unlock()
 				}
 				got(i, called, time.Since(began))
-				if c.hold > 0 {
+				// Seen while it holds: so each of the others gets the lock just once more, and the
+				// token of a ring finds everybody waiting.
+				last = up.Load()
+				if c.hold > 0 && !last {
 					time.Sleep(c.hold)
 				}
 				inside.Add(-1)
@@ -135,7 +139,7 @@ func (c *contest) warmUp(ctx context.Context) error {
 	}
 	brief := *c
 	brief.hold = 0
-	_, err := brief.run(ctx, 20*time.Millisecond)
+	_, err := brief.run(ctx, 20*time.Millisecond+time.Duration(len(c.lockers))*time.Millisecond/2)
 	return err
 }
 
@@ -166,6 +170,25 @@ func (s *slice) jain(contenders int) float64 {
 		counts[g.contender]++
 	}
 	return jain(counts)
+}
+
+// waits are the grants whose wait counts: those of the window, and of those that were under way when
+// time was up, the ones that are longer than the median. These would have waited longer if the slice had gone on: to count
+// short ones would flatter, to leave out long ones would hide who starved.
+func (s *slice) waits() []grant {
+	window := s.grants[s.steady.from:s.steady.to]
+	var waits []float64
+	for _, g := range window {
+		waits = append(waits, float64(g.got-g.called))
+	}
+	median := time.Duration(spreadOf(waits).Median)
+	counted := slices.Clone(window)
+	for _, g := range s.grants[s.steady.to:] {
+		if g.got-g.called > median {
+			counted = append(counted, g)
+		}
+	}
+	return counted
 }
 
 // contended is what one kind of lock came to with so many contenders and such a hold.
@@ -202,7 +225,7 @@ func (r *contended) add(s *slice) {
 	r.Bypass = max(r.Bypass, largestBypass(s.grants, s.slack))
 	r.Slack = max(r.Slack, s.slack)
 	r.Doubles += s.doubles
-	for _, g := range s.grants[s.steady.from:] {
+	for _, g := range s.waits() {
 		r.of[g.contender] = append(r.of[g.contender], g.got-g.called)
 	}
 	r.steady += s.steady.to - s.steady.from
@@ -235,13 +258,14 @@ type cell struct {
 	contenders int
 	hold       time.Duration
 	rounds     int
+	more       int // rounds of ours and the rings, whose ratio is a goal
 	length     time.Duration
 }
 
 // run measures the cell for all peers, in turns.
 func (c cell) run(ctx context.Context, b *bench, among []peer) ([]*contended, error) {
 	var results []*contended
-	var steps []func() error
+	var steps, few []func() error
 	for _, p := range among {
 		t := b.target.counted()
 		lockers, err := p.openAll(t, c.contenders)
@@ -269,8 +293,11 @@ func (c cell) run(ctx context.Context, b *bench, among []peer) ([]*contended, er
 			r.add(s)
 			return err
 		})
+		if p.ring || p.name == oursName {
+			few = append(few, steps[len(steps)-1])
+		}
 	}
-	if err := interleave(c.rounds, steps...); err != nil {
+	if err := errors.Join(interleave(c.rounds, steps...), interleave(c.more, few...)); err != nil {
 		return nil, err
 	}
 	for _, r := range results {

@@ -47,10 +47,13 @@ func (c *couple) run(ctx context.Context, length time.Duration, add func(time.Du
 		unlock, err := l.lock(ctx, c.name)
 		return held{time.Now(), unlock, err}
 	}
-	end := time.Now().Add(length)
+	var end time.Time
 	h := lock(c.lockers[0])
 	for turn := 1; h.err == nil; turn++ {
-		if turn%2 == 1 && time.Now().After(end) { // the first one holds: a ring is as it was
+		if turn == 3 {
+			end = time.Now().Add(length)
+		}
+		if turn > 3 && turn%2 == 1 && time.Now().After(end) { // the first one holds: a ring is as it was
 			break
 		}
 		next := make(chan held, 1)
@@ -164,9 +167,6 @@ func handovers(ctx context.Context, b *bench, t target, couples, rounds int, len
 			}
 			defer closeAll(lockers)
 			c := &couple{lockers: lockers, name: fmt.Sprint(b.name(p.name), i), settle: settle}
-			if err := c.run(ctx, 0, func(time.Duration) {}); err != nil {
-				return nil, fmt.Errorf("%s: %w", p.name, err)
-			}
 			runs = append(runs, c.run)
 		}
 		measure(p.name, runs)
@@ -198,7 +198,7 @@ func handover(ctx context.Context, b *bench) error {
 	defer p.Close()
 	p.SetDelay(delay)
 	b.say("hand-over, round trip of %v", 2*delay)
-	far, err := handovers(ctx, b, b.target.via(p.Addr()), 4, b.plan.rounds, b.plan.handoverSlice, 6*delay, true)
+	far, err := handovers(ctx, b, b.target.via(p.Addr()), 4, b.plan.farRounds, b.plan.farSlice, 6*delay, true)
 	if err != nil {
 		return err
 	}

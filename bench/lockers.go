@@ -15,7 +15,7 @@ import (
 
 // locker is one client of a kind of lock, as a process has it: with connections of its own.
 type locker interface {
-	// lock waits for the lock of that name and returns what gives it back.
+	// lock waits for the lock of that name and returns what gives it back, also when ctx has ended.
 	lock(ctx context.Context, name string) (unlock func() error, err error)
 	close()
 }

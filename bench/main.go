@@ -21,6 +21,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"testing"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -30,22 +31,23 @@ import (
 
 // plan is how much of everything is measured.
 type plan struct {
-	folder        string
-	rounds        int           // slices of each contender
-	slice         time.Duration // the length of one
-	handoverSlice time.Duration
-	cells         []cell
-	crowd         int
-	idlers        int
-	idle          time.Duration
-	kills         int
-	depths        []int
-	batches       int
+	folder    string
+	rounds    int           // slices of each contender
+	slice     time.Duration // the length of one
+	farRounds int           // the same for hand-overs through the proxy
+	farSlice  time.Duration
+	cells     []cell
+	crowd     int
+	idlers    int
+	idle      time.Duration
+	kills     int
+	depths    []int
+	batches   int
 }
 
 func fullPlan() plan {
 	p := plan{
-		rounds: 12, slice: 300 * time.Millisecond, handoverSlice: 500 * time.Millisecond,
+		rounds: 12, slice: 250 * time.Millisecond, farRounds: 6, farSlice: 750 * time.Millisecond,
 		crowd: 100_000, idlers: 1000, idle: 20 * time.Second, kills: 3,
 		depths: []int{10, 1000, 100_000}, batches: 100,
 	}
@@ -56,10 +58,12 @@ func fullPlan() plan {
 			round := time.Duration(contenders) * (hold + hold/10)
 			c.length = max(c.length, 3*round)
 			switch {
-			case contenders == 16 && hold < 10*time.Millisecond:
-				c.rounds = 12 // what most goals are about
+			case contenders == 16 && hold == 0:
+				c.more = 9
 			case round > time.Second:
 				c.rounds, c.length = 1, 2*round
+			case round > time.Second/2:
+				c.rounds = 1
 			}
 			p.cells = append(p.cells, c)
 		}
@@ -69,10 +73,10 @@ func fullPlan() plan {
 
 func quickPlan() plan {
 	return plan{
-		rounds: 3, slice: 60 * time.Millisecond, handoverSlice: 250 * time.Millisecond,
+		rounds: 3, slice: 60 * time.Millisecond, farRounds: 1, farSlice: 300 * time.Millisecond,
 		cells: []cell{
-			{contenders: 16, hold: 0, rounds: 3, length: 150 * time.Millisecond},
-			{contenders: 16, hold: time.Millisecond, rounds: 2, length: 200 * time.Millisecond},
+			{contenders: 16, hold: 0, rounds: 2, more: 4, length: 120 * time.Millisecond},
+			{contenders: 16, hold: time.Millisecond, rounds: 1, length: 200 * time.Millisecond},
 			{contenders: 64, hold: time.Millisecond, rounds: 1, length: 300 * time.Millisecond},
 		},
 		crowd: 5000, idlers: 1000, idle: 10 * time.Second, kills: 1,
@@ -118,6 +122,7 @@ func main() {
 	only := flag.String("only", os.Getenv("BENCH_ONLY"), "regular expression of the measures to run (BENCH_ONLY): "+measureNames())
 	folder := flag.String("out", "", "where the results go (default results; results-quick)")
 	profile := flag.String("cpuprofile", "", "write a CPU profile of this process to a file")
+	testing.Init() // for the benchmarks of allocations
 	flag.Parse()
 
 	p, command := fullPlan(), "make bench"
@@ -125,6 +130,9 @@ func main() {
 	if *quick {
 		p, command = quickPlan(), "make bench-quick"
 		p.folder = "results-quick"
+		if err := flag.Set("test.benchtime", "100ms"); err != nil {
+			exit(err)
+		}
 	}
 	if *folder != "" {
 		p.folder = *folder

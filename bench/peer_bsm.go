@@ -31,7 +31,7 @@ func (b bsmLocker) lock(ctx context.Context, name string) (func() error, error) 
 		lock, err := b.locker.Obtain(ctx, name, peerLease, &bsm.Options{RetryStrategy: bsm.LinearBackoff(b.retry)})
 		switch {
 		case err == nil:
-			return func() error { return lock.Release(ctx) }, nil
+			return func() error { return lock.Release(context.WithoutCancel(ctx)) }, nil
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case !errors.Is(err, context.DeadlineExceeded):

@@ -40,7 +40,7 @@ func (p python) lock(ctx context.Context, name string) (func() error, error) {
 		err := p.client.Do(ctx, p.client.B().Set().Key(key).Value(token).Nx().Ex(peerLease).Build()).Error()
 		if err == nil {
 			return func() error {
-				return pythonRelease.Exec(ctx, p.client, []string{key, signal},
+				return pythonRelease.Exec(context.WithoutCancel(ctx), p.client, []string{key, signal},
 					[]string{token, strconv.FormatInt(peerLease.Milliseconds(), 10)}).Error()
 			}, nil
 		}

@@ -32,6 +32,7 @@ func newRedsync(t target, opts ...redsync.Option) (locker, error) {
 }
 
 func (r redsyncLocker) lock(ctx context.Context, name string) (func() error, error) {
+	releasing := context.WithoutCancel(ctx)
 	mutex := r.sync.NewMutex(name, r.opts...)
 	for {
 		err := mutex.LockContext(ctx)
@@ -39,7 +40,7 @@ func (r redsyncLocker) lock(ctx context.Context, name string) (func() error, err
 		switch {
 		case err == nil:
 			return func() error {
-				_, err := mutex.UnlockContext(ctx)
+				_, err := mutex.UnlockContext(releasing)
 				return err
 			}, nil
 		case ctx.Err() != nil:

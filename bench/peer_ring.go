@@ -79,7 +79,7 @@ func (r *ringClient) lock(ctx context.Context, name string) (func() error, error
 			r.passing = next
 			return nil
 		}
-		return r.push(ctx, next)
+		return r.push(context.WithoutCancel(ctx), next)
 	}, nil
 }
 

@@ -86,7 +86,9 @@ func (c *caching) lock(ctx context.Context, name string) (func() error, error) {
 			c.client.B().Get().Key(key).Build())
 		err := replies[0].Error()
 		if err == nil {
-			return func() error { return c.del.Exec(ctx, c.client, []string{key}, []string{token}).Error() }, nil
+			return func() error {
+				return c.del.Exec(context.WithoutCancel(ctx), c.client, []string{key}, []string{token}).Error()
+			}, nil
 		}
 		if !rueidis.IsRedisNil(err) {
 			return nil, err
