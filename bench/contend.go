@@ -16,7 +16,7 @@ import (
 
 // contest lets contenders, each with a client of its own, take one lock over and over in slices.
 type contest struct {
-	lockers []locker
+	clients []client
 	name    string
 	hold    time.Duration
 	sent    *atomic.Int64 // commands of all of them
@@ -41,8 +41,8 @@ type window struct {
 
 // run has all contenders begin at once and go on for the given time, to the end of a whole round (a
 // number of grants that is a multiple of the contenders): with a fair lock, all have the same number
-// by then. One that takes much longer for a round is stopped at twice that time. Then everybody
-// gets the lock once more, without a hold.
+// by then. One that takes much longer for a round is stopped at twice that time, or a second more.
+// Then everybody gets the lock once more, without a hold.
 func (c *contest) run(ctx context.Context, length time.Duration) (*slice, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*length+time.Minute)
 	defer cancel()
@@ -53,26 +53,27 @@ func (c *contest) run(ctx context.Context, length time.Duration) (*slice, error)
 	start := make(chan struct{})
 	var began time.Time
 
-	got := func(contender int, called, got time.Duration) {
+	got := func(g grant) {
 		mu.Lock() // by the holder: nobody waits for it
 		defer mu.Unlock()
-		s.grants = append(s.grants, grant{contender, called, got})
-		n := len(s.grants)
-		whole := n%len(c.lockers) == 0
+		s.grants = append(s.grants, g)
+		n, got := len(s.grants), g.got
+		whole := n%len(c.clients) == 0
 		switch {
 		case up.Load():
-		case n == len(c.lockers):
+		case n == len(c.clients):
 			s.steady = window{n, n, got, c.sent.Load()}
-		case got > length && whole || got > 2*length:
+		case got > length && whole || got > length+max(length, time.Second):
 			s.steady = window{s.steady.from, n, got - s.steady.took, c.sent.Load() - s.steady.sent}
 			up.Store(true)
 		}
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	for i, l := range c.lockers {
+	for i, l := range c.clients {
 		g.Go(func() error {
 			<-start
 			for last := false; !last; {
+				l.asked.Store(0)
 				called := time.Since(began)
 				unlock, err := l.lock(ctx, c.name)
 				if err != nil {
@@ -83,7 +84,8 @@ func (c *contest) run(ctx context.Context, length time.Duration) (*slice, error)
 					s.doubles++
 					mu.Unlock()
 				}
-				got(i, called, time.Since(began))
+				asked := time.Duration(l.asked.Load()) - began.Sub(processStart)
+				got(grant{i, called, max(called, asked), time.Since(began)})
 				// Seen while it holds: so each of the others gets the lock just once more, and the
 				// token of a ring finds everybody waiting.
 				last = up.Load()
@@ -95,15 +97,14 @@ func (c *contest) run(ctx context.Context, length time.Duration) (*slice, error)
 					return err
 				}
 			}
-			return flush(ctx, l)
+			return flush(ctx, l.locker)
 		})
 	}
 	stopPings := make(chan struct{})
 	var pings errgroup.Group
 	pings.Go(func() error {
 		longest, err := c.ping(ctx, stopPings)
-		// Twice, as a call has more steps than a PING, and not every moment is seen.
-		s.slack = max(2*longest, time.Millisecond)
+		s.slack = max(longest, time.Millisecond)
 		return err
 	})
 	s.steady.sent = c.sent.Load()
@@ -128,18 +129,18 @@ func flush(ctx context.Context, l locker) error {
 // warmUp sees to it that all connections, scripts and functions are there before anything is
 // counted.
 func (c *contest) warmUp(ctx context.Context) error {
-	for _, l := range c.lockers {
+	for _, l := range c.clients {
 		unlock, err := l.lock(ctx, c.name)
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(unlock(), flush(ctx, l)); err != nil {
+		if err := errors.Join(unlock(), flush(ctx, l.locker)); err != nil {
 			return err
 		}
 	}
 	brief := *c
 	brief.hold = 0
-	_, err := brief.run(ctx, 20*time.Millisecond+time.Duration(len(c.lockers))*time.Millisecond/2)
+	_, err := brief.run(ctx, 20*time.Millisecond+time.Duration(len(c.clients))*time.Millisecond/2)
 	return err
 }
 
@@ -268,12 +269,12 @@ func (c cell) run(ctx context.Context, b *bench, among []peer) ([]*contended, er
 	var steps, few []func() error
 	for _, p := range among {
 		t := b.target.counted()
-		lockers, err := p.openAll(t, c.contenders)
+		clients, err := p.openAll(t, c.contenders)
 		if err != nil {
 			return nil, err
 		}
-		defer closeAll(lockers)
-		contest := &contest{lockers: lockers, name: b.name(p.name), hold: c.hold, sent: t.sent, pinger: b.admin}
+		defer closeAll(clients)
+		contest := &contest{clients: clients, name: b.name(p.name), hold: c.hold, sent: t.sent, pinger: b.admin}
 		if err := contest.warmUp(ctx); err != nil {
 			return nil, fmt.Errorf("%s: %w", p.name, err)
 		}

@@ -58,20 +58,20 @@ func freeLocks(ctx context.Context, b *bench) error {
 				continue // no lock, and what differs is not used
 			}
 			t := b.target.counted()
-			lockers, err := p.openAll(t, 1)
+			clients, err := p.openAll(t, 1)
 			if err != nil {
 				return err
 			}
-			defer closeAll(lockers)
+			defer closeAll(clients)
 			name := b.name(p.name)
-			if _, _, err := free(ctx, lockers[0], name, goroutines, 20*time.Millisecond); err != nil {
+			if _, _, err := free(ctx, clients[0], name, goroutines, 20*time.Millisecond); err != nil {
 				return fmt.Errorf("%s: %w", p.name, err)
 			}
 			r := &uncontended{Lock: p.name, Goroutines: goroutines}
 			all = append(all, r)
 			steps = append(steps, func() error {
 				sent := t.sent.Load()
-				done, took, err := free(ctx, lockers[0], name, goroutines, b.plan.slice)
+				done, took, err := free(ctx, clients[0], name, goroutines, b.plan.slice)
 				r.sent += t.sent.Load() - sent
 				r.done += done
 				r.Rates = append(r.Rates, float64(done)/took.Seconds())
@@ -118,16 +118,16 @@ func freeRoundTrips(ctx context.Context, b *bench, all []*uncontended) error {
 			if r.Lock != p.name || r.Goroutines != 1 {
 				continue
 			}
-			lockers, err := p.openAll(t, 1)
+			clients, err := p.openAll(t, 1)
 			if err != nil {
 				return err
 			}
-			defer closeAll(lockers)
+			defer closeAll(clients)
 			took := newHistogram()
 			once := func(h func(time.Duration)) func() error {
 				return func() error {
 					began := time.Now()
-					unlock, err := lockers[0].lock(ctx, b.name(p.name))
+					unlock, err := clients[0].lock(ctx, b.name(p.name))
 					if err == nil {
 						err = unlock()
 					}

@@ -30,7 +30,7 @@ type handedOver struct {
 
 // couple is two clients that hand one lock to and fro.
 type couple struct {
-	lockers []locker
+	clients []client
 	name    string
 	settle  time.Duration // until one that has called lock surely waits
 }
@@ -43,12 +43,12 @@ func (c *couple) run(ctx context.Context, length time.Duration, add func(time.Du
 		unlock func() error
 		err    error
 	}
-	lock := func(l locker) held {
+	lock := func(l client) held {
 		unlock, err := l.lock(ctx, c.name)
 		return held{time.Now(), unlock, err}
 	}
 	var end time.Time
-	h := lock(c.lockers[0])
+	h := lock(c.clients[0])
 	for turn := 1; h.err == nil; turn++ {
 		if turn == 3 {
 			end = time.Now().Add(length)
@@ -57,7 +57,7 @@ func (c *couple) run(ctx context.Context, length time.Duration, add func(time.Du
 			break
 		}
 		next := make(chan held, 1)
-		go func() { next <- lock(c.lockers[turn%2]) }()
+		go func() { next <- lock(c.clients[turn%2]) }()
 		settle := c.settle
 		if turn <= 2 {
 			settle *= 3
@@ -82,10 +82,10 @@ func (c *couple) letGo(ctx context.Context, unlock func() error) error {
 	if err := unlock(); err != nil {
 		return err
 	}
-	if _, ring := c.lockers[1].(*ringClient); !ring {
+	if _, ring := c.clients[1].locker.(*ringClient); !ring {
 		return nil
 	}
-	unlock, err := c.lockers[1].lock(ctx, c.name)
+	unlock, err := c.clients[1].lock(ctx, c.name)
 	if err != nil {
 		return err
 	}
@@ -161,12 +161,12 @@ func handovers(ctx context.Context, b *bench, t target, couples, rounds int, len
 		}
 		var runs []sampler
 		for i := range couples {
-			lockers, err := p.openAll(t, 2)
+			clients, err := p.openAll(t, 2)
 			if err != nil {
 				return nil, err
 			}
-			defer closeAll(lockers)
-			c := &couple{lockers: lockers, name: fmt.Sprint(b.name(p.name), i), settle: settle}
+			defer closeAll(clients)
+			c := &couple{clients: clients, name: fmt.Sprint(b.name(p.name), i), settle: settle}
 			runs = append(runs, c.run)
 		}
 		measure(p.name, runs)

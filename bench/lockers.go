@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	goredis "github.com/redis/go-redis/v9"
 	"github.com/redis/rueidis"
@@ -44,42 +45,59 @@ var peers = []peer{
 	{name: pipedRingName, note: "the same in one write: the limit", ring: true},
 }
 
+// client is a locker of which is seen when it sends.
+type client struct {
+	locker
+	asked *atomic.Int64 // see target
+}
+
 // openAll returns n clients of a kind.
-func (p peer) openAll(t target, n int) ([]locker, error) {
-	if p.ring {
-		return openRing(t, n, p.name == pipedRingName)
-	}
-	lockers := make([]locker, 0, n)
-	for range n {
-		l, err := p.open(t)
+func (p peer) openAll(t target, n int) ([]client, error) {
+	clients := make([]client, 0, n)
+	for i := range n {
+		t.asked = new(atomic.Int64)
+		var l locker
+		var err error
+		if p.ring {
+			l, err = openRing(t, i, n, p.name == pipedRingName)
+		} else {
+			l, err = p.open(t)
+		}
 		if err != nil {
-			closeAll(lockers)
+			closeAll(clients)
 			return nil, err
 		}
-		lockers = append(lockers, l)
+		clients = append(clients, client{l, t.asked})
 	}
-	return lockers, nil
+	return clients, nil
 }
 
-func closeAll(lockers []locker) {
-	for _, l := range lockers {
-		l.close()
+func closeAll(clients []client) {
+	for _, c := range clients {
+		c.close()
 	}
 }
 
-// target is a server, and a count of the commands that clients have sent to it, but for the PINGs
-// by which rueidis looks after idle connections.
+// target is a server, and what is seen of the clients' commands. The PINGs by which rueidis looks
+// after idle connections do not count.
 type target struct {
 	url  string
 	addr string // dialled in place of the URL's, if there is one
 	sent *atomic.Int64
+	// asked is when one client sent its first command since this was 0, in ns since processStart.
+	// BLPOP does not count: our library sends one for the next signals whenever one came.
+	asked *atomic.Int64
 }
 
-func newTarget(url string) target { return target{url: url, sent: new(atomic.Int64)} }
+var processStart = time.Now()
 
-// counted is the same server with a count of its own.
+func newTarget(url string) target {
+	return target{url: url, sent: new(atomic.Int64), asked: new(atomic.Int64)}
+}
+
+// counted is the same server with counts of its own.
 func (t target) counted() target {
-	t.sent = new(atomic.Int64)
+	t.sent, t.asked = new(atomic.Int64), new(atomic.Int64)
 	return t
 }
 
@@ -97,7 +115,7 @@ func (t target) dial(ctx context.Context, d *net.Dialer, addr string) (net.Conn,
 	if err != nil {
 		return nil, err
 	}
-	return &countingConn{Conn: conn, sent: t.sent}, nil
+	return &countingConn{Conn: conn, t: t}, nil
 }
 
 // rueidis returns a client with the defaults but for the buffers: hundreds of clients in one
@@ -133,24 +151,32 @@ func (t target) goRedis() (*goredis.Client, error) {
 // commandstats have both).
 type countingConn struct {
 	net.Conn
-	sent     *atomic.Int64
-	commands commandCounter
+	t        target
+	commands commandFinder
 }
 
 func (c *countingConn) Write(b []byte) (int, error) {
-	c.sent.Add(c.commands.count(b))
+	c.commands.find(b, func(name string) {
+		if name == "PING" {
+			return
+		}
+		c.t.sent.Add(1)
+		if name != "BLPOP" && c.t.asked.Load() == 0 {
+			c.t.asked.CompareAndSwap(0, int64(time.Since(processStart)))
+		}
+	})
 	return c.Conn.Write(b)
 }
 
-// commandCounter finds the commands in a stream of RESP arrays, however it is cut into pieces.
-type commandCounter struct {
+// commandFinder finds the commands in a stream of RESP arrays, however it is cut into pieces.
+type commandFinder struct {
 	line []byte // the beginning of a header, or of the name of a command
 	name bool   // the argument that comes is a name
 	skip int    // what is left of the argument and its end
 }
 
-// count returns how many commands other than PING end their name in b.
-func (c *commandCounter) count(b []byte) (n int64) {
+// find calls seen for each command whose name ends in b.
+func (c *commandFinder) find(b []byte, seen func(name string)) {
 	for len(b) > 0 {
 		if c.skip > 0 {
 			k := min(c.skip, len(b))
@@ -160,9 +186,7 @@ func (c *commandCounter) count(b []byte) (n int64) {
 			c.skip -= k
 			b = b[k:]
 			if c.skip == 0 && c.name {
-				if string(c.line) != "PING\r\n" {
-					n++
-				}
+				seen(strings.ToUpper(strings.TrimSpace(string(c.line))))
 				c.line, c.name = c.line[:0], false
 			}
 			continue
@@ -170,7 +194,7 @@ func (c *commandCounter) count(b []byte) (n int64) {
 		head, rest, whole := bytes.Cut(b, []byte{'\n'})
 		c.line = append(c.line, head...)
 		if !whole {
-			return n
+			return
 		}
 		if line := string(c.line); strings.HasPrefix(line, "*") {
 			c.name = true
@@ -180,5 +204,4 @@ func (c *commandCounter) count(b []byte) (n int64) {
 		}
 		c.line, b = c.line[:0], rest
 	}
-	return n
 }

@@ -201,6 +201,7 @@ func run(ctx context.Context, p plan, only, command, server string, out, log io.
 	if err := os.MkdirAll(p.folder, 0o755); err != nil {
 		return err
 	}
+	b.peerTable()
 	ran := false
 	for _, m := range measures {
 		if !wanted.MatchString(m.name) {

@@ -30,21 +30,16 @@ type ringClient struct {
 	passing   string // piped: the list to push to with the next call
 }
 
-func openRing(t target, n int, piped bool) ([]locker, error) {
-	ring := make([]locker, 0, n)
-	for i := range n {
-		client, err := t.rueidis()
-		if err != nil {
-			closeAll(ring)
-			return nil, err
-		}
-		r := &ringClient{client: client, own: i, next: (i + 1) % n, first: i == 0}
-		if piped {
-			r.dedicated, r.giveBack = client.Dedicate()
-		}
-		ring = append(ring, r)
+func openRing(t target, i, n int, piped bool) (locker, error) {
+	client, err := t.rueidis()
+	if err != nil {
+		return nil, err
 	}
-	return ring, nil
+	r := &ringClient{client: client, own: i, next: (i + 1) % n, first: i == 0}
+	if piped {
+		r.dedicated, r.giveBack = client.Dedicate()
+	}
+	return r, nil
 }
 
 func ringList(name string, i int) string { return fmt.Sprintf("ring:%s:%d", name, i) }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"math"
 	"slices"
 	"time"
 
@@ -12,10 +11,12 @@ import (
 type grant struct {
 	contender int
 	called    time.Duration // when lock was called
+	asked     time.Duration // when its first command was sent
 	got       time.Duration // when it returned
 }
 
-// jain is Jain's index of fairness: 1 if all have the same, 1/n if one has everything.
+// jain is Jain's index of fairness: 1 if all have the same, 1/n if one has everything, 0 if nobody
+// has anything.
 func jain(counts []int) float64 {
 	var sum, squares float64
 	for _, c := range counts {
@@ -23,24 +24,25 @@ func jain(counts []int) float64 {
 		squares += float64(c) * float64(c)
 	}
 	if squares == 0 {
-		return math.NaN()
+		return 0
 	}
 	return sum * sum / (float64(len(counts)) * squares)
 }
 
-// largestBypass is the largest number of grants that went past one that had been called for before
+// largestBypass is the largest number of grants that went past one that had been asked for before
 // them. grants are in the order in which they were given.
 //
-// The order of arrival at the server cannot be seen from outside: a call that was made first may be
-// sent last, because its goroutine was not run. So only what is sure counts: the overtaker was
-// called when the overtaken call had been under way for more than slack, the longest round trip
-// seen in the slice, and by then had arrived.
+// The order of arrival at the server cannot be seen from outside. The order of the calls is another
+// one: with many goroutines on few cores, one that has called may be run milliseconds later. So it
+// counts when the command was sent; and as two that are sent at the same time may arrive the other
+// way round, an overtaker only counts if it was sent more than slack later, the longest round trip
+// seen in the slice.
 func largestBypass(grants []grant, slack time.Duration) int {
 	largest := 0
 	for i, g := range grants {
 		count := 0
-		for j := i - 1; j >= 0 && grants[j].got > g.called; j-- {
-			if grants[j].called > g.called+slack {
+		for j := i - 1; j >= 0 && grants[j].got > g.asked; j-- {
+			if grants[j].asked > g.asked+slack {
 				count++
 			}
 		}
@@ -57,7 +59,7 @@ type spread struct {
 
 func spreadOf(values []float64) spread {
 	if len(values) == 0 {
-		return spread{math.NaN(), math.NaN(), math.NaN(), 0}
+		return spread{}
 	}
 	sorted := slices.Sorted(slices.Values(values))
 	n := len(sorted)
