@@ -47,7 +47,7 @@ type plan struct {
 
 func fullPlan() plan {
 	p := plan{
-		rounds: 12, slice: 250 * time.Millisecond, farRounds: 6, farSlice: 750 * time.Millisecond,
+		rounds: 8, slice: 250 * time.Millisecond, farRounds: 5, farSlice: 750 * time.Millisecond,
 		crowd: 100_000, idlers: 1000, idle: 20 * time.Second, kills: 3,
 		depths: []int{10, 1000, 100_000}, batches: 100,
 	}
@@ -61,9 +61,9 @@ func fullPlan() plan {
 			case contenders == 16 && hold == 0:
 				c.more = 9
 			case round > time.Second:
-				c.rounds, c.length = 1, 2*round
-			case round > time.Second/2:
-				c.rounds = 1
+				c.rounds, c.length = 1, 3*round/2 // the first round, and one that counts
+			case contenders == 256 || hold == 10*time.Millisecond:
+				c.rounds, c.more = 1, 2 // the pollers take long
 			}
 			p.cells = append(p.cells, c)
 		}
@@ -112,6 +112,8 @@ type bench struct {
 	log    io.Writer // what goes on
 	serial int
 	began  time.Time
+
+	cpuBefore cpuTimes
 }
 
 func main() {
@@ -198,6 +200,9 @@ func run(ctx context.Context, p plan, only, command, server string, out, log io.
 	}
 	b.report.Machine.Redis = infoField(text, "redis_version")
 	b.report.Machine.Commit = commit()
+	if b.cpuBefore, err = b.cpuTimes(ctx); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(p.folder, 0o755); err != nil {
 		return err
 	}
@@ -215,6 +220,7 @@ func run(ctx context.Context, p plan, only, command, server string, out, log io.
 	if !ran {
 		return fmt.Errorf("no measure matches %q; there are %s", only, measureNames())
 	}
+	b.report.Machine.Others = b.others(ctx)
 	b.report.Machine.Took = time.Since(b.began).Round(time.Second).String()
 	b.report.goalTable().print(out)
 	fmt.Fprintln(out)
@@ -237,6 +243,48 @@ func commit() string {
 
 func (b *bench) say(format string, args ...any) {
 	fmt.Fprintf(b.log, "%4.0f s  %s\n", time.Since(b.began).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// cpuTimes are those of the whole machine and of this run.
+type cpuTimes struct{ all, busy, own time.Duration }
+
+// cpuTimes has no times of the machine where there is no /proc/stat.
+func (b *bench) cpuTimes(ctx context.Context) (t cpuTimes, err error) {
+	if t.own, err = b.cpu(ctx); err != nil {
+		return t, err
+	}
+	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
+		var usage syscall.Rusage
+		if err := syscall.Getrusage(who, &usage); err != nil {
+			return t, err
+		}
+		t.own += time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+	}
+	text, _ := os.ReadFile("/proc/stat")
+	line, _, _ := strings.Cut(string(text), "\n")
+	const tick = time.Second / 100
+	for i, field := range strings.Fields(line) {
+		n, err := strconv.Atoi(field)
+		if err != nil || i > 8 { // the name, and guests, who are counted as users
+			continue
+		}
+		t.all += time.Duration(n) * tick
+		if idle := i == 4 || i == 5; !idle {
+			t.busy += time.Duration(n) * tick
+		}
+	}
+	return t, nil
+}
+
+// others is what others than this run took of the machine: the less, the better the numbers.
+func (b *bench) others(ctx context.Context) string {
+	now, err := b.cpuTimes(ctx)
+	all := now.all - b.cpuBefore.all
+	if err != nil || all == 0 {
+		return "unknown"
+	}
+	share := float64(now.busy-b.cpuBefore.busy-now.own+b.cpuBefore.own) / float64(all)
+	return fmt.Sprintf("%.0f %%", max(0, 100*share))
 }
 
 // name is one that was not used before, by this run or another.
