@@ -127,8 +127,8 @@ func flush(ctx context.Context, l locker) error {
 }
 
 // warmUp sees to it that all connections, scripts and functions are there before anything is
-// counted.
-func (c *contest) warmUp(ctx context.Context) error {
+// counted; for locks that block, also those that are used for that.
+func (c *contest) warmUp(ctx context.Context, blocks bool) error {
 	for _, l := range c.clients {
 		unlock, err := l.lock(ctx, c.name)
 		if err != nil {
@@ -137,6 +137,9 @@ func (c *contest) warmUp(ctx context.Context) error {
 		if err := errors.Join(unlock(), flush(ctx, l.locker)); err != nil {
 			return err
 		}
+	}
+	if !blocks {
+		return nil // nothing more to set up
 	}
 	brief := *c
 	brief.hold = 0
@@ -275,7 +278,7 @@ func (c cell) run(ctx context.Context, b *bench, among []peer) ([]*contended, er
 		}
 		defer closeAll(clients)
 		contest := &contest{clients: clients, name: b.name(p.name), hold: c.hold, sent: t.sent, pinger: b.admin}
-		if err := contest.warmUp(ctx); err != nil {
+		if err := contest.warmUp(ctx, !p.polls); err != nil {
 			return nil, fmt.Errorf("%s: %w", p.name, err)
 		}
 		r := &contended{Lock: p.name, Contenders: c.contenders, Hold: c.hold, of: make([][]time.Duration, c.contenders)}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -283,7 +284,7 @@ func redisMemory(ctx context.Context, b *bench) error {
 	}
 	used := func() (float64, error) {
 		// What the calls left in the buffers of our connection is freed by the server's cron.
-		time.Sleep(time.Second / 2)
+		time.Sleep(time.Second / 4)
 		text, err := b.admin.Do(ctx, b.admin.B().Info().Section("memory").Build()).ToString()
 		if err != nil {
 			return 0, err
@@ -311,10 +312,14 @@ func redisMemory(ctx context.Context, b *bench) error {
 	}()
 	var err error
 	m.Lock, err = grown(m.Locks, func() error {
+		var calls []rueidis.Completed
 		for i := range m.Locks {
 			l := &rawLock{name: fmt.Sprint(b.name("held"), i)}
 			locks = append(locks, l)
-			if err := send(ctx, b.admin, []rueidis.Completed{l.acquire(b.admin, l.token(), longWait)}); err != nil {
+			calls = append(calls, l.acquire(b.admin, l.token(), longWait))
+		}
+		for some := range slices.Chunk(calls, 1000) {
+			if err := send(ctx, b.admin, some); err != nil {
 				return err
 			}
 		}

@@ -26,7 +26,10 @@ type peer struct {
 	name string
 	note string // how it is used
 	open func(t target) (locker, error)
-	ring bool // no lock, but the limit; its clients are opened by openRing
+	// polls: waits by asking again and again.
+	polls bool
+	// ring: no lock, but the limit; its clients are opened by openRing.
+	ring bool
 }
 
 const oursName = "redislock"
@@ -35,10 +38,10 @@ const oursName = "redislock"
 // waiters best.
 var peers = []peer{
 	{name: oursName, note: "this library, defaults", open: openOurs},
-	{name: "redsync", note: "v4.18.1 on go-redis, defaults: retries every 50 to 250 ms", open: openRedsync},
-	{name: "redsync 1ms", note: "retries every ms", open: openRedsyncFast},
-	{name: "bsm", note: "bsm/redislock v0.9.4 on go-redis, as in its README: retries every 100 ms", open: openBSM},
-	{name: "bsm 1ms", note: "retries every ms", open: openBSMFast},
+	{name: "redsync", note: "v4.18.1 on go-redis, defaults: retries every 50 to 250 ms", open: openRedsync, polls: true},
+	{name: "redsync 1ms", note: "retries every ms", open: openRedsyncFast, polls: true},
+	{name: "bsm", note: "bsm/redislock v0.9.4 on go-redis, as in its README: retries every 100 ms", open: openBSM, polls: true},
+	{name: "bsm 1ms", note: "retries every ms", open: openBSMFast, polls: true},
 	{name: "rueidislock*", note: "the algorithm of rueidislock, one key, NOLOOP: SET NX, woken by client-side caching", open: openCaching},
 	{name: "python*", note: "the algorithm of python-redis-lock: SET NX, BLPOP on one list for all", open: openPython},
 	{name: ringName, note: "no lock: RPUSH to the next one's list, then BLPOP on one's own, two calls", ring: true},

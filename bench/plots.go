@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"image/color"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -12,6 +14,8 @@ import (
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/plotutil"
 	"gonum.org/v1/plot/vg"
+	"gonum.org/v1/plot/vg/draw"
+	"gonum.org/v1/plot/vg/vgsvg"
 )
 
 const (
@@ -24,29 +28,51 @@ func newPlot(title, x, y string) *plot.Plot {
 	p.Title.Text, p.X.Label.Text, p.Y.Label.Text = title, x, y
 	p.Title.Padding = vg.Points(8)
 	p.Legend.Top, p.Legend.Left = true, true
-	p.Legend.Padding = vg.Points(2)
+	p.Legend.Padding, p.Legend.TextStyle.Font.Size = vg.Points(2), vg.Points(10)
+	p.Y.Label.Padding = vg.Points(6)
 	p.Add(plotter.NewGrid())
 	return p
 }
 
-// lines adds a line with points for one of several locks; each lock has the same look in all plots.
+// colors tell nine lines apart, also for most of the colour-blind; the first is ours.
+var colors = []color.Color{
+	color.RGBA{R: 213, G: 30, B: 40, A: 255}, color.RGBA{R: 0, G: 114, B: 178, A: 255},
+	color.RGBA{R: 86, G: 180, B: 233, A: 255}, color.RGBA{R: 150, G: 90, B: 0, A: 255},
+	color.RGBA{R: 230, G: 159, B: 0, A: 255}, color.RGBA{R: 0, G: 140, B: 100, A: 255},
+	color.RGBA{R: 190, G: 100, B: 170, A: 255}, color.RGBA{R: 150, G: 150, B: 150, A: 255},
+	color.RGBA{R: 50, G: 50, B: 50, A: 255},
+}
+
+// addLine adds one of several; each lock has the same look in all plots.
 func addLine(p *plot.Plot, name string, look int, points plotter.XYs) error {
 	line, marks, err := plotter.NewLinePoints(points)
 	if err != nil {
 		return err
 	}
-	line.Color, line.Width, line.Dashes = plotutil.Color(look), vg.Points(1.2), nil
+	line.Color, line.Width, line.Dashes = colors[look], vg.Points(1.2), nil
 	if look == 0 {
 		line.Width = vg.Points(2.5)
 	}
-	marks.Color, marks.Shape, marks.Radius = plotutil.Color(look), plotutil.Shape(look), vg.Points(2.5)
+	marks.Color, marks.Shape, marks.Radius = colors[look], plotutil.Shape(look), vg.Points(2.5)
 	p.Add(line, marks)
 	p.Legend.Add(name, line, marks)
 	return nil
 }
 
+// save leaves a margin, so that the outermost labels are not cut off.
 func (b *bench) save(p *plot.Plot, name string) error {
-	return p.Save(plotWidth, plotHeight, filepath.Join(b.plan.folder, name))
+	const margin = 12
+	c := vgsvg.New(plotWidth, plotHeight)
+	canvas := draw.New(c)
+	canvas.SetColor(color.White)
+	canvas.Fill(canvas.Path())
+	p.Draw(draw.Crop(canvas, margin, -2*margin, margin, -margin))
+	f, err := os.Create(filepath.Join(b.plan.folder, name))
+	if err != nil {
+		return err
+	}
+	_, err = c.WriteTo(f)
+	return errors.Join(err, f.Close())
 }
 
 // ticks names some values of an axis.
@@ -67,6 +93,7 @@ func (b *bench) waitPlot(all []*contended) error {
 	// The distance of a share from 1 on a logarithmic scale, so that the few long waits are seen.
 	place := func(percent float64) float64 { return 100 / (100 - percent) }
 	p.X.Scale, p.Y.Scale = plot.LogScale{}, plot.LogScale{}
+	p.Legend.Top, p.Legend.XOffs = false, vg.Inch*5.2
 	p.X.Min, p.X.Max = 1, place(99.9)
 	shares := ticks{}
 	for _, share := range []float64{0, 50, 90, 99, 99.9} {
@@ -167,9 +194,28 @@ func (b *bench) handoverPlot(far []*handedOver) error {
 	p.Legend.Add("limit", limit)
 	// Polling takes any number of round trips: cut off what would squeeze the rest.
 	p.Y.Min, p.Y.Max = 0, min(6, slices.Max(p99)*1.1)
+	var cut plotter.XYLabels
+	for i, r := range far {
+		if r.P99In > p.Y.Max {
+			cut.XYs = append(cut.XYs, plotter.XY{X: float64(i), Y: p.Y.Max * 0.93})
+			cut.Labels = append(cut.Labels, fmt.Sprintf("%s / %s", digits(r.Ratio.Median), digits(r.P99In)))
+		}
+	}
+	if len(cut.Labels) > 0 {
+		labels, err := plotter.NewLabels(cut)
+		if err != nil {
+			return err
+		}
+		for i := range labels.TextStyle {
+			labels.TextStyle[i].XAlign = draw.XCenter
+		}
+		p.Add(labels)
+	}
 	p.NominalX(names...)
 	p.X.Tick.Label.Font.Size = vg.Points(9)
 	p.X.Padding = vg.Points(10)
+	p.X.Max = float64(len(names)) - 0.5
+	p.X.Min = -0.5
 	return b.save(p, "handover.svg")
 }
 

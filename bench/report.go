@@ -243,7 +243,7 @@ func (r *report) write(folder string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(folder, "results.json"), append(text, '\n'), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(folder, "results.json"), append(text, '\n'), 0o644); err != nil {
 		return err
 	}
 	var md strings.Builder
@@ -253,7 +253,7 @@ func (r *report) write(folder string) error {
 		t.print(&md)
 	}
 	r.goalTable().print(&md)
-	return os.WriteFile(filepath.Join(folder, "results.md"), []byte(md.String()), 0o600)
+	return os.WriteFile(filepath.Join(folder, "results.md"), []byte(md.String()), 0o644)
 }
 
 // table shows a table at once, and keeps it for the report.
