@@ -23,9 +23,12 @@ type fcallCost struct {
 	usecs []float64 // of each batch
 }
 
-// batch is how many calls are made between two looks at the counters: few enough for the shortest
-// queue to stay about as long as it is.
-const batch = 5
+// A look at the counters leaves the server's caches cold, so many calls are made in between. On one
+// lock these are few, for the shortest queue to stay about as long as it is.
+const (
+	batch   = 5  // calls on one lock
+	locksOf = 20 // locks with queues of one length, but for the longest: one
+)
 
 // rawLock is a lock that is called function by function.
 type rawLock struct {
@@ -81,31 +84,31 @@ func (l *rawLock) handOver(c rueidis.Client, n int) (calls []rueidis.Completed) 
 	return calls
 }
 
-func (l *rawLock) extend(c rueidis.Client) (calls []rueidis.Completed) {
-	for range batch {
+func (l *rawLock) extend(c rueidis.Client, n int) (calls []rueidis.Completed) {
+	for range n {
 		calls = append(calls, l.call(c, "lock_extend", l.holder, longLease))
 	}
 	return calls
 }
 
 // checkIn makes calls of waiters all over the queue.
-func (l *rawLock) checkIn(c rueidis.Client) (calls []rueidis.Completed) {
-	for i := range batch {
+func (l *rawLock) checkIn(c rueidis.Client, n int) (calls []rueidis.Completed) {
+	for i := range n {
 		calls = append(calls, l.acquire(c, l.queue[(l.serial*7919+i*104729)%len(l.queue)], longWait))
 	}
 	return calls
 }
 
-func (l *rawLock) try(c rueidis.Client) (calls []rueidis.Completed) {
-	for range batch {
+func (l *rawLock) try(c rueidis.Client, n int) (calls []rueidis.Completed) {
+	for range n {
 		calls = append(calls, l.acquire(c, l.token(), "0"))
 	}
 	return calls
 }
 
 // leave makes the calls with which the last ones go.
-func (l *rawLock) leave(c rueidis.Client) (calls []rueidis.Completed) {
-	for range batch {
+func (l *rawLock) leave(c rueidis.Client, n int) (calls []rueidis.Completed) {
+	for range n {
 		last := len(l.queue) - 1
 		calls = append(calls, l.call(c, "lock_release", l.queue[last]))
 		l.queue = l.queue[:last]
@@ -113,11 +116,8 @@ func (l *rawLock) leave(c rueidis.Client) (calls []rueidis.Completed) {
 	return calls
 }
 
-func (l *rawLock) inspect(c rueidis.Client) (calls []rueidis.Completed) {
-	for range batch {
-		calls = append(calls, c.B().FcallRo().Function("lock_inspect").Numkeys(3).Key(l.keys()...).Build())
-	}
-	return calls
+func (l *rawLock) inspect(c rueidis.Client) []rueidis.Completed {
+	return []rueidis.Completed{c.B().FcallRo().Function("lock_inspect").Numkeys(3).Key(l.keys()...).Build()}
 }
 
 // send makes calls in one pipeline.
@@ -132,21 +132,31 @@ func send(ctx context.Context, c rueidis.Client, calls []rueidis.Completed) erro
 
 const inspectCall = "lock_inspect (lists 1,000 at most)"
 
-// batchOf makes one batch of every call with a queue, so that the queue ends as long as it began.
-func (l *rawLock) batchOf(c rueidis.Client, do func(call string, calls []rueidis.Completed) error) error {
+// group is some locks with queues of one length.
+type group struct {
+	locks []*rawLock
+	each  int // calls of a batch on each
+}
+
+// batch makes one batch of every call with a queue, so that the queues end as long as they began.
+func (g *group) batch(c rueidis.Client, do func(call string, calls []rueidis.Completed) error) error {
 	for _, step := range []struct {
 		call  string
-		calls func() []rueidis.Completed
+		calls func(*rawLock) []rueidis.Completed
 	}{
-		{"lock_release, hands over", func() []rueidis.Completed { return l.handOver(c, batch) }},
-		{"lock_extend", func() []rueidis.Completed { return l.extend(c) }},
-		{"lock_acquire, queues", func() []rueidis.Completed { return l.join(c, 2*batch) }},
-		{"lock_acquire, checks in", func() []rueidis.Completed { return l.checkIn(c) }},
-		{"lock_acquire, only tries", func() []rueidis.Completed { return l.try(c) }},
-		{"lock_release, leaves the queue", func() []rueidis.Completed { return l.leave(c) }},
-		{inspectCall, func() []rueidis.Completed { return l.inspect(c) }},
+		{"lock_release, hands over", func(l *rawLock) []rueidis.Completed { return l.handOver(c, g.each) }},
+		{"lock_extend", func(l *rawLock) []rueidis.Completed { return l.extend(c, g.each) }},
+		{"lock_acquire, queues", func(l *rawLock) []rueidis.Completed { return l.join(c, 2*g.each) }},
+		{"lock_acquire, checks in", func(l *rawLock) []rueidis.Completed { return l.checkIn(c, g.each) }},
+		{"lock_acquire, only tries", func(l *rawLock) []rueidis.Completed { return l.try(c, g.each) }},
+		{"lock_release, leaves the queue", func(l *rawLock) []rueidis.Completed { return l.leave(c, g.each) }},
+		{inspectCall, func(l *rawLock) []rueidis.Completed { return l.inspect(c) }},
 	} {
-		if err := do(step.call, step.calls()); err != nil {
+		var calls []rueidis.Completed
+		for _, l := range g.locks {
+			calls = append(calls, step.calls(l)...)
+		}
+		if err := do(step.call, calls); err != nil {
 			return fmt.Errorf("%s: %w", step.call, err)
 		}
 	}
@@ -154,17 +164,17 @@ func (l *rawLock) batchOf(c rueidis.Client, do func(call string, calls []rueidis
 }
 
 // batchOfFree does the same where nobody waits.
-func (l *rawLock) batchOfFree(c rueidis.Client, do func(call string, calls []rueidis.Completed) error) error {
-	for range batch {
+func (g *group) batchOfFree(c rueidis.Client, do func(call string, calls []rueidis.Completed) error) error {
+	var acquire, release []rueidis.Completed
+	for _, l := range g.locks {
 		token := l.token()
-		if err := do("lock_acquire, free", []rueidis.Completed{l.acquire(c, token, longWait)}); err != nil {
-			return err
-		}
-		if err := do("lock_release, nobody waits", []rueidis.Completed{l.call(c, "lock_release", token)}); err != nil {
-			return err
-		}
+		acquire = append(acquire, l.acquire(c, token, longWait))
+		release = append(release, l.call(c, "lock_release", token))
 	}
-	return nil
+	if err := do("lock_acquire, free", acquire); err != nil {
+		return err
+	}
+	return do("lock_release, nobody waits", release)
 }
 
 // fcallTime is what the server has counted of the functions until now.
@@ -216,15 +226,21 @@ func fcalls(ctx context.Context, b *bench) error {
 			return err
 		}
 	}
-	empty := &rawLock{name: b.name("fcall0")}
-	steps := []func() error{func() error { return empty.batchOfFree(b.admin, do(0)) }}
-	for _, depth := range b.plan.depths {
-		l := &rawLock{name: b.name(fmt.Sprint("fcall", depth))}
-		defer l.drop(b.admin)
-		if err := b.fill(ctx, l, depth); err != nil {
-			return err
+	free := b.newGroup(0, locksOf*batch, 1)
+	defer free.drop(b.admin)
+	steps := []func() error{func() error { return free.batchOfFree(b.admin, do(0)) }}
+	for i, depth := range b.plan.depths {
+		g := b.newGroup(depth, locksOf, batch)
+		if i == len(b.plan.depths)-1 {
+			g = b.newGroup(depth, 1, min(locksOf*batch, depth/2))
 		}
-		steps = append(steps, func() error { return l.batchOf(b.admin, do(depth)) })
+		defer g.drop(b.admin)
+		for _, l := range g.locks {
+			if err := b.fill(ctx, l, depth); err != nil {
+				return err
+			}
+		}
+		steps = append(steps, func() error { return g.batch(b.admin, do(depth)) })
 	}
 	if err := interleave(b.plan.batches, steps...); err != nil {
 		return err
@@ -245,6 +261,20 @@ func fcalls(ctx context.Context, b *bench) error {
 	b.report.FCALL = costs
 	b.fcallTable(costs)
 	return b.fcallPlot(costs)
+}
+
+func (b *bench) newGroup(depth, locks, each int) *group {
+	g := &group{each: each}
+	for range locks {
+		g.locks = append(g.locks, &rawLock{name: b.name(fmt.Sprint("fcall", depth))})
+	}
+	return g
+}
+
+func (g *group) drop(c rueidis.Client) {
+	for _, l := range g.locks {
+		l.drop(c)
+	}
 }
 
 // fill has somebody hold the lock and so many wait.

@@ -49,7 +49,7 @@ func fullPlan() plan {
 	p := plan{
 		rounds: 8, slice: 250 * time.Millisecond, farRounds: 5, farSlice: 750 * time.Millisecond,
 		crowd: 100_000, idlers: 1000, idle: 20 * time.Second, kills: 3,
-		depths: []int{10, 1000, 100_000}, batches: 100,
+		depths: []int{10, 1000, 100_000}, batches: 30,
 	}
 	for _, hold := range []time.Duration{0, time.Millisecond, 10 * time.Millisecond} {
 		for _, contenders := range []int{2, 16, 64, 256} {
@@ -80,7 +80,7 @@ func quickPlan() plan {
 			{contenders: 64, hold: time.Millisecond, rounds: 1, length: 300 * time.Millisecond},
 		},
 		crowd: 5000, idlers: 1000, idle: 10 * time.Second, kills: 1,
-		depths: []int{10, 1000, 10_000}, batches: 10,
+		depths: []int{10, 1000, 10_000}, batches: 8,
 	}
 }
 

@@ -468,8 +468,8 @@ func (b *bench) killTable(r *killed) {
 func (b *bench) fcallTable(costs []*fcallCost) {
 	t := &table{
 		title: "Time of each function on the server, µs a call",
-		note: fmt.Sprintf("By commandstats (whole µs, rounded down, of each call), medians of batches of %d. The ratio is that of paired batches to those with the shortest queue.",
-			batch),
+		note: fmt.Sprintf("By commandstats (whole µs, rounded down, of each call), medians of batches of %d calls or more, on %d locks or, with the longest queue, on one. "+
+			"The ratio is that of paired batches to those with the shortest queue.", locksOf*batch, locksOf),
 		columns: []string{"call", "nobody waits"},
 	}
 	for _, d := range b.plan.depths {
