@@ -175,7 +175,7 @@ func (c *countingConn) Write(b []byte) (int, error) {
 type commandFinder struct {
 	line []byte // the beginning of a header, or of the name of a command
 	name bool   // the argument that comes is a name
-	skip int    // what is left of the argument and its end
+	skip int    // what is left of the argument
 }
 
 // find calls seen for each command whose name ends in b.
@@ -189,7 +189,7 @@ func (c *commandFinder) find(b []byte, seen func(name string)) {
 			c.skip -= k
 			b = b[k:]
 			if c.skip == 0 && c.name {
-				seen(strings.ToUpper(strings.TrimSpace(string(c.line))))
+				seen(strings.ToUpper(string(c.line)))
 				c.line, c.name = c.line[:0], false
 			}
 			continue
@@ -203,7 +203,6 @@ func (c *commandFinder) find(b []byte, seen func(name string)) {
 			c.name = true
 		} else if size, found := strings.CutPrefix(strings.TrimSpace(line), "$"); found {
 			c.skip, _ = strconv.Atoi(size)
-			c.skip += len("\r\n")
 		}
 		c.line, b = c.line[:0], rest
 	}

@@ -28,6 +28,7 @@ type ringClient struct {
 	own, next int
 	first     bool   // has to put the token into the ring
 	passing   string // piped: the list to push to with the next call
+	list      string // its own
 }
 
 func openRing(t target, i, n int, piped bool) (locker, error) {
@@ -47,6 +48,7 @@ func ringList(name string, i int) string { return fmt.Sprintf("ring:%s:%d", name
 // lock waits for the token. It leaves a BLPOP behind when ctx ends: then the ring is done with.
 func (r *ringClient) lock(ctx context.Context, name string) (func() error, error) {
 	own, next := ringList(name, r.own), ringList(name, r.next)
+	r.list = own
 	if r.first {
 		r.first = false
 		if err := r.push(ctx, own); err != nil {
@@ -93,6 +95,9 @@ func (r *ringClient) push(ctx context.Context, list string) error {
 }
 
 func (r *ringClient) close() {
+	if r.list != "" {
+		r.client.Do(context.Background(), r.client.B().Del().Key(r.list).Build())
+	}
 	if r.giveBack != nil {
 		r.giveBack()
 	}

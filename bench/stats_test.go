@@ -41,7 +41,7 @@ func TestLargestBypass(t *testing.T) {
 	late[2].asked = ms(6)
 	want(t, "sent later than called", largestBypass(late, ms(1)), 0)
 	// Of several overtaken ones, the worst.
-	want(t, "the largest", largestBypass(grants([2]int{20, 30}, [2]int{0, 35}, [2]int{22, 40}, [2]int{10, 50}, [2]int{1, 60}), ms(1)), 3)
+	want(t, "the largest", largestBypass(grants([2]int{20, 30}, [2]int{0, 35}, [2]int{22, 40}, [2]int{10, 50}, [2]int{1, 60}, [2]int{55, 70}), ms(1)), 3)
 }
 
 func TestSpreadAndPairs(t *testing.T) {
