@@ -69,7 +69,7 @@ func TestRun(t *testing.T) {
 		"Memory of Redis":                                head + 2,
 		"Idle waiters":                                   head + 1,
 		"Until the next live waiter holds, after SIGKILL of a process with 20 waiters before it": head + 1,
-		"50 goroutines waiting for one lock in one process":                                      head + 8,
+		"50 goroutines waiting for one lock in one process":                                      head + 9,
 		"Allocations of the client":                                                              head + 4,
 		"Goals":                                                                                  head + len(goals),
 	})
@@ -100,7 +100,8 @@ func TestRun(t *testing.T) {
 			want(t, "commands of a free cycle", f.Commands, 2)
 		}
 	}
-	want(t, "waiters served out of order", r.Crowd.OutOfOrder, 0)
+	want(t, "waiters overtaken", r.Crowd.Overtaken, 0)
+	want(t, "leases lost", r.Crowd.Lost, 0)
 	want(t, "blocked connections", r.Crowd.Blocked, 1)
 	for _, name := range []string{"waits.svg", "rate.svg", "handover.svg", "cost.svg"} {
 		if info, err := os.Stat(filepath.Join(p.folder, name)); err != nil || info.Size() == 0 {

@@ -44,6 +44,7 @@ type memory struct {
 type served struct {
 	Took   time.Duration // from the first grant to the release after the last
 	Tokens []string      // in the order of the grants
+	Lost   int           // locks whose lease had run out when they were released
 }
 
 // runChild answers each line on stdin with one of JSON: "memory" and "served".
@@ -67,10 +68,28 @@ func runChild(text string) error {
 		return err
 	}
 
+	var all sync.WaitGroup
+	var mu sync.Mutex // for the following: where a lock is lost, two may come at once
 	var result served
 	var first time.Time
-	var all sync.WaitGroup
 	var failed error
+	note := func(lock *redislock.Lock) {
+		mu.Lock()
+		defer mu.Unlock()
+		if first.IsZero() {
+			first = time.Now()
+		}
+		result.Tokens = append(result.Tokens, lock.Token())
+	}
+	fail := func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if errors.Is(err, redislock.ErrNotHeld) {
+			result.Lost++
+		} else if err != nil {
+			failed = err
+		}
+	}
 	for range j.Count {
 		all.Go(func() {
 			lock, err := locker.Acquire(context.Background(), j.Name)
@@ -78,15 +97,10 @@ func runChild(text string) error {
 				return
 			}
 			if err == nil {
-				if first.IsZero() { // only the holder comes here
-					first = time.Now()
-				}
-				result.Tokens = append(result.Tokens, lock.Token())
+				note(lock)
 				err = lock.Release(context.Background())
 			}
-			if err != nil {
-				failed = err
-			}
+			fail(err)
 		})
 	}
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {

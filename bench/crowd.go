@@ -22,7 +22,8 @@ type crowded struct {
 	Resident    float64       `json:"bytes_resident_each"`
 	Peak        float64       `json:"bytes_peak_each"`
 	Took        time.Duration `json:"until_all_served_ns"`
-	OutOfOrder  int           `json:"out_of_order"`
+	Overtaken   int           `json:"overtaken"`
+	Lost        int           `json:"lost"`
 }
 
 func (c *crowded) rate() float64 { return float64(c.Waiters) / c.Took.Seconds() }
@@ -87,17 +88,24 @@ func crowd(ctx context.Context, b *bench) error {
 	if err := process.query("served", &result); err != nil {
 		return err
 	}
-	c.Took, c.OutOfOrder = result.Took, differing(queue, result.Tokens)
+	c.Took, c.Lost, c.Overtaken = result.Took, result.Lost, overtaken(queue, result.Tokens)
 	b.report.Crowd = c
 	b.crowdTable(c)
 	return nil
 }
 
-// differing is at how many places two lists are not the same.
-func differing(a, b []string) int {
-	n := max(len(a), len(b)) - min(len(a), len(b))
-	for i := range min(len(a), len(b)) {
-		if a[i] != b[i] {
+// overtaken is how many were served after one that stood behind them in the queue, or not at all.
+func overtaken(queue, served []string) int {
+	place := make(map[string]int, len(queue))
+	for i, token := range queue {
+		place[token] = i
+	}
+	n, last := max(0, len(queue)-len(served)), -1
+	for _, token := range served {
+		i, queued := place[token]
+		if queued && i > last {
+			last = i
+		} else {
 			n++
 		}
 	}

@@ -111,10 +111,13 @@ func TestWaitsOfContenders(t *testing.T) {
 	want(t, "jain", r.Jain.Median < 0.52, true)
 }
 
-func TestDiffering(t *testing.T) {
-	want(t, "same", differing([]string{"a", "b"}, []string{"a", "b"}), 0)
-	want(t, "swapped", differing([]string{"a", "b", "c"}, []string{"b", "a", "c"}), 2)
-	want(t, "one is missing", differing([]string{"a", "b", "c"}, []string{"a", "b"}), 1)
+func TestOvertaken(t *testing.T) {
+	queue := []string{"a", "b", "c", "d"}
+	want(t, "in order", overtaken(queue, []string{"a", "b", "c", "d"}), 0)
+	want(t, "one lost its place", overtaken(queue, []string{"b", "c", "d", "a"}), 1)
+	want(t, "one went past all", overtaken(queue, []string{"d", "a", "b", "c"}), 3)
+	want(t, "one was not served", overtaken(queue, []string{"a", "c", "d"}), 1)
+	want(t, "one was served twice", overtaken(queue, []string{"a", "b", "b", "c", "d"}), 1)
 }
 
 func TestCommandFinder(t *testing.T) {
