@@ -159,12 +159,12 @@ type countingConn struct {
 }
 
 func (c *countingConn) Write(b []byte) (int, error) {
-	c.commands.find(b, func(name string) {
-		if name == "PING" {
+	c.commands.find(b, func(name []byte) {
+		if bytes.EqualFold(name, []byte("PING")) {
 			return
 		}
 		c.t.sent.Add(1)
-		if name != "BLPOP" && c.t.asked.Load() == 0 {
+		if !bytes.EqualFold(name, []byte("BLPOP")) && c.t.asked.Load() == 0 {
 			c.t.asked.CompareAndSwap(0, int64(time.Since(processStart)))
 		}
 	})
@@ -179,7 +179,7 @@ type commandFinder struct {
 }
 
 // find calls seen for each command whose name ends in b.
-func (c *commandFinder) find(b []byte, seen func(name string)) {
+func (c *commandFinder) find(b []byte, seen func(name []byte)) {
 	for len(b) > 0 {
 		if c.skip > 0 {
 			k := min(c.skip, len(b))
@@ -189,7 +189,7 @@ func (c *commandFinder) find(b []byte, seen func(name string)) {
 			c.skip -= k
 			b = b[k:]
 			if c.skip == 0 && c.name {
-				seen(strings.ToUpper(string(c.line)))
+				seen(c.line)
 				c.line, c.name = c.line[:0], false
 			}
 			continue

@@ -3,6 +3,7 @@ package main
 import (
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -130,7 +131,7 @@ func TestCommandFinder(t *testing.T) {
 		var f commandFinder
 		var got []string
 		for piece := range slices.Chunk([]byte(stream), size) {
-			f.find(piece, func(name string) { got = append(got, name) })
+			f.find(piece, func(name []byte) { got = append(got, strings.ToUpper(string(name))) })
 		}
 		if !slices.Equal(got, wanted) {
 			t.Fatalf("in pieces of %d: %v", size, got)
