@@ -1,0 +1,134 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/seed-ee05a192/redislock/internal/redistest"
+)
+
+func TestMain(m *testing.M) {
+	if text := os.Getenv(jobVar); text != "" {
+		exit(runChild(text)) // a child of a measure
+	}
+	os.Exit(m.Run())
+}
+
+// The whole run, with as little of everything as possible: no times are looked at, but that all
+// is measured, shown and written.
+func TestRun(t *testing.T) {
+	if err := flag.Set("test.benchtime", "1x"); err != nil {
+		t.Fatal(err)
+	}
+	p := plan{
+		folder: t.TempDir(),
+		rounds: 1, slice: 5 * time.Millisecond, farRounds: 1, farSlice: time.Millisecond,
+		cells: []cell{
+			{contenders: 2, rounds: 1, length: 5 * time.Millisecond},
+			{contenders: 16, hold: time.Millisecond, rounds: 1, length: 5 * time.Millisecond},
+			{contenders: 16, rounds: 1, more: 1, length: 5 * time.Millisecond},
+		},
+		crowd: 50, idlers: 20, idle: 10 * time.Millisecond, kills: 1, depths: []int{10, 50}, batches: 2,
+	}
+	var out bytes.Buffer
+	if err := run(t.Context(), p, "", "the test", "", &out, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(p.folder, "results.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := make(map[string]int) // by the title of the table
+	title := ""
+	for line := range strings.Lines(string(text)) {
+		if name, found := strings.CutPrefix(line, "### "); found {
+			title = strings.TrimSpace(name)
+		} else if strings.HasPrefix(line, "|") {
+			rows[title]++
+		}
+	}
+	const head = 2
+	n := len(peers)
+	want(t, "rows", rows, map[string]int{
+		"Who is compared":                                head + n,
+		"Hand-over with a round trip of 10 ms":           head + n, // a PING more, and only one of the rings
+		"Hand-over on loopback":                          head + n - 1,
+		"2 contenders, hold 0s":                          head + n,
+		"16 contenders, hold 1ms":                        head + n,
+		"16 contenders, hold 0s":                         head + n,
+		"A free lock: acquire and release":               head + 2*5,
+		"Time of each function on the server, µs a call": head + 9,
+		"Memory of Redis":                                head + 2,
+		"Idle waiters":                                   head + 1,
+		"Until the next live waiter holds, after SIGKILL of a process with 20 waiters before it": head + 1,
+		"50 goroutines waiting for one lock in one process":                                      head + 9,
+		"Allocations of the client":                                                              head + 4,
+		"Goals":                                                                                  head + len(goals),
+	})
+
+	var r report
+	if text, err = os.ReadFile(filepath.Join(p.folder, "results.json")); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, &r); err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range r.Goals {
+		if g.OK == "not run" {
+			t.Errorf("not run: %s", g.Measure)
+		}
+	}
+	for _, c := range r.Contended {
+		if len(c.Rates) == 0 || c.Rate.Median <= 0 || c.Max <= 0 || c.Commands < 1.5 || c.Doubles > 0 {
+			t.Errorf("%s, %d contenders, hold %v: %+v", c.Lock, c.Contenders, c.Hold, c)
+		}
+		// Three commands a cycle at the most and all in turn, but for what a window of one round cuts off.
+		if c.Lock == oursName && (c.Commands > 3.6 || c.Jain.Min < 0.7) {
+			t.Errorf("not in turn, or with more than three commands: %+v", c)
+		}
+	}
+	for _, f := range r.Free {
+		if f.Lock == oursName {
+			want(t, "commands of a free cycle", f.Commands, 2)
+		}
+	}
+	want(t, "waiters overtaken", r.Crowd.Overtaken, 0)
+	want(t, "leases lost", r.Crowd.Lost, 0)
+	want(t, "blocked connections", r.Crowd.Blocked, 1)
+	for _, name := range []string{"waits.svg", "rate.svg", "handover.svg", "cost.svg"} {
+		if info, err := os.Stat(filepath.Join(p.folder, name)); err != nil || info.Size() == 0 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestRunOfNothing(t *testing.T) {
+	err := run(t.Context(), plan{folder: t.TempDir()}, "no such measure", "the test", "", io.Discard, io.Discard)
+	if err == nil || !strings.Contains(err.Error(), "no measure matches") {
+		t.Fatal(err)
+	}
+}
+
+// For benchstat: go test -run '^$' -bench . -count 10 . | benchstat -
+func BenchmarkAcquireRelease(b *testing.B) {
+	s, err := redistest.Start()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = s.Stop() }()
+	t := newTarget(fmt.Sprint("redis://", s.Addr()))
+	for _, bench := range []struct {
+		name string
+		run  func(*testing.B, target)
+	}{{"free", benchmarkLibrary}, {"free-commands-only", benchmarkCommands}, {"contended", benchmarkHandOver}} {
+		b.Run(bench.name, func(b *testing.B) { bench.run(b, t) })
+	}
+}

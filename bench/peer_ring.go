@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/redis/rueidis"
+)
+
+// The ring is no lock but the limit of what a lock with hand-over can reach: n clients pass one
+// token round. Client i waits in BLPOP on its own list; to pass the token on, it does RPUSH to the
+// list of client i+1. A hand-over is one round trip, as with the lock: RPUSH in, the reply of
+// another one's BLPOP out. A cycle is two commands, where the lock needs three (it has to queue).
+// It is on rueidis as the lock is, so that what is seen is the lock's cost and not the client's.
+//
+// "ring" makes two calls, as a user would: RPUSH, and when that is answered, BLPOP. "ring piped"
+// sends both in one write on one connection, so that its client is back in the queue at once.
+const (
+	ringName      = "ring"
+	pipedRingName = "ring piped"
+)
+
+type ringClient struct {
+	client    rueidis.Client
+	dedicated rueidis.DedicatedClient // of the piped ring
+	giveBack  func()
+	own, next int
+	first     bool   // has to put the token into the ring
+	passing   string // piped: the list to push to with the next call
+	list      string // its own
+}
+
+func openRing(t target, i, n int, piped bool) (locker, error) {
+	client, err := t.rueidis()
+	if err != nil {
+		return nil, err
+	}
+	r := &ringClient{client: client, own: i, next: (i + 1) % n, first: i == 0}
+	if piped {
+		r.dedicated, r.giveBack = client.Dedicate()
+	}
+	return r, nil
+}
+
+func ringList(name string, i int) string { return fmt.Sprintf("ring:%s:%d", name, i) }
+
+// lock waits for the token. It leaves a BLPOP behind when ctx ends: then the ring is done with.
+func (r *ringClient) lock(ctx context.Context, name string) (func() error, error) {
+	own, next := ringList(name, r.own), ringList(name, r.next)
+	r.list = own
+	if r.first {
+		r.first = false
+		if err := r.push(ctx, own); err != nil {
+			return nil, err
+		}
+	}
+	blpop := r.client.B().Blpop().Key(own).Timeout(0).Build()
+	var err error
+	switch {
+	case r.dedicated == nil:
+		err = r.client.Do(ctx, blpop).Error()
+	case r.passing != "":
+		push := r.client.B().Rpush().Key(r.passing).Element("token").Build()
+		r.passing = ""
+		replies := r.dedicated.DoMulti(ctx, push, blpop)
+		err = errors.Join(replies[0].Error(), replies[1].Error())
+	default:
+		err = r.dedicated.Do(ctx, blpop).Error()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return func() error {
+		if r.dedicated != nil {
+			r.passing = next
+			return nil
+		}
+		return r.push(context.WithoutCancel(ctx), next)
+	}, nil
+}
+
+// flush passes the token on, when lock is not called again.
+func (r *ringClient) flush(ctx context.Context) error {
+	if r.passing == "" {
+		return nil
+	}
+	next := r.passing
+	r.passing = ""
+	return r.push(ctx, next)
+}
+
+func (r *ringClient) push(ctx context.Context, list string) error {
+	return r.client.Do(ctx, r.client.B().Rpush().Key(list).Element("token").Build()).Error()
+}
+
+func (r *ringClient) close() {
+	if r.list != "" {
+		r.client.Do(context.Background(), r.client.B().Del().Key(r.list).Build())
+	}
+	if r.giveBack != nil {
+		r.giveBack()
+	}
+	r.client.Close()
+}
