@@ -3,15 +3,16 @@ package redislock_test
 import (
 	"bufio"
 	"context"
-	"fmt"
 	"io"
 	"net"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	"github.com/redis/rueidis"
 
 	"github.com/seed-ee05a192/redislock"
 	"github.com/seed-ee05a192/redislock/internal/redistest"
@@ -41,6 +42,13 @@ func fence(reply []int64) int64 {
 	GinkgoHelper()
 	Expect(reply).To(hold())
 	return reply[1]
+}
+
+// received is what comes out of acquiring.
+func received(next <-chan *redislock.Lock) (lock *redislock.Lock) {
+	GinkgoHelper()
+	Eventually(next).Should(Receive(&lock))
+	return lock
 }
 
 // surely shows that a Lock's Deadline is not later than the end of its lease at the server.
@@ -110,7 +118,7 @@ var _ = Describe("the server's clock", func() {
 			step(time.Hour)
 			Expect(raw.int("EXISTS", raw.lock)).To(BeZero())
 			Expect(redis(raw.client, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
-			<-lock.Context().Done()
+			Eventually(lock.Context().Done()).Should(BeClosed())
 			Expect(context.Cause(lock.Context())).To(MatchError(redislock.ErrLost))
 			Expect(commandCalls(raw.client)["fcall"]).To(BeNumerically("<=", 1))
 			Expect(lock.Release(ctx)).To(MatchError(redislock.ErrNotHeld))
@@ -136,7 +144,7 @@ var _ = Describe("the server's clock", func() {
 			Expect(raw.pttl(raw.lock)).To(BeNumerically("<=", 3_000))
 
 			step(-time.Hour)
-			Eventually(ctx, func() int64 { return raw.pttl(raw.lock) }).Should(And(BeNumerically("<=", 3_000), BeNumerically(">", 0)))
+			Eventually(func() int64 { return raw.pttl(raw.lock) }).Should(And(BeNumerically("<=", 3_000), BeNumerically(">", 0)))
 			Expect(lock.Context().Err()).NotTo(HaveOccurred())
 			raw.surely(lock)
 			Expect(lock.Release(ctx)).To(Succeed())
@@ -147,12 +155,11 @@ var _ = Describe("the server's clock", func() {
 			next := acquiring(ctx, l, name, 1)
 			step(-time.Hour)
 			Expect(redis(raw.client, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
-			Eventually(ctx, func() int { return commandCalls(raw.client)["fcall"] }).Should(BeNumerically(">=", 2))
+			Eventually(func() int { return commandCalls(raw.client)["fcall"] }).Should(BeNumerically(">=", 2))
 			Expect(raw.pttl(raw.lock)).To(BeNumerically(">", hourMS-60_000))
 			Expect(next).NotTo(Receive())
 			Expect(l.Reset(ctx, name)).To(BeTrue())
-			var lock *redislock.Lock
-			Eventually(ctx, next).Should(Receive(&lock))
+			lock := received(next)
 			Expect(lock.Fence()).To(BeNumerically(">", dead))
 			Expect(lock.Release(ctx)).To(Succeed())
 		})
@@ -184,9 +191,9 @@ var _ = Describe("the server's clock", func() {
 			first := mustAcquire(ctx, l, name)
 			next := acquiring(ctx, l, name, 1)
 			Expect(first.Release(ctx)).To(Succeed())
-			second := <-next
+			second := received(next)
 			step(time.Hour)
-			<-second.Context().Done()
+			Eventually(second.Context().Done()).Should(BeClosed())
 			Expect(context.Cause(second.Context())).To(MatchError(redislock.ErrLost))
 		})
 		It("a step back makes its two seconds an hour, until it is claimed or reset", func(ctx SpecContext) {
@@ -203,9 +210,9 @@ var _ = Describe("the server's clock", func() {
 			first := mustAcquire(ctx, l, name)
 			next := acquiring(ctx, l, name, 1)
 			Expect(first.Release(ctx)).To(Succeed())
-			second := <-next
+			second := received(next)
 			step(-time.Hour)
-			Eventually(ctx, func() int64 { return raw.pttl(raw.lock) }).Should(And(BeNumerically("<=", 10_000), BeNumerically(">", 0)))
+			Eventually(func() int64 { return raw.pttl(raw.lock) }).Should(And(BeNumerically("<=", 10_000), BeNumerically(">", 0)))
 			Expect(second.Context().Err()).NotTo(HaveOccurred())
 			Expect(second.Release(ctx)).To(Succeed())
 		})
@@ -357,9 +364,9 @@ var _ = Describe("the server's clock", func() {
 			next := acquiring(ctx, l, name, 1)
 			step(d)
 			Expect(first.Release(ctx)).To(Succeed())
-			second := <-next
+			second := received(next)
 			raw.surely(second)
-			Eventually(ctx, func() int64 { return raw.pttl(raw.lock) }).Should(BeNumerically(">", claim), "claimed")
+			Eventually(func() int64 { return raw.pttl(raw.lock) }).Should(BeNumerically(">", claim), "claimed")
 			raw.surely(second)
 			Expect(second.Fence()).To(BeNumerically(">", first.Fence()))
 			Expect(second.Context().Err()).NotTo(HaveOccurred())
@@ -374,21 +381,23 @@ var _ = Describe("the server's clock", func() {
 		l := newLocker(s.Addr())
 		lock := mustAcquire(ctx, l, name, redislock.WithLease(time.Hour))
 		next := acquiring(ctx, l, name, 1)
-		blocked := func() int { return len(seen.containing("BLPOP")) }
-		Eventually(blocked).Should(Equal(1))
+		counted := func(word string) func() int { return func() int { return seen.count(word) } }
+		Eventually(counted("BLPOP")).Should(Equal(1))
 		step(-time.Hour)
-		called := len(seen.containing("lock_acquire"))
-		Eventually(ctx, func() int { return len(seen.containing("lock_acquire")) }).Should(BeNumerically(">=", called+2))
-		Eventually(ctx, blocked).Should(BeNumerically(">", 1))
+		Eventually(counted("lock_acquire")).Should(BeNumerically(">=", seen.count("lock_acquire")+2))
+		Eventually(counted("BLPOP")).Should(BeNumerically(">", 1))
 		Expect(lock.Release(ctx)).To(Succeed())
-		Expect((<-next).Release(ctx)).To(Succeed())
+		Expect(received(next).Release(ctx)).To(Succeed())
 	})
 })
 
 // monitored is what a server was asked, line by line, see MONITOR.
 type monitored struct {
-	mu    sync.Mutex
-	lines []string
+	client rueidis.Client
+	mu     sync.Mutex
+	conn   net.Conn
+	lines  *bufio.Scanner
+	seen   []string
 }
 
 // monitor notes all that a server is asked from now on.
@@ -402,29 +411,29 @@ func monitor(addr string) *monitored {
 	lines := bufio.NewScanner(conn)
 	Expect(lines.Scan()).To(BeTrue())
 	Expect(lines.Text()).To(Equal("+OK"))
-	m := &monitored{}
-	go func() {
-		for lines.Scan() {
-			m.mu.Lock()
-			m.lines = append(m.lines, lines.Text())
-			m.mu.Unlock()
-		}
-	}()
-	return m
+	return &monitored{client: connect(addr), conn: conn, lines: lines}
 }
 
-// containing are the requests with these words.
-func (m *monitored) containing(words ...string) (found []string) {
+// count is how many requests with these words the server has had until now.
+func (m *monitored) count(words ...string) (n int) {
+	GinkgoHelper()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, line := range m.lines {
+	now := strconv.Itoa(len(m.seen)) + " lines"
+	Expect(redis(m.client, "ECHO", now).Error()).NotTo(HaveOccurred())
+	Expect(m.conn.SetReadDeadline(time.Now().Add(soon))).To(Succeed())
+	for line := ""; !strings.Contains(line, strconv.Quote(now)); m.seen = append(m.seen, line) {
+		Expect(m.lines.Scan()).To(BeTrue())
+		line = m.lines.Text()
+	}
+	for _, line := range m.seen {
 		all := true
 		for _, word := range words {
-			all = all && strings.Contains(line, fmt.Sprintf("%q", word))
+			all = all && strings.Contains(line, strconv.Quote(word))
 		}
 		if all {
-			found = append(found, line)
+			n++
 		}
 	}
-	return found
+	return n
 }
