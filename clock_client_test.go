@@ -24,8 +24,8 @@ func steppable(ctx context.Context) (program string) {
 	GinkgoHelper()
 	out, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output()
 	Expect(err).NotTo(HaveOccurred())
-	real := filepath.Join(strings.TrimSpace(string(out)), "src", "time")
-	text, err := os.ReadFile(filepath.Join(real, "time.go"))
+	original := filepath.Join(strings.TrimSpace(string(out)), "src", "time")
+	text, err := os.ReadFile(filepath.Join(original, "time.go"))
 	Expect(err).NotTo(HaveOccurred())
 	const now = "\nfunc Now() Time {\n\tsec, nsec, mono := runtimeNow()\n"
 	Expect(strings.Count(string(text), now)).To(Equal(1), "time.Now is another one in this Go: adapt this")
@@ -37,7 +37,7 @@ func steppable(ctx context.Context) (program string) {
 		"step.go": "package time\n\nimport \"sync/atomic\"\n\nvar stepped atomic.Int64\n\n" +
 			"// Step sets the wall clock so many seconds off.\nfunc Step(seconds int64) { stepped.Store(seconds) }\n",
 	} {
-		overlay[filepath.Join(real, name)] = filepath.Join(dir, name)
+		overlay[filepath.Join(original, name)] = filepath.Join(dir, name)
 		Expect(os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600)).To(Succeed())
 	}
 	list, err := json.Marshal(map[string]any{"Replace": overlay})
@@ -64,6 +64,7 @@ var _ = Describe("a client's clock", func() {
 		s := ownServer()
 		seen := monitor(s.Addr())
 		locker, client := newLocker(s.Addr()), connect(s.Addr())
+		Expect(redislock.Load(ctx, client)).To(Succeed())
 
 		live := func(clocks ...time.Duration) {
 			defer GinkgoRecover()

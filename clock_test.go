@@ -312,7 +312,7 @@ var _ = Describe("the server's clock", func() {
 			Entry("with a lease", redislock.WithLease(3*time.Second)),
 			Entry("without expiry", redislock.WithoutExpiry()),
 		)
-		It("are shown with sane times", func(ctx SpecContext) {
+		It("are shown with sane times", func() {
 			Expect(raw.acquire("h", 2*hourMS, 0)).To(hold())
 			Expect(raw.acquire("a", long, 2*hourMS)).To(queued(1))
 			l := newLocker(s.Addr())
