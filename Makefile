@@ -16,7 +16,7 @@ demo: ## workers share a lock on a private redis-server, and one of them dies
 	go run ./examples/demo
 
 test: ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
-	@$(need) go gcc redis-server redis-cli
+	@$(need) go gcc redis-server redis-cli faketime
 	@internal/tools/test $(ARGS)
 
 lint: golangci ## gofmt, go vet, golangci-lint, luacheck

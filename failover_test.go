@@ -59,6 +59,12 @@ func (c *crew) startOver(ctx context.Context) {
 	GinkgoHelper()
 	<-c.lock.Context().Done()
 	Expect(context.Cause(c.lock.Context())).To(MatchError(redislock.ErrLost))
+	c.serveAll(ctx)
+}
+
+// serveAll shows that all that wait get the lock, which is or will be free: in any order, one at a time.
+func (c *crew) serveAll(ctx context.Context) {
+	GinkgoHelper()
 	last := c.lock.Fence()
 	all := make(chan *redislock.Lock, len(c.waiting))
 	for _, next := range c.waiting {

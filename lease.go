@@ -84,11 +84,12 @@ func (l *Lock) Fence() int64 { return l.fence }
 // Context returns a context that ends when the lock is released, or may be lost: then its
 // context.Cause is ErrLost. It carries the values of Acquire's ctx but does not end with it, unless
 // in Do. It ends before the server can give the lock to somebody else, as long as this process runs
-// and neither clock jumps; after a Reset or the loss of the key, at the next renewal.
+// and the server's clock is not put forward; after a Reset or the loss of the key, at the next renewal.
 func (l *Lock) Context() context.Context { return l.ctx }
 
 // Deadline returns until when the lock is surely held, by this machine's monotonic clock; false if
-// it never expires. Renewal moves it. It is never later than the end of the lease on the server.
+// it never expires. Renewal moves it. It is never later than the end of the lease on the server, unless
+// that one's clock is put forward meanwhile.
 func (l *Lock) Deadline() (time.Time, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -155,8 +155,14 @@ type child struct {
 // spawn starts a child with the given environment (NAME=value); it is killed after the spec.
 func spawn(role string, env ...string) *child {
 	GinkgoHelper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(append(os.Environ(), "REDISLOCK_ROLE="+role), env...)
+	return launch(os.Args[0], append(env, "REDISLOCK_ROLE="+role)...)
+}
+
+// launch is spawn of any program.
+func launch(program string, env ...string) *child {
+	GinkgoHelper()
+	cmd := exec.Command(program)
+	cmd.Env = append(os.Environ(), env...)
 	cmd.Stderr = GinkgoWriter
 	in, err := cmd.StdinPipe()
 	Expect(err).NotTo(HaveOccurred())

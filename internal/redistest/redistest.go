@@ -33,10 +33,12 @@ type Server struct {
 	dir  string
 	conf string // of a Sentinel; "": none
 	args []string
+	env  []string // more than ours
 
-	mu   sync.Mutex // held over a whole Stop, Kill or Restart
-	cmd  *exec.Cmd
-	done chan struct{} // closed when cmd has ended and was waited for
+	mu    sync.Mutex // held over a whole Stop, Kill or Restart
+	cmd   *exec.Cmd
+	done  chan struct{} // closed when cmd has ended and was waited for
+	ahead time.Duration // its clock of ours, see StepClock
 }
 
 // Start runs a redis-server that keeps nothing on disk and returns once it answers. args are more
@@ -53,20 +55,27 @@ func Start(args ...string) (*Server, error) {
 	return startIn(dir, "", args...)
 }
 
-// startIn removes dir if the server does not start.
 func startIn(dir, conf string, args ...string) (*Server, error) {
-	var err error
+	s := &Server{dir: dir, conf: conf, args: args}
+	if err := s.onFreePort(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// onFreePort removes the server's folder if it does not start.
+func (s *Server) onFreePort() (err error) {
 	for range attempts {
-		s := &Server{port: freePort(), dir: dir, conf: conf, args: args}
+		s.port = freePort()
 		if err = s.run(); err == nil {
-			return s, nil
+			return nil
 		}
 		if !errors.Is(err, errPortTaken) {
 			break
 		}
 	}
-	_ = os.RemoveAll(dir)
-	return nil, err
+	_ = os.RemoveAll(s.dir)
+	return err
 }
 
 // Addr is "127.0.0.1:PORT".
@@ -154,6 +163,7 @@ func (s *Server) run() error {
 		"--appendonly", "no", "--daemonize", "no", "--dir", s.dir)
 	cmd := exec.Command("redis-server", append(args, s.args...)...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, log, log
+	cmd.Env = append(os.Environ(), s.env...)
 	if err := start(cmd); err != nil {
 		return fmt.Errorf("redistest: %w", err)
 	}
@@ -165,6 +175,7 @@ func (s *Server) run() error {
 	defer tick.Stop()
 	for deadline := time.Now().Add(startTimeout); time.Now().Before(deadline); {
 		if answers(s.Addr(), cmd.Process.Pid) {
+			unlinkShared(cmd.Process.Pid)
 			return nil
 		}
 		select {

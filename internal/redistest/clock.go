@@ -1,0 +1,85 @@
+package redistest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// clockFile, in a server's folder, says how far its clock is off.
+const clockFile = "clock"
+
+// StartWithClock is Start for a server whose wall clock StepClock can set. Its monotonic clock goes on
+// as it is, like that of a machine whose time NTP or a person sets. It takes Debian's faketime.
+func StartWithClock(args ...string) (*Server, error) {
+	faketime, err := findFaketime("/usr/lib/*/faketime", "/usr/lib*/faketime", "/usr/local/lib/faketime")
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{args: args}
+	if s.dir, err = os.MkdirTemp("", "redistest-"); err != nil {
+		return nil, err
+	}
+	s.env = []string{
+		// Without libc's malloc, jemalloc and libfaketime wait for each other before main.
+		"LD_PRELOAD=" + faketime + ":libc.so.6",
+		"FAKETIME_TIMESTAMP_FILE=" + filepath.Join(s.dir, clockFile),
+		"FAKETIME_NO_CACHE=1",
+		"FAKETIME_DONT_FAKE_MONOTONIC=1",
+	}
+	if err := s.writeClock(); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(s.dir))
+	}
+	if err := s.onFreePort(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func findFaketime(folders ...string) (string, error) {
+	for _, folder := range folders {
+		if found, _ := filepath.Glob(filepath.Join(folder, "libfaketime.so.1")); len(found) > 0 {
+			return found[0], nil
+		}
+	}
+	return "", fmt.Errorf("redistest: no libfaketime.so.1 in %q: `apt-get install faketime`, or `make test`, which installs it", folders)
+}
+
+// StepClock puts the server's clock forward by d, or back if d is negative, and returns when the
+// server shows it.
+func (s *Server) StepClock(d time.Duration) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ahead += d
+	if err := s.writeClock(); err != nil {
+		return err
+	}
+	before := time.Now().Add(s.ahead - time.Millisecond)
+	micros, err := s.Do("TIME").AsIntSlice()
+	if err != nil {
+		return err
+	}
+	after := time.Now().Add(s.ahead + time.Millisecond)
+	if shown := time.Unix(micros[0], micros[1]*1000); shown.Before(before) || shown.After(after) {
+		return fmt.Errorf("redistest: a step to %v has no effect, the server shows %v", after, shown)
+	}
+	return nil
+}
+
+// writeClock replaces the file, so that it is never read by half.
+func (s *Server) writeClock() error {
+	file := filepath.Join(s.dir, clockFile)
+	err := os.WriteFile(file+".new", fmt.Appendf(nil, "%+.3f\n", s.ahead.Seconds()), 0o600)
+	return errors.Join(err, os.Rename(file+".new", file))
+}
+
+// unlinkShared removes the names of the memory that libfaketime would share with child processes. It
+// only does so itself when the process ends in good order, and a name left behind is a failure for
+// the next process of that id.
+func unlinkShared(pid int) {
+	for _, name := range []string{"faketime_shm_", "sem.faketime_sem_"} {
+		_ = os.Remove("/dev/shm/" + name + itoa(pid))
+	}
+}

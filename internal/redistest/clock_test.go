@@ -1,0 +1,47 @@
+package redistest
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestClock(t *testing.T) {
+	s, err := StartWithClock()
+	must(t, err)
+	t.Cleanup(func() { _ = s.Stop() })
+	want(t, s, "SET k v EX 1800", "+OK")
+	must(t, s.StepClock(-time.Hour))
+	want(t, s, "EXISTS k", ":1")
+	must(t, s.StepClock(time.Hour))
+	want(t, s, "EXISTS k", ":1")
+	must(t, s.StepClock(time.Hour))
+	want(t, s, "EXISTS k", ":0")
+
+	must(t, s.Restart())
+	must(t, s.StepClock(0)) // it has kept its clock, or this fails
+	must(t, s.Kill())
+	shared, err := os.ReadDir("/dev/shm")
+	must(t, err)
+	for _, file := range shared {
+		if strings.HasSuffix(file.Name(), "_"+itoa(s.PID())) {
+			t.Errorf("left behind: /dev/shm/%s", file.Name())
+		}
+	}
+}
+
+func TestStepOfAServerWithoutClock(t *testing.T) {
+	s, err := Start()
+	must(t, err)
+	t.Cleanup(func() { must(t, s.Stop()) })
+	if err := s.StepClock(time.Hour); err == nil || !strings.Contains(err.Error(), "no effect") {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestNoFaketime(t *testing.T) {
+	if _, err := findFaketime(t.TempDir()); err == nil || !strings.Contains(err.Error(), "apt-get install faketime") {
+		t.Fatalf("got %v", err)
+	}
+}
