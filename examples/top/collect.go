@@ -70,19 +70,20 @@ type collector struct {
 // node is one primary.
 type node struct {
 	replica bool // it is none: to be forgotten
-	cursor uint64
-	pass   int // through all its keys
-	looked int // keys in this pass
-	done   int // keys in the first pass, 0 until it has ended
-	known  map[string]*entry
-	err    error
+	cursor  uint64
+	pass    int // through all its keys
+	looked  int // keys in this pass
+	done    int // keys in the first pass, 0 until it has ended
+	known   map[string]*entry
+	err     error
 }
 
 // entry is a lock that SCAN has met. It is forgotten when it is free and a whole pass did not meet it.
 type entry struct {
 	Lock
-	pass  int // that met it
-	round int // that read it, 0: none yet
+	pass   int // that met it
+	round  int // that read it, 0: none yet
+	listed int // waiters, then
 }
 
 // refresh goes on for what may be done in this time.
@@ -162,8 +163,12 @@ func (c *collector) readAll(ctx context.Context, n *node, locks int) error {
 	left := locks * lockCost
 	var failed error
 	for len(todo) > 0 && left > 0 {
-		chunk := todo[:min(len(todo), pipeline, (left+lockCost-1)/lockCost)]
-		todo = todo[len(chunk):]
+		size := 0
+		for cost := 0; size < min(pipeline, len(todo)) && cost < left; size++ {
+			cost += lockCost + todo[size].listed
+		}
+		chunk := todo[:size]
+		todo = todo[size:]
 		commands := make(rueidis.Commands, len(chunk))
 		for i, e := range chunk {
 			commands[i] = c.inspect(e.tagged)
@@ -177,8 +182,8 @@ func (c *collector) readAll(ctx context.Context, n *node, locks int) error {
 			} else {
 				e.Lock = lock
 			}
-			e.round = c.round
-			left -= lockCost + len(waiters)
+			e.round, e.listed = c.round, len(waiters)
+			left -= lockCost + e.listed
 		}
 		if ctx.Err() != nil {
 			break
