@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	scanCount    = 1000            // keys that one SCAN looks at
+	scanCount    = 500             // keys that one SCAN looks at, half a millisecond in which the server does nothing else
 	pipeline     = 20              // locks read in one round trip
 	lockCost     = 10              // what reading a lock takes of the budget, in waiters listed with it
 	refreshLimit = 5 * time.Second // a silent server ends a refresh after this

@@ -43,7 +43,7 @@ func run(ctx context.Context, args []string) error {
 		"Sentinel: redis://HOST:26379?master_set=NAME (default $REDIS_URL, then redis://127.0.0.1:6379)")
 	prefix := flags.String("prefix", "lock", "what the locks' keys begin with")
 	interval := flags.Duration("interval", 2*time.Second, "between two refreshes")
-	scans := flags.Int("scans", 50, "SCANs a second and primary, at most; each looks at 1000 keys")
+	scans := flags.Int("scans", 100, "SCANs a second and primary, at most; each looks at 500 keys")
 	reads := flags.Int("reads", 1000, "locks read a second and primary, at most")
 	filter := flags.String("filter", "", "only locks whose name or holder contains this")
 	sorting := flags.String("sort", "waiting", strings.Join(sorts(), ", "))

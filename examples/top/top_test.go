@@ -153,7 +153,7 @@ func queue(t *testing.T, client rueidis.Client, tagged string, tokens ...string)
 }
 
 func collect(client rueidis.Client) *collector {
-	return &collector{client: client, prefix: "lock", scans: 50, reads: 1000, nodes: map[string]*node{}}
+	return &collector{client: client, prefix: "lock", scans: 100, reads: 1000, nodes: map[string]*node{}}
 }
 
 func find(s Snapshot, name string) *Lock {
@@ -234,8 +234,7 @@ func TestFilterAndSort(t *testing.T) {
 	top.press("Escape")
 	g.Eventually(top.names).Should(HaveLen(3))
 
-	top.press("Down")
-	top.shows(`> c-MAIL`)
+	top.shows(`> c-MAIL`)    // the one that was chosen stays it
 	top.press("s", "s", "s") // longest, fence, name
 	top.shows(`by name`, `a-mail`, `b-cash`, `> c-MAIL`)
 	top.press("S")
@@ -411,8 +410,9 @@ func TestSentinel(t *testing.T) {
 func TestMillionKeys(t *testing.T) {
 	s, client := server(t, "--enable-debug-command", "yes")
 	g := NewWithT(t)
-	g.Expect(client.Do(t.Context(), client.B().Arbitrary("DEBUG", "POPULATE", "1000000", "other", "3").Build()).Error()).
-		NotTo(HaveOccurred())
+	for i := range 20 {
+		g.Expect(s.Do("DEBUG", "POPULATE", "50000", fmt.Sprintf("other%d", i), "3").Error()).NotTo(HaveOccurred())
+	}
 	const locks = 25
 	for i := range locks {
 		queue(t, client, fmt.Sprintf("{lock%d}", i), "anna", "bert")
@@ -428,17 +428,17 @@ func TestMillionKeys(t *testing.T) {
 		scanned, read := calls(t, s, "scan")-scans, calls(t, s, "fcall_ro")-reads
 		scans, reads = scans+scanned, reads+read
 		g.Expect(snap.Errors).To(BeEmpty())
-		g.Expect(scanned).To(BeNumerically("<=", 100))
+		g.Expect(scanned).To(BeNumerically("<=", 200))
 		g.Expect(read).To(BeNumerically("<=", locks))
 		g.Expect(rounds).To(BeNumerically("<", 20))
 	}
 	g.Expect(snap.Locks).To(HaveLen(locks))
 	g.Expect(rounds).To(BeNumerically(">=", 10)) // it is spread
-	g.Expect(scans).To(BeNumerically("<=", 1100))
+	g.Expect(scans).To(BeNumerically("<=", 2200))
 	for _, command := range []string{"keys", "fcall", "set", "del"} {
 		g.Expect(calls(t, s, command)).To(BeZero(), command)
 	}
-	t.Logf("1,000,000 other keys, %d locks: the first pass took %d refreshes, %d SCANs (100 a refresh at most), %d FCALL_ROs",
+	t.Logf("1,000,000 other keys, %d locks: the first pass took %d refreshes, %d SCANs (200 a refresh at most), %d FCALL_ROs",
 		locks, rounds, scans, reads)
 	info, _ := s.Do("INFO", "commandstats").ToString()
 	t.Log(regexp.MustCompile(`cmdstat_(scan|fcall_ro):\S+`).FindAllString(info, -1))
@@ -548,8 +548,9 @@ func TestOtherKeys(t *testing.T) {
 		HaveField("Name", "k"), HaveField("Held", BeEquivalentTo(-1)), HaveField("Left", BeEquivalentTo(-1)))))
 	g.Expect(s.Do("DEL", "lock:{k}").Error()).NotTo(HaveOccurred())
 	g.Expect(c.refresh(t.Context(), time.Second).Locks).To(BeEmpty())
+	c.refresh(t.Context(), time.Second)
 	for _, n := range c.nodes {
-		g.Expect(n.known).To(BeEmpty()) // a whole pass did not meet it
+		g.Expect(n.known).To(BeEmpty()) // a whole pass did not meet it, after it was found free
 	}
 	// What is no lock says so, in its row, and the others are shown.
 	g.Expect(s.Do("HSET", "lock:{profile}", "a", "b").Error()).NotTo(HaveOccurred())
