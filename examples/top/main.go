@@ -25,6 +25,9 @@ import (
 	"github.com/redis/rueidis"
 )
 
+// topologyEvery is how old the news of who the primaries of a cluster are may be.
+const topologyEvery = 2 * time.Second
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:])
@@ -122,6 +125,9 @@ func connect(server string) (rueidis.Client, string, error) {
 	opts.ReadBufferEachConn, opts.WriteBufferEachConn = 64<<10, 64<<10
 	opts.Dialer = net.Dialer{Timeout: 2 * time.Second, KeepAlive: time.Second}
 	opts.ConnWriteTimeout = 2 * time.Second
+	// rueidis asks again who the primaries are when a call is redirected or fails. SCAN never is: the
+	// locks of a new primary would be missing, and nothing would say so.
+	opts.ClusterOption.ShardsRefreshInterval = topologyEvery
 	client, err := rueidis.NewClient(opts)
 	if err != nil {
 		return nil, "", fmt.Errorf("cannot reach %s: %w", u.Redacted(), err)

@@ -204,7 +204,7 @@ func TestListAndQueue(t *testing.T) {
 	_, err = top.tmux("resize-window", "-x", "60", "-y", "8")
 	g.Expect(err).NotTo(HaveOccurred())
 	top.press("Escape")
-	top.shows(`order:\{42\}`, `quit`)
+	top.shows(`2 locks`, `> orde… dora`, `r reset …`)
 	for _, line := range strings.Split(top.text(), "\n") {
 		g.Expect(ansi.StringWidth(line)).To(BeNumerically("<=", 60))
 	}
@@ -316,15 +316,27 @@ func TestResetTakesItFromNobodyElse(t *testing.T) {
 	top.shows(`> orders +other`, `orders was not held by shown any more: nothing was reset`)
 }
 
-// The rights that README.md names.
-func TestReadOnlyUser(t *testing.T) {
-	s, client := server(t)
+// oncall makes a user with the rights that README.md names.
+func oncall(t *testing.T, servers []*redistest.Server) {
 	g := NewWithT(t)
 	readme, err := os.ReadFile("README.md")
 	g.Expect(err).NotTo(HaveOccurred())
 	rule := regexp.MustCompile(`ACL SETUSER oncall .*`).FindString(string(readme))
 	g.Expect(rule).NotTo(BeEmpty())
-	g.Expect(s.Do(strings.Fields(rule)...).Error()).NotTo(HaveOccurred())
+	if len(servers) > 1 {
+		more := regexp.MustCompile("In a cluster it needs `([^`]+)`").FindStringSubmatch(string(readme))
+		g.Expect(more).NotTo(BeEmpty())
+		rule += " " + more[1]
+	}
+	for _, s := range servers {
+		g.Expect(s.Do(strings.Fields(rule)...).Error()).NotTo(HaveOccurred())
+	}
+}
+
+func TestReadOnlyUser(t *testing.T) {
+	s, client := server(t)
+	g := NewWithT(t)
+	oncall(t, []*redistest.Server{s})
 	queue(t, client, "{orders}", "anna", "bert")
 
 	url := "redis://oncall:secret@" + s.Addr()
@@ -362,7 +374,13 @@ func TestCluster(t *testing.T) {
 	top.press("Enter")
 	top.shows(`1 waiting\nheld by anna`, `1 bert`)
 
+	oncall(t, cluster.Servers)
+	out, problems, code := output("redis://oncall:secret@" + cluster.Addrs()[0])
+	g.Expect([]any{problems, code}).To(Equal([]any{"", 0}))
+	g.Expect(out).To(SatisfyAll(ContainSubstring(names[0]), ContainSubstring(names[1]), ContainSubstring(names[2])))
+
 	// Replicas have the same keys: nobody looks there, and no lock is listed twice.
+	g.Eventually(client.Nodes).Should(HaveLen(6)) // it knows them
 	c := collect(client)
 	looks := func() (all int) {
 		for _, s := range cluster.Servers {
@@ -469,6 +487,11 @@ func TestManyLocks(t *testing.T) {
 		}
 	}
 	g.Expect(read).To(Equal(map[string]int{"2": 100, "3": 100, "4": 100}))
+	// What is printed once is whole.
+	out, problems, code := output("redis://"+s.Addr(), "-interval", "100ms")
+	g.Expect(code).To(BeZero())
+	g.Expect(strings.Count(out, "\n")).To(Equal(301))
+	g.Expect(strings.Count(problems, "top: 1,000 keys looked at\n")).To(Equal(2)) // it took three refreshes
 }
 
 // A long queue counts for what it costs.
@@ -537,10 +560,10 @@ func TestOtherKeys(t *testing.T) {
 	for _, key := range []string{"lock:plain", "lock:{}x", "lock:", "xlock:{a}", "lock-state:{b}", "locks:{c}"} {
 		g.Expect(s.Do("SET", key, "1").Error()).NotTo(HaveOccurred())
 	}
-	g.Expect(s.Do("SET", "l*[k:{ours}", "anna").Error()).NotTo(HaveOccurred())
+	g.Expect(s.Do("SET", "l[k]*:{ours}", "anna").Error()).NotTo(HaveOccurred())
 	g.Expect(s.Do("SET", "lock:{k}", "bert").Error()).NotTo(HaveOccurred())
 	c := collect(client)
-	c.prefix = "l*[k"
+	c.prefix = "l[k]*"
 	g.Expect(c.refresh(t.Context(), time.Second).Locks).To(ConsistOf(HaveField("Name", "ours")))
 
 	c = collect(client)
