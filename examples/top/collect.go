@@ -16,10 +16,10 @@ import (
 )
 
 const (
-	scanCount    = 500             // keys that one SCAN looks at, half a millisecond in which the server does nothing else
-	pipeline     = 20              // locks read in one round trip
-	lockCost     = 10              // what reading a lock takes of the budget, in waiters listed with it
-	refreshLimit = 5 * time.Second // a silent server ends a refresh after this
+	scanCount = 500             // keys that one SCAN looks at, half a millisecond in which the server does nothing else
+	pipeline  = 20              // locks read in one round trip
+	lockCost  = 10              // what reading a lock takes of the budget, in waiters listed with it
+	callLimit = 5 * time.Second // a silent server ends a refresh, or another call, after this
 )
 
 // Lock is one lock as the server saw it when it was read. Times are milliseconds.
@@ -63,8 +63,13 @@ type collector struct {
 	client       rueidis.Client
 	prefix       string
 	scans, reads int // a second and primary
+	limit        time.Duration
 	nodes        map[string]*node
 	round        int
+}
+
+func newCollector(client rueidis.Client, prefix string, scans, reads int) *collector {
+	return &collector{client: client, prefix: prefix, scans: scans, reads: reads, limit: callLimit, nodes: map[string]*node{}}
 }
 
 // node is one primary.
@@ -88,7 +93,7 @@ type entry struct {
 
 // refresh goes on for what may be done in this time.
 func (c *collector) refresh(ctx context.Context, span time.Duration) Snapshot {
-	ctx, cancel := context.WithTimeout(ctx, refreshLimit)
+	ctx, cancel := context.WithTimeout(ctx, c.limit)
 	defer cancel()
 	c.round++
 	clients := c.client.Nodes()
@@ -194,7 +199,7 @@ func (c *collector) readAll(ctx context.Context, n *node, locks int) error {
 
 // read reads one lock, with the first 1,000 of its queue.
 func (c *collector) read(ctx context.Context, tagged string) (Lock, []Waiter, error) {
-	ctx, cancel := context.WithTimeout(ctx, refreshLimit)
+	ctx, cancel := context.WithTimeout(ctx, c.limit)
 	defer cancel()
 	return parse(tagged, c.client.Do(ctx, c.inspect(tagged)))
 }
@@ -211,7 +216,7 @@ func (c *collector) inspect(tagged string) rueidis.Completed {
 // time that somebody has read the question and said yes; lock_release takes it from nobody else.
 // False: this holder did not have it any more.
 func (c *collector) reset(ctx context.Context, tagged, holder string) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, refreshLimit)
+	ctx, cancel := context.WithTimeout(ctx, c.limit)
 	defer cancel()
 	reply, err := c.client.Do(ctx, c.client.B().Fcall().Function("lock_release").Numkeys(3).
 		Key(c.keys(tagged)...).Arg(holder).Build()).AsInt64()

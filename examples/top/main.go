@@ -77,7 +77,7 @@ func run(ctx context.Context, args []string) error {
 	}
 	defer client.Close()
 
-	c := &collector{client: client, prefix: *prefix, scans: *scans, reads: *reads, nodes: map[string]*node{}}
+	c := newCollector(client, *prefix, *scans, *reads)
 	list := order{column: column, filter: *filter}
 	switch {
 	case *asJSON && !*once:
