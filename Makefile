@@ -6,7 +6,7 @@ need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-quick chaos chaos-quick load golangci
+.PHONY: help demo top test lint bench bench-quick chaos chaos-quick load golangci
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -15,14 +15,18 @@ demo: ## workers share a lock on a private redis-server, and one of them dies
 	@$(need) go redis-server
 	go run ./examples/demo
 
+top: ## all locks of the server or cluster at REDIS_URL, live (ARGS="-json": see examples/top)
+	@$(need) go
+	@cd examples/top && REDIS_URL="$(REDIS_URL)" go run . $(ARGS)
+
 test: ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
-	@$(need) go gcc redis-server redis-cli faketime
+	@$(need) go gcc redis-server redis-cli faketime tmux
 	@internal/tools/test $(ARGS)
 
 lint: golangci ## gofmt, go vet, golangci-lint, luacheck
 	@$(need) luacheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
-	for module in . bench; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
+	for module in . bench examples/top; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
 	luacheck lua
 
 bench: ## the lock beside its peers, about 8 minutes, into bench/results (REDIS_URL: not a server of its own)
