@@ -287,15 +287,16 @@ class Cluster(unittest.TestCase):
         client = RedisCluster(host=host, port=int(port), socket_timeout=3)
         self.addCleanup(client.close)
         nodes = set()
-        for i in range(12):
-            name = f"python-{uuid.uuid4().hex}"
-            nodes.add(client.get_node_from_key("lock:{" + name + "}").name)
+        client.function_flush()
+        for tag in "abc":  # each on another one of three primaries
+            name = f"python-{uuid.uuid4().hex}-" + "{" + tag + "}"
+            nodes.add(client.get_node_from_key(name).name)
             with Lock(client, name, library=LIBRARY) as holder:
                 self.assertFalse(Lock(client, name).acquire(blocking=False))
                 waiter = Lock(client, name)
                 thread = threading.Thread(target=waiter.acquire, daemon=True)
                 thread.start()
-                eventually(lambda: client.zcard("lock-queue:{" + name + "}") == 1)
+                eventually(lambda: client.zcard("lock-queue:" + name) == 1)
             thread.join(SOON)
             self.assertEqual(waiter.get_owner_id(), waiter.id)
             self.assertGreater(waiter.fence, holder.fence)
