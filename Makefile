@@ -22,8 +22,7 @@ test: ## all tests with the race detector, and the coverage (ARGS="--focus=..." 
 lint: golangci ## gofmt, go vet, golangci-lint, luacheck
 	@$(need) luacheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
-	go vet ./...
-	$(golangci) run ./...
+	for module in . bench; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
 	luacheck lua
 
 bench: ## the benchmarks
@@ -34,9 +33,9 @@ chaos: ## faults and judges for CHAOS_MINUTES (2): CHAOS_SEED, CHAOS_TOPOLOGY, C
 	@$(need) go redis-server redis-cli
 	cd bench && go run ./chaos
 
-chaos-quick: # 30 s of that for each topology, with a fixed seed
+chaos-quick: # 30 s of that for each topology, as in make test
 	@$(need) go redis-server redis-cli
-	cd bench && CHAOS_MINUTES=1.5 CHAOS_SEED=1 go run ./chaos
+	cd bench && go test -count=1 -v -run TestFaults ./chaos
 
 load: ## load the function library into the server at REDIS_URL
 	@$(need) redis-cli

@@ -144,8 +144,10 @@ func askVersion(ctx context.Context, node rueidis.Client) (string, error) {
 }
 
 // extendAndWait is extend on a connection of its own, then WAIT there: WAIT counts what its own
-// connection wrote. It returns how many replicas have the lease.
-func (f *functions) extendAndWait(ctx context.Context, k keys, token string, lease time.Duration, n int, timeout time.Duration) (held bool, acks int64, err error) {
+// connection wrote. In between it calls extended. It returns how many replicas have the lease.
+func (f *functions) extendAndWait(ctx context.Context, k keys, token string, lease time.Duration, n int, timeout time.Duration,
+	extended func(),
+) (held bool, acks int64, err error) {
 	err = f.client.Dedicated(func(c rueidis.DedicatedClient) error {
 		reply, err := c.Do(ctx, c.B().Fcall().Function("lock_extend").Numkeys(3).
 			Key(k.lock, k.queue, k.state).Arg(token, millis(lease)).Build()).AsInt64()
@@ -153,6 +155,7 @@ func (f *functions) extendAndWait(ctx context.Context, k keys, token string, lea
 			return err
 		}
 		held = true
+		extended()
 		acks, err = c.Do(ctx, c.B().Wait().Numreplicas(int64(n)).
 			Timeout(ceilMillis(timeout)).Build()).AsInt64()
 		return err

@@ -140,6 +140,13 @@ func (h *hub) isForemost(w *waiter) bool {
 	return w.line.Front() == w.place
 }
 
+// crowd is how many of this Locker wait for the same lock as w.
+func (h *hub) crowd(w *waiter) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return w.line.Len()
+}
+
 // listen makes sure that somebody blocks on the signal list of w, until w is removed.
 func (h *hub) listen(w *waiter) {
 	h.mu.Lock()

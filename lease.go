@@ -25,7 +25,8 @@ type Lock struct {
 	end       context.CancelCauseFunc
 	calls     context.Context // the values of Acquire's ctx, for the calls that keep the lease
 
-	releasing sync.Mutex // one Release at a time
+	releasing sync.Mutex    // one Release at a time
+	extending chan struct{} // holds one element while lock_extend is under way: one at a time
 	mu        sync.Mutex
 	state     lockState
 	unsure    bool          // a release was sent in time and its reply is lost
@@ -52,6 +53,7 @@ func newLock(ctx context.Context, l *Locker, r *request, g grant) *Lock {
 		fence:     g.fence,
 		renew:     r.renew,
 		comesBack: g.queued && !r.ownToken,
+		extending: make(chan struct{}, 1),
 		lease:     r.lease,
 		short:     g.short,
 		deadline:  g.deadline,
@@ -138,10 +140,18 @@ func (l *Lock) Release(ctx context.Context) error {
 
 // Extend has the lease end this long from now; renewal goes on with it. At least 1 ms, rounded up
 // to whole milliseconds, and cut short by WithMaxHold. It returns ErrNotHeld if the lock is lost or
-// released; Context ends then. After any other error the lease is at least what it was.
+// released; Context ends then. After any other error it is not known which lease the server has: the
+// shorter one counts, for Deadline and for renewal.
 func (l *Lock) Extend(ctx context.Context, lease time.Duration) error {
 	if lease < time.Millisecond {
 		return l.wrap("extend", fmt.Errorf("a lease of %v: it must be at least 1ms", lease))
+	}
+	// Of two calls under way at once, it would not be known which one the server saw last.
+	select {
+	case l.extending <- struct{}{}:
+		defer func() { <-l.extending }()
+	case <-ctx.Done():
+		return l.wrap("extend", ctx.Err())
 	}
 	if l.current() != held {
 		return l.wrap("extend", ErrNotHeld)
@@ -151,6 +161,7 @@ func (l *Lock) Extend(ctx context.Context, lease time.Duration) error {
 	if !ok {
 		return l.wrap("extend", ErrNotHeld)
 	}
+	l.shorten(sent, asked, lease)
 	ok, err := l.locker.fn.extend(ctx, l.keys, l.token, asked)
 	if err != nil {
 		return l.wrap("extend", err)
@@ -166,6 +177,21 @@ func (l *Lock) Extend(ctx context.Context, lease time.Duration) error {
 		return l.wrap("extend", ErrNotHeld)
 	}
 	return nil
+}
+
+// shorten is for a call that may make the lease end sooner: from when it is sent until its reply
+// is there, and for good if that gets lost, the sooner end counts.
+func (l *Lock) shorten(sent time.Time, asked, lease time.Duration) {
+	l.mu.Lock()
+	end := sent.Add(asked)
+	if l.deadline.IsZero() || end.Before(l.deadline) {
+		l.deadline = end
+	}
+	if l.lease == 0 || lease < l.lease {
+		l.lease = lease
+	}
+	l.mu.Unlock()
+	l.keep()
 }
 
 func (l *Lock) wrap(op string, err error) error {
@@ -257,8 +283,7 @@ func (l *Lock) tend() {
 		l.mu.Unlock()
 		return
 	}
-	extend := l.short || l.renewable()
-	lease, deadline := l.lease, l.deadline
+	extend, deadline := l.short || l.renewable(), l.deadline
 	ctx, cancel := context.WithDeadline(l.calls, deadline)
 	l.abort = cancel
 	l.mu.Unlock()
@@ -274,21 +299,8 @@ func (l *Lock) tend() {
 	}
 	var retry backoff
 	for {
-		sent := time.Now()
-		asked, ok := l.cut(lease, sent)
-		if !ok {
-			break // the maximum hold is over before the lease
-		}
-		ok, err := l.locker.fn.extend(ctx, l.keys, l.token, asked)
-		switch {
-		case err == nil && ok:
-			if l.extended(sent, asked) {
-				return
-			}
-			l.lose()
-			return
-		case err == nil:
-			l.lose()
+		lease, done := l.renewOnce(ctx)
+		if done {
 			return
 		}
 		pause := retry.next()
@@ -310,6 +322,35 @@ func (l *Lock) tend() {
 	default:
 		l.lose()
 	}
+}
+
+// renewOnce returns the lease that it asked for, and whether nothing is left to be done.
+func (l *Lock) renewOnce(ctx context.Context) (lease time.Duration, done bool) {
+	select {
+	case l.extending <- struct{}{}:
+		defer func() { <-l.extending }()
+	case <-ctx.Done():
+		return 0, false
+	}
+	l.mu.Lock()
+	lease, over := l.lease, l.state != held
+	l.mu.Unlock()
+	if over {
+		return lease, true
+	}
+	sent := time.Now()
+	asked, ok := l.cut(lease, sent)
+	if !ok {
+		return lease, false // the maximum hold ends before the lease
+	}
+	ok, err := l.locker.fn.extend(ctx, l.keys, l.token, asked)
+	switch {
+	case err != nil:
+		return lease, false
+	case !ok || !l.extended(sent, asked):
+		l.lose()
+	}
+	return lease, true
 }
 
 // cut shortens a lease that would outlast the maximum hold. False: nothing is left of it.
@@ -342,19 +383,21 @@ func (l *Lock) extended(sent time.Time, lease time.Duration) bool {
 
 // replicate confirms the lock on a connection of its own and waits until n replicas have it.
 func (l *Lock) replicate(ctx context.Context, n int, timeout time.Duration) error {
+	callCtx, cancel := context.WithTimeout(ctx, timeout+callTimeout)
+	defer cancel()
 	l.mu.Lock()
 	lease := l.lease
 	l.mu.Unlock()
 	sent := time.Now()
 	lease, _ = l.cut(lease, sent)
-	callCtx, cancel := context.WithTimeout(ctx, timeout+callTimeout)
-	defer cancel()
-	ok, acks, err := l.locker.fn.extendAndWait(callCtx, l.keys, l.token, lease, n, timeout)
+	// It is renewed meanwhile: the replicas may take longer than the lease.
+	extended := func() { l.extended(sent, lease) }
+	ok, acks, err := l.locker.fn.extendAndWait(callCtx, l.keys, l.token, lease, n, timeout, extended)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		err = fmt.Errorf("%w: %w", ErrNotAcquired, ctx.Err())
 	case err != nil:
-	case !ok || !l.extended(sent, lease):
+	case !ok || l.current() != held || !l.isLive():
 		err = ErrLost
 	case acks < int64(n):
 		err = fmt.Errorf("%w: %d of %d replicas confirmed it within %v", ErrNotReplicated, acks, n, timeout)

@@ -28,13 +28,13 @@ func put(client rueidis.Client, library string) {
 	Expect(redis(client, "FUNCTION", "LOAD", "REPLACE", library).Error()).NotTo(HaveOccurred())
 }
 
-var _ = Describe("loading the library", func() {
+var _ = describe("loading the library", func() {
 	var (
 		addr   string
 		client rueidis.Client
 	)
 	BeforeEach(func() {
-		addr = ownServer().Addr()
+		addr = ownRedis().Addr()
 		client = connect(addr)
 	})
 	versionThere := func() (string, error) { return fcall(client, "lock_version", nil).ToString() }
@@ -92,7 +92,7 @@ var _ = Describe("loading the library", func() {
 
 	It("verifies for a user without the right to load, who can work once it is there", func(ctx SpecContext) {
 		Expect(redis(client, "ACL", "SETUSER", "app", "on", ">secret", "~lock*", "-@all", "+@read", "+@write", "+@connection",
-			"+fcall", "+fcall_ro", "+time", "-function").Error()).NotTo(HaveOccurred())
+			"+fcall", "+fcall_ro", "+time", "+role", "+cluster", "-function").Error()).NotTo(HaveOccurred())
 		app := connect(addr, func(o *rueidis.ClientOption) { o.Username, o.Password = "app", "secret" })
 		lockerOf := func(mode redislock.LoadMode) *redislock.Locker {
 			l, err := redislock.New(app, redislock.Options{LoadMode: mode})

@@ -16,27 +16,22 @@ import (
 
 	"github.com/seed-ee05a192/redislock"
 	"github.com/seed-ee05a192/redislock/internal/proxy"
+	"github.com/seed-ee05a192/redislock/internal/redistest"
 )
-
-func newProxy(target string) *proxy.Proxy {
-	GinkgoHelper()
-	p, err := proxy.New(target)
-	Expect(err).NotTo(HaveOccurred())
-	DeferCleanup(p.Close)
-	return p
-}
 
 func containing(word string) func([]byte) bool {
 	return func(request []byte) bool { return bytes.Contains(request, []byte(word)) }
 }
 
-var _ = Describe("trouble", func() {
+var _ = describe("trouble", func() {
 	var (
 		name   string
+		server *redistest.Server
 		locker *redislock.Locker // of somebody without any
 	)
 	BeforeEach(func() {
 		name = newName()
+		server = ownRedis()
 		locker = newLocker(server.Addr())
 	})
 
@@ -86,6 +81,28 @@ var _ = Describe("trouble", func() {
 			Expect(lock.Release(ctx)).To(Succeed())
 			Expect(dropped).To(BeClosed())
 			Expect((<-next).Release(ctx)).To(Succeed())
+		})
+		It("of an Extend that shortens the lease: Context ends with the shorter one", func(ctx SpecContext) {
+			lock := mustAcquire(ctx, cut, name, redislock.WithoutRenewal())
+			next := acquiring(ctx, locker, name, 1)
+			dropped := network.DropReply(containing("lock_extend"))
+			Expect(lock.Extend(ctx, 500*time.Millisecond)).NotTo(Succeed())
+			Eventually(dropped).Should(BeClosed())
+			second := <-next
+			Expect(lock.Context().Err()).To(HaveOccurred(), "before the next one got the lock")
+			Expect(second.Release(ctx)).To(Succeed())
+		})
+		It("of an Extend that shortens the lease: it is renewed for that", func(ctx SpecContext) {
+			lock := mustAcquire(ctx, cut, name)
+			network.SetDelay(100 * time.Millisecond)
+			waiting, cancel := context.WithTimeout(ctx, 150*time.Millisecond)
+			defer cancel()
+			Expect(lock.Extend(waiting, time.Second)).To(MatchError(context.DeadlineExceeded))
+			network.SetDelay(0)
+			first, _ := lock.Deadline()
+			Eventually(ctx, func() time.Time { d, _ := lock.Deadline(); return d }).Should(BeTemporally(">", first.Add(time.Second)))
+			Expect(pttl(connect(server.Addr()), keysOf(name)[0])).To(BeNumerically("<=", 1000))
+			Expect(lock.Release(ctx)).To(Succeed())
 		})
 		It("of BLPOP, the signal itself: the waiter finds out at its check-in", func(ctx SpecContext) {
 			lock := mustAcquire(ctx, locker, name)
@@ -171,7 +188,7 @@ var _ = Describe("trouble", func() {
 	})
 
 	It("a server that comes up later: Acquire waits for it; a ctx that ends tells what was wrong", func(ctx SpecContext) {
-		own := ownServer()
+		own := server
 		l := newLocker(own.Addr())
 		Expect(own.Kill()).To(Succeed())
 		waiting, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
@@ -202,7 +219,7 @@ var _ = Describe("trouble", func() {
 	})
 
 	It("a restart that forgets everything: the holder is told, the waiters go on", func(ctx SpecContext) {
-		own := ownServer()
+		own := server
 		l := newLocker(own.Addr())
 		lock := mustAcquire(ctx, l, name, redislock.WithLease(2*time.Second))
 		next := acquiring(ctx, newLocker(own.Addr()), name, 1)
@@ -243,7 +260,7 @@ var _ = Describe("trouble", func() {
 	}, Entry("lock", 0), Entry("queue", 1), Entry("state", 2))
 
 	It("over maxmemory: acquire is refused, what is held is renewed and released", func(ctx SpecContext) {
-		own := ownServer()
+		own := server
 		l, c := newLocker(own.Addr()), connect(own.Addr())
 		lock := mustAcquire(ctx, l, name, redislock.WithLease(600*time.Millisecond))
 		failed := make(chan error)
@@ -279,7 +296,7 @@ var _ = Describe("trouble", func() {
 	})
 
 	It("UNBLOCKED and a paused server: waiters survive", func(ctx SpecContext) {
-		own := ownServer()
+		own := server
 		l, c := newLocker(own.Addr()), connect(own.Addr())
 		lock := mustAcquire(ctx, l, name, redislock.WithLease(10*time.Second))
 		next := acquiring(ctx, l, name, 1)
@@ -348,7 +365,56 @@ func unblockAll(client rueidis.Client) (count int64, err error) {
 	return count, err
 }
 
-var _ = Describe("a queue that has come back, as after a failover that lost the last writes", func() {
+// dumped returns a function that puts keys back as they are now, as a failover does that loses the
+// last writes.
+func dumped(client rueidis.Client, keys ...string) (restore func()) {
+	GinkgoHelper()
+	old := map[string]string{}
+	for _, key := range keys {
+		var err error
+		old[key], err = redis(client, "DUMP", key).ToString()
+		Expect(err).NotTo(HaveOccurred())
+	}
+	return func() {
+		GinkgoHelper()
+		for key, value := range old {
+			Expect(redis(client, "RESTORE", key, "60000", value, "REPLACE").Error()).NotTo(HaveOccurred())
+		}
+	}
+}
+
+var _ = describe("a queue that has come back, as after a failover that lost the last writes", func() {
+	It("has a waiter that was through, though the answer to its first call was lost: its turn is passed on", func(ctx SpecContext) {
+		name, server := newName(), ownRedis()
+		network := newProxy(server.Addr())
+		cut, other := newLocker(network.Addr()), newLocker(server.Addr())
+		client := connect(server.Addr())
+		lock := mustAcquire(ctx, other, name)
+		dropped := network.DropReply(containing("lock_acquire"))
+		network.SetDelay(300 * time.Millisecond) // its second call finds that the lock is its own
+		served := make(chan *redislock.Lock, 1)
+		go func() {
+			defer GinkgoRecover()
+			served <- mustAcquire(ctx, cut, name)
+		}()
+		Eventually(waitingFor(other, name)).Should(Equal(1))
+		restore, list := dumped(client, keysOf(name)[1:]...), stateOf(other, name).Waiters[0].Signal
+		Expect(lock.Release(ctx)).To(Succeed())
+		Eventually(ctx, served).Should(Receive(&lock))
+		Expect(dropped).To(BeClosed())
+		Expect(lock.Release(ctx)).To(Succeed())
+		network.SetDelay(0)
+
+		lock = mustAcquire(ctx, other, name)
+		Expect(redis(client, "DEL", list).Error()).NotTo(HaveOccurred())
+		restore()
+		keeping := acquiring(ctx, cut, name, 2) // somebody there still listens
+		Expect(redis(client, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
+		Expect(lock.Release(ctx)).To(Succeed())
+		Eventually(ctx, keeping).Should(Receive(&lock))
+		Expect(commandCalls(client)["fcall"]).To(Equal(2), "our release, and one that passes it on: no check-ins")
+		Expect(lock.Release(ctx)).To(Succeed())
+	})
 	It("has waiters that were through: their turns are passed on, one round trip each", func(ctx SpecContext) {
 		name := newName()
 		locker, other := newLocker(server.Addr()), newLocker(server.Addr())
@@ -358,20 +424,12 @@ var _ = Describe("a queue that has come back, as after a failover that lost the 
 		for i := range 30 {
 			through = append(through, acquiring(ctx, locker, name, i+1))
 		}
-		queue, state := keysOf(name)[1], keysOf(name)[2]
-		old := map[string]string{}
-		for _, key := range []string{queue, state} {
-			var err error
-			old[key], err = redis(client, "DUMP", key).ToString()
-			Expect(err).NotTo(HaveOccurred())
-		}
+		restore := dumped(client, keysOf(name)[1:]...)
 		for _, next := range through {
 			Expect(lock.Release(ctx)).To(Succeed())
 			Eventually(ctx, next).Should(Receive(&lock))
 		}
-		for key, value := range old {
-			Expect(redis(client, "RESTORE", key, "60000", value, "REPLACE").Error()).NotTo(HaveOccurred())
-		}
+		restore()
 		next := acquiring(ctx, other, name, 31)
 		keeping := acquiring(ctx, locker, name, 32) // somebody there still listens
 		Expect(lock.Release(ctx)).To(Succeed())

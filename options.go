@@ -29,7 +29,8 @@ type Options struct {
 	Replicas       int
 	ReplicaTimeout time.Duration
 	// WaitTTL is how long the place of a waiter is kept after its last sign of life. It checks in
-	// every third of this at the latest. At least 100 ms. Default 30 s.
+	// every third of this at the latest. At least 100 ms. Default 30 s. Where more than some hundred
+	// of a Locker wait for one lock, it is longer, so that they do not keep Redis busy.
 	WaitTTL time.Duration
 	// LoadMode says what to do if Redis lacks the function library. Default LoadIfNeeded.
 	LoadMode LoadMode

@@ -65,7 +65,7 @@ func (r register) add(fence int64) error {
 
 // childLocker is the Locker of a child process, which says what is wrong by dying.
 func childLocker() (*redislock.Locker, string, register) {
-	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{os.Getenv("ADDR")}, DisableCache: true})
+	client, err := rueidis.NewClient(childOption())
 	must(err)
 	locker, err := redislock.New(client, redislock.Options{})
 	must(err)
@@ -143,7 +143,7 @@ func stop(c *child) {
 	}).Should(Succeed())
 }
 
-var _ = Describe("processes", func() {
+var _ = describe("processes", func() {
 	var (
 		name     string
 		register register
@@ -155,7 +155,7 @@ var _ = Describe("processes", func() {
 		register.path = filepath.Join(GinkgoT().TempDir(), "register")
 		locker = newLocker(server.Addr())
 		start = func(role string, env ...string) *child {
-			return spawn(role, append(env, "ADDR="+server.Addr(), "NAME="+name, "REGISTER="+register.path)...)
+			return spawn(role, append(append(env, routeEnv(server.Addr())...), "NAME="+name, "REGISTER="+register.path)...)
 		}
 	})
 	heldBy := func(c *child) (fence int64) {
@@ -244,7 +244,7 @@ var _ = Describe("processes", func() {
 	})
 })
 
-var _ = Describe("a cancel at a random moment around a release", func() {
+var _ = describe("a cancel at a random moment around a release", func() {
 	It("strands nobody", func(ctx SpecContext) {
 		holding, cancelling, waiting := newLocker(server.Addr()), newLocker(server.Addr()), newLocker(server.Addr())
 		rounds := func(random *rand.Rand) {

@@ -22,9 +22,9 @@ func impostor(reply string) string {
 	return text
 }
 
-var _ = Describe("what the server says", func() {
+var _ = describe("what the server says", func() {
 	DescribeTable("is an error if it is no reply of the library, and nothing panics", func(ctx SpecContext, reply string) {
-		own := ownServer()
+		own := ownRedis()
 		client, l := connect(own.Addr()), newLocker(own.Addr())
 		lock := mustAcquire(ctx, l, "x", redislock.WithoutRenewal())
 		put(client, impostor(reply))
@@ -44,7 +44,7 @@ var _ = Describe("what the server says", func() {
 	)
 
 	It("is told to all waiters if they may not block, and they leave", func(ctx SpecContext) {
-		own := ownServer()
+		own := ownRedis()
 		admin, l := connect(own.Addr()), newLocker(own.Addr())
 		lock := mustAcquire(ctx, l, "x")
 		Expect(redis(admin, "ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all", "-blpop").Error()).NotTo(HaveOccurred())
@@ -66,7 +66,8 @@ var _ = Describe("what the server says", func() {
 	})
 
 	It("does not come: a try gives up with its ctx, or when the Locker is closed", func(ctx SpecContext) {
-		network := newProxy(server.Addr())
+		own := ownRedis()
+		network := newProxy(own.Addr())
 		name := newName()
 		for _, closing := range []bool{false, true} {
 			l, err := redislock.New(connect(network.Addr()), redislock.Options{})
@@ -90,7 +91,7 @@ var _ = Describe("what the server says", func() {
 			cancel()
 			network.SetDelay(0)
 			l.Close()
-			state := stateOf(newLocker(server.Addr()), name)
+			state := stateOf(newLocker(own.Addr()), name)
 			Expect(state.Holder).To(BeEmpty())
 		}
 	})

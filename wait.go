@@ -16,6 +16,11 @@ const (
 	// foremostCheckIn is how often the first waiter that this Locker has for a lock calls at least,
 	// so that a dead waiter before it costs no more than this and handedLease.
 	foremostCheckIn = 1500 * time.Millisecond
+	// placeOfMany times the number of waiters that this Locker has for a lock is how long their places
+	// are kept, if that is longer than Options.WaitTTL: a third of it is how often each calls, so all of
+	// them together call some 45 times a second. If they die, nobody waits so long: the server sees that
+	// their signals lie unread.
+	placeOfMany = 67 * time.Millisecond
 	// promptly is how long a wait that ended goes on for its place in the queue to be given up.
 	// After that it does so in the background.
 	promptly = time.Second
@@ -135,11 +140,13 @@ func (l *Locker) wait(ctx context.Context, r *request) (grant, error) {
 	defer timer.Stop()
 
 	var known *call   // the last call that was answered
+	asked := 0        // how often
 	var trouble error // why the present one was not
 	var retry backoff
 	late := 0
 	for {
-		c := l.send(ctx, r, w.signal, l.opts.WaitTTL)
+		asked++
+		c := l.send(ctx, r, w.signal, max(l.opts.WaitTTL, time.Duration(l.hub.crowd(w))*placeOfMany))
 		select {
 		case <-c.done:
 		case <-ctx.Done():
@@ -160,7 +167,7 @@ func (l *Locker) wait(ctx context.Context, r *request) (grant, error) {
 			due = due.Add(retry.next())
 		case c.reply.held:
 			if g := c.grant(); g.live() {
-				g.queued = known != nil
+				g.queued = asked > 1 // or an answer that is lost put it into the queue
 				return g, nil
 			}
 			late++
@@ -192,7 +199,8 @@ func (l *Locker) wait(ctx context.Context, r *request) (grant, error) {
 				case known == nil || r.ownToken: // not to be trusted: ask
 					due = time.Now()
 				default:
-					if g := known.handedOver(s, r); g.live() {
+					// A grant that is yet to come means that the server's clock has jumped.
+					if g := known.handedOver(s, r); g.live() && !g.at.After(time.Now()) {
 						return g, nil
 					}
 					late++

@@ -39,7 +39,7 @@ local CLAIM_MS = 2000       -- a handed-over lease, until its holder has called
 local HEAD_CHECK_MS = 1000  -- the first in the queue looks that often; the tenth, every 10 s
 local MEMORY_MS = 600000    -- lock-state outlives the last user by this: the memory of the fence
 local MAX_DIGITS = 13       -- the longest number taken: 10^13 ms are 317 years
-local DROP_BATCH = 100      -- dropped waiters are removed in batches of this size
+local DROP_BATCH = '100'    -- waiters looked at together, if the first one is to be dropped
 local LIST_MAX = 1000       -- lock_inspect lists so many waiters; it counts all of them
 
 -- What a call must look like; the names are those of the error texts.
@@ -56,8 +56,14 @@ local NOTHING = { keys = {}, args = {} }
 -- Helpers
 -- ---------------------------------------------------------------------------------------------
 
+-- A whole number as text. '%.0f' costs as much as a command, and what Redis makes of a number even
+-- more. '%d' is narrow on a 32-bit server, so it gets nine digits at a time.
 local function decimal(number)
-  return string.format('%.0f', number)
+  if number < 1000000000 then
+    return string.format('%d', number)
+  end
+  local low = number % 1000000000
+  return string.format('%d%09d', (number - low) / 1000000000, low)
 end
 
 -- The text of what is wrong with a call, nil if nothing is.
@@ -110,8 +116,8 @@ end
 local function tell_time(c)
   if not c.now then
     local time = redis.call('TIME')
-    c.now = time[1] * 1000 + math.floor(time[2] / 1000)
     c.micros = time[1] * 1000000 + time[2]
+    c.now = math.floor(c.micros / 1000)
   end
 end
 
@@ -161,18 +167,16 @@ end
 -- deadline: who uses one and has not called since is dropped. The caller is alive. Each waiter is
 -- dropped once, so the cost is amortised.
 local function find_first(c)
-  local batch = 1
+  local last = '0'
   while true do
-    local tokens = redis.call('ZRANGE', c.queue, 0, batch - 1)
+    local tokens = redis.call('ZRANGE', c.queue, '0', last)
     local fields = { 'fence', 'last', 'since', '@' .. c.token }
     for i, token in ipairs(tokens) do
       fields[4 + i] = '@' .. token
     end
     local values = redis.call('HMGET', c.state, unpack(fields))
     c.fence = tonumber(values[1]) or 0
-    c.last = tonumber(values[2])
-    c.since = tonumber(values[3])
-    c.mine = values[4]
+    c.last, c.since, c.mine = values[2], values[3], values[4]
     c.first = nil
     if #tokens == 0 then
       return
@@ -189,7 +193,7 @@ local function find_first(c)
       end
     end
     drop_first(c, tokens, #tokens)
-    batch = DROP_BATCH
+    last = DROP_BATCH
   end
 end
 
@@ -213,8 +217,8 @@ local function hold(c, lease)
     redis.call('SET', c.lock, c.token)
     redis.call('PERSIST', c.state)
   else
-    redis.call('SET', c.lock, c.token, 'PX', lease)
-    redis.call('PEXPIRE', c.state, lease + MEMORY_MS)
+    redis.call('SET', c.lock, c.token, 'PX', decimal(lease))
+    redis.call('PEXPIRE', c.state, decimal(lease + MEMORY_MS))
   end
 end
 
@@ -257,19 +261,19 @@ local function hand_over(c)
       return waiter
     end
     -- An unread signal proves death for as long as its client's other waiters keep a place.
-    redis.call('PEXPIRE', waiter.signal, CLAIM_MS + waiter.wait)
+    redis.call('PEXPIRE', waiter.signal, decimal(CLAIM_MS + waiter.wait))
     local deadline = unread > 1 and dead_since(c, waiter)
     if deadline then
       redis.call('RPOP', waiter.signal)
       c.dead[waiter.signal] = deadline
       find_first(c)
     else
-      redis.call('SET', c.lock, waiter.token, 'PX', lease)
+      redis.call('SET', c.lock, waiter.token, 'PX', decimal(lease))
       redis.call('ZREM', c.queue, waiter.token)
       redis.call('HDEL', c.state, '@' .. waiter.token)
       redis.call('HSET', c.state, 'fence', decimal(fence))
       c.fence = fence
-      redis.call('PEXPIRE', c.state, math.max(waiter.lease, waiter.wait) + MEMORY_MS)
+      redis.call('PEXPIRE', c.state, decimal(math.max(waiter.lease, waiter.wait) + MEMORY_MS))
       return waiter, lease
     end
   end
@@ -290,21 +294,23 @@ local function enqueue(c, signal, lease, wait)
   if c.mine and lapsed(c, waiter_of(c, c.token, c.mine)) then
     leave(c, c.token)
   end
-  local last = c.last or 0
-  if not c.last and c.first then
+  local last = c.last
+  if not last and c.first then
     -- Lost with the state.
-    last = tonumber(redis.call('ZRANGE', c.queue, -1, -1, 'WITHSCORES')[2]) or 0
+    last = redis.call('ZRANGE', c.queue, -1, -1, 'WITHSCORES')[2]
   end
-  local place = math.max(last + 1, c.micros)
+  local place = math.max((tonumber(last) or 0) + 1, c.micros)
   local added = redis.call('ZADD', c.queue, 'NX', decimal(place), c.token) == 1
   local position = c.first and redis.call('ZRANK', c.queue, c.token) + 1 or 1
 
-  local fields = { '@' .. c.token, table.concat({ decimal(c.now), wait, lease, signal }, ' ') }
+  local wait_ms = decimal(wait)
+  local entry = decimal(c.now) .. ' ' .. wait_ms .. ' ' .. decimal(lease) .. ' ' .. signal
+  local fields = { '@' .. c.token, entry }
   if added then
     fields[3], fields[4] = 'last', decimal(place)
   end
   if added and position == 1 then
-    redis.call('PEXPIRE', c.queue, wait)
+    redis.call('PEXPIRE', c.queue, wait_ms)
     if c.since and redis.call('HLEN', c.state) > #{ 'fence', 'last', 'since' } then
       -- A queue that expired or was deleted left its entries behind: start the hash anew.
       redis.call('DEL', c.state)
@@ -312,7 +318,7 @@ local function enqueue(c, signal, lease, wait)
       fields[5], fields[6] = 'fence', decimal(c.fence)
     end
   else
-    redis.call('PEXPIRE', c.queue, wait, 'GT')
+    redis.call('PEXPIRE', c.queue, wait_ms, 'GT')
   end
   c.fresh = not c.since
   if c.fresh then

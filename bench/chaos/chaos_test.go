@@ -50,6 +50,24 @@ func TestControlsFail(t *testing.T) {
 	}
 }
 
+// Half a minute of faults on each topology, always the same.
+func TestFaults(t *testing.T) {
+	for i, name := range []string{standaloneName, sentinelName, clusterName} {
+		t.Run(name, func(t *testing.T) {
+			var out bytes.Buffer
+			s := settings{minutes: 0.5, seed: uint64(i + 1), topology: name, clients: 7}
+			v, err := s.run(context.Background(), &out)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(v.violations) > 0 || v.grants == 0 {
+				t.Error(out.String())
+			}
+			t.Log(out.String())
+		})
+	}
+}
+
 const second = int64(time.Second)
 
 // story is a history of a lock "n" that a test tells; the server's clock is everybody's.

@@ -53,23 +53,21 @@ func (c *Cluster) create(primaries int) error {
 		return c.Servers[0].Do("CLUSTER", "ADDSLOTSRANGE", "0", "16383").Error()
 	}
 	args := append([]string{"--cluster", "create"}, addresses(c.Servers)...)
-	return c.cli(append(args, "--cluster-replicas", strconv.Itoa(c.replicas), "--cluster-yes")...)
-}
-
-func (c *Cluster) cli(args ...string) error {
+	args = append(args, "--cluster-replicas", strconv.Itoa(c.replicas), "--cluster-yes")
 	if out, err := exec.Command("redis-cli", args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("redistest: redis-cli %s: %w\n%s", strings.Join(args, " "), err, out)
 	}
 	return nil
 }
 
-// Add has one more server join the cluster, as a primary without slots.
+// Add has one more server join the cluster, as a primary without slots. It does not get the functions
+// of the others, as it would by redis-cli --cluster add-node.
 func (c *Cluster) Add() (*Server, error) {
 	s, err := c.start()
 	if err != nil {
 		return nil, err
 	}
-	if err := c.cli("--cluster", "add-node", s.Addr(), c.Servers[0].Addr()); err != nil {
+	if err := s.Do("CLUSTER", "MEET", "127.0.0.1", itoa(c.Servers[0].Port())).Error(); err != nil {
 		return nil, err
 	}
 	return s, c.Settle()
