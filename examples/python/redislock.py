@@ -117,8 +117,8 @@ class Lock:
             sent = time.monotonic()
             last = sent >= end  # WAIT_MS 0: get it now, or leave the queue
             try:
-                held, value, left_ms, _ = self._call(
-                    "lock_acquire", [*self._keys, signal], self.id, self._lease, 0 if last else WAIT_MS)
+                held, value, left_ms = self._call(
+                    "lock_acquire", [*self._keys, signal], self.id, self._lease, 0 if last else WAIT_MS)[:3]
                 if held:
                     deadline = math.inf if left_ms < 0 else sent + left_ms / 1000
                     if time.monotonic() < deadline:

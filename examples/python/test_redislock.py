@@ -17,7 +17,7 @@ from redis.cluster import RedisCluster
 from redislock import AlreadyAcquired, Lock, NotAcquired, NotLoaded
 
 LIBRARY = pathlib.Path(__file__).resolve().parents[2] / "lua" / "lock.lua"
-SOON = 20  # seconds; generous, nothing is proved by being fast
+SOON = 60  # seconds; generous, nothing is proved by being fast
 
 logging.getLogger("redis").setLevel(logging.CRITICAL)  # it logs each error that it also raises
 
@@ -45,6 +45,9 @@ class TestCase(unittest.TestCase):
 
     def waiting(self):
         return self.client.zcard("lock-queue:{" + self.name + "}")
+
+    def left(self):
+        return self.client.pttl("lock:{" + self.name + "}")
 
     def in_thread(self, function):
         """Starts it, and returns what waits for its end and returns its result."""
@@ -101,8 +104,9 @@ class AcquireAndRelease(TestCase):
 
     def test_timeout(self):
         with self.lock():
-            result = self.queued(self.lock(), timeout=1)
-            self.assertIs(result(), False)
+            began = time.monotonic()
+            self.assertFalse(self.lock().acquire(timeout=0.3))
+            self.assertGreaterEqual(time.monotonic() - began, 0.3)
             self.assertEqual(self.waiting(), 0)
             self.assertFalse(self.lock().acquire(timeout=0))
 
@@ -130,7 +134,7 @@ class AcquireAndRelease(TestCase):
         result = self.queued(waiter)
         holder.release()
         self.assertTrue(result())
-        self.assertGreater(self.client.pttl("lock:{" + self.name + "}"), 2000)
+        self.assertGreater(self.left(), 2000)
         waiter.release()
 
     def test_an_interrupted_wait_leaves_the_queue(self):
@@ -171,7 +175,7 @@ class AcquireAndRelease(TestCase):
         here, there = self.lock(id="job-7"), self.lock(id="job-7")
         here.acquire()
         there.extend(60)
-        self.assertGreater(self.client.pttl("lock:{" + self.name + "}"), 20_000)
+        self.assertGreater(self.left(), 20_000)
         there.release()
         with self.assertRaises(NotAcquired):
             here.release()
@@ -179,13 +183,10 @@ class AcquireAndRelease(TestCase):
 
 class Lease(TestCase):
     def test_renewal(self):
-        with self.lock(expire=1) as lock:
+        with self.lock(expire=6) as lock:
             fence = lock.fence
-            for _ in range(4):  # each time it sees the lease become longer
-                left = self.client.pttl("lock:{" + self.name + "}")
-                eventually(lambda: self.client.pttl("lock:{" + self.name + "}") < left)
-                left = self.client.pttl("lock:{" + self.name + "}")
-                eventually(lambda: self.client.pttl("lock:{" + self.name + "}") > left)
+            eventually(lambda: self.left() < 5000)
+            eventually(lambda: self.left() > 5000)
             self.assertFalse(lock.lost.is_set())
             self.assertEqual(lock.fence, fence)
 
@@ -199,7 +200,7 @@ class Lease(TestCase):
                 call()
 
     def test_a_reset_is_noticed_at_the_next_renewal(self):
-        lock = self.lock(expire=1)
+        lock = self.lock(expire=3)
         lock.acquire()
         self.assertTrue(self.lock().reset())
         self.assertTrue(lock.lost.wait(SOON))
@@ -227,13 +228,11 @@ class Lease(TestCase):
 
     def test_without_expiry(self):
         with self.lock(expire=None) as lock:
-            self.assertEqual(self.client.pttl("lock:{" + self.name + "}"), -1)
-            lock.extend(1)  # from here on it has a lease, and renewal keeps it
-            self.assertGreater(self.client.pttl("lock:{" + self.name + "}"), 0)
-            left = self.client.pttl("lock:{" + self.name + "}")
-            eventually(lambda: self.client.pttl("lock:{" + self.name + "}") < left - 100)
-            left = self.client.pttl("lock:{" + self.name + "}")
-            eventually(lambda: self.client.pttl("lock:{" + self.name + "}") > left)
+            self.assertEqual(self.left(), -1)
+            lock.extend(6)  # from here on it has a lease, and renewal keeps it
+            self.assertGreater(self.left(), 0)
+            eventually(lambda: self.left() < 5000)
+            eventually(lambda: self.left() > 5000)
 
     def test_release_of_what_was_never_acquired(self):
         for call in self.lock().release, self.lock().extend:

@@ -10,7 +10,7 @@
 #   REDIS_CLI     default: redis-cli; 'redis-cli -h db -p 6380'; for a cluster, 'redis-cli -c -h db'.
 #                 A password goes into REDISCLI_AUTH.
 #   LOCK_TIMEOUT  how many seconds to wait; 0: only try; default: as long as it takes
-#   LOCK_LEASE    default 10 (seconds, 5 or more): the others wait that long if this machine dies. It is
+#   LOCK_LEASE    default 10 (seconds, 3 or more): the others wait that long if this machine dies. It is
 #                 renewed for as long as the command runs
 #
 # The command finds LOCK_FENCE and LOCK_TOKEN in its environment. The fence is a number that grows with
@@ -38,7 +38,7 @@ _lock_main() { # ends the process
       *[!0-9]* | 0?*) _lock_wrong="LOCK_TIMEOUT and LOCK_LEASE must be whole seconds, not $_lock_rest" ;;
     esac
   done
-  [ -n "$_lock_wrong" ] || [ "$_lock_lease" -ge 5 ] || _lock_wrong="LOCK_LEASE must be 5 or more, not $_lock_lease"
+  [ -n "$_lock_wrong" ] || [ "$_lock_lease" -ge 3 ] || _lock_wrong="LOCK_LEASE must be 3 or more, not $_lock_lease"
   case $_lock_name in
     '' | '}'*) _lock_wrong="the name must not be empty or begin with '}': '$_lock_name'" ;;
   esac
