@@ -50,6 +50,7 @@ type hub struct {
 	client  rueidis.Client
 	prefix  string
 	id      string // names our signal lists
+	all     string // the one for all locks, where the server is no cluster
 	cluster bool
 	ctx     context.Context
 	stop    context.CancelFunc
@@ -70,7 +71,7 @@ func newHub(client rueidis.Client, prefix string) *hub {
 	h := &hub{
 		client:    client,
 		prefix:    prefix,
-		id:        randomID(),
+		id:        randomID(64), // it is in the entry of each waiter
 		cluster:   client.Mode() == rueidis.ClientModeCluster,
 		waiters:   make(map[string]*waiter),
 		lines:     make(map[string]*list.List),
@@ -78,6 +79,7 @@ func newHub(client rueidis.Client, prefix string) *hub {
 		used:      make(map[string]struct{}),
 		past:      make(map[string]keys),
 	}
+	h.all = prefix + "-signal:" + h.id
 	h.ctx, h.stop = context.WithCancel(context.Background())
 	return h
 }
@@ -86,7 +88,7 @@ func (h *hub) signalOf(k keys) string {
 	if h.cluster {
 		return h.prefix + "-signal:" + k.tagged + ":" + h.id
 	}
-	return h.prefix + "-signal:" + h.id
+	return h.all
 }
 
 // add has signals for the token of r delivered, also while its first call is under way.

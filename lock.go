@@ -284,15 +284,15 @@ func (l *Locker) request(op, name string, opts []Option) (*request, error) {
 	for _, opt := range opts {
 		opt(r)
 	}
-	if err := r.check(fmt.Sprintf("%s %q", op, name)); err != nil {
-		return nil, err
+	if err := r.check(); err != nil {
+		return nil, wrap(op, r, err)
 	}
 	if l.isClosed() {
 		return nil, wrap(op, r, ErrClosed)
 	}
 	r.ownToken = r.token != ""
 	if !r.ownToken {
-		r.token = randomID()
+		r.token = randomID(128)
 		if r.owner != "" {
 			r.token = r.owner + ":" + r.token
 		}
@@ -307,11 +307,11 @@ func wrap(op string, r *request, err error) error {
 	return fmt.Errorf("redislock: %s %q: %w", op, r.keys.name, err)
 }
 
-// randomID returns 128 random bits: nobody guesses them, and no two are the same.
-func randomID() string {
-	var id [16]byte
-	_, _ = rand.Read(id[:]) // never fails, says crypto/rand
-	return base64.RawURLEncoding.EncodeToString(id[:])
+// randomID returns so many random bits as text: nobody guesses 128, and no two of 64 are the same.
+func randomID(bits int) string {
+	id := make([]byte, bits/8)
+	_, _ = rand.Read(id) // never fails, says crypto/rand
+	return base64.RawURLEncoding.EncodeToString(id)
 }
 
 // globEscape has SCAN take a prefix literally.

@@ -62,7 +62,10 @@ func (o Options) withDefaults() (Options, error) {
 	case o.LoadMode < LoadIfNeeded || o.LoadMode > LoadNever:
 		return o, fmt.Errorf("redislock: Options.LoadMode %d is none of the modes", o.LoadMode)
 	}
-	return o, o.request().check("Options")
+	if err := o.request().check(); err != nil {
+		return o, fmt.Errorf("redislock: Options: %w", err)
+	}
+	return o, nil
 }
 
 func (o Options) request() *request {
@@ -152,7 +155,7 @@ type request struct {
 }
 
 // check refuses what Redis could not do as it was asked.
-func (r *request) check(where string) error {
+func (r *request) check() error {
 	bad := r.bad
 	switch {
 	case bad != nil:
@@ -165,8 +168,5 @@ func (r *request) check(where string) error {
 	case r.replicas > 0 && r.ackWithin < time.Millisecond:
 		bad = fmt.Errorf("a timeout of %v for %d replicas: it must be at least 1ms", r.ackWithin, r.replicas)
 	}
-	if bad == nil {
-		return nil
-	}
-	return fmt.Errorf("redislock: %s: %w", where, bad)
+	return bad
 }
