@@ -15,15 +15,20 @@ demo: ## workers share a lock on a private redis-server, and one of them dies
 	@$(need) go redis-server
 	go run ./examples/demo
 
-test: ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
-	@$(need) go gcc redis-server redis-cli
+test: examples/node/node_modules ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
+	@$(need) go gcc redis-server redis-cli python3-redis node bats ps
 	@internal/tools/test $(ARGS)
 
-lint: golangci ## gofmt, go vet, golangci-lint, luacheck
-	@$(need) luacheck
+examples/node/node_modules: examples/node/package-lock.json
+	@$(need) node npm
+	cd examples/node && npm ci --no-audit --no-fund --loglevel=error && touch node_modules
+
+lint: golangci ## gofmt, go vet, golangci-lint, luacheck, shellcheck
+	@$(need) luacheck shellcheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
 	for module in . bench; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
 	luacheck lua
+	shellcheck examples/shell/*
 
 bench: ## the benchmarks
 	@$(need) go redis-server
