@@ -3,11 +3,15 @@ package interop_test
 import (
 	"math/rand/v2"
 	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+
+	"github.com/seed-ee05a192/redislock/internal/redistest"
 )
 
 // languages are one kind of worker for each language.
@@ -39,7 +43,7 @@ func isRising(fences []int64) bool {
 
 var _ = Describe("Go, Python, Node.js and shell processes on one lock", func() {
 	It("are served strictly in the order in which they queued", func(ctx SpecContext) {
-		f := newFleet(ctx)
+		f := newFleet(ctx, startServer().Addr())
 		order := append(names(), names()...)
 		random := rand.New(rand.NewPCG(uint64(GinkgoRandomSeed()), 0))
 		random.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
@@ -64,9 +68,69 @@ var _ = Describe("Go, Python, Node.js and shell processes on one lock", func() {
 		Expect(isRising(append([]int64{lock.Fence()}, fences...))).To(BeTrue(), "%v", fences)
 	}, SpecTimeout(2*time.Minute))
 
+	DescribeTable("keep their order when a replica takes over in a cluster:",
+		func(ctx SpecContext, takeOver func(*redistest.Cluster, *redistest.Server, *redistest.Server) error) {
+			cluster, err := redistest.StartCluster(3, 1, 1500*time.Millisecond)
+			Expect(err).NotTo(HaveOccurred())
+			DeferCleanup(cluster.Stop)
+			owner := cluster.Owner("lock:{orders}")
+			replica := cluster.ReplicaOf(owner)
+			other := cluster.Owner("register")
+			Expect(other).NotTo(Equal(owner))
+			// The one that fails is the first that they ask for the others.
+			f := newFleet(ctx, other.Addr(), "CLUSTER="+owner.Addr()+" "+other.Addr())
+			holder := f.start("go")
+			Eventually(holder.lines).Should(HaveLen(1))
+			expected := []string{holder.kind}
+			workers := []*worker{holder}
+			for _, kind := range []string{"python", "redis RESP2", "redis RESP3", "ioredis RESP3", "shell", "go"} {
+				w := f.queue(ctx, kind)
+				w.turn()
+				workers, expected = append(workers, w), append(expected, w.kind)
+			}
+			Expect(takeOver(cluster, owner, replica)).To(Succeed())
+			Eventually(func() string { role, _ := replica.Role(); return role }).Should(Equal("master"))
+			// Who is told before it has found the new primary may lose its turn, as one that died.
+			since := time.Now()
+			Eventually(func(g Gomega) {
+				state, err := f.locker.Inspect(ctx, f.name)
+				g.Expect(err).NotTo(HaveOccurred())
+				for _, waiter := range state.Waiters {
+					g.Expect(waiter.LapsesIn).To(BeNumerically(">", 30*time.Second-time.Since(since)))
+				}
+			}).Should(Succeed())
+			holder.turn()
+
+			for _, w := range workers {
+				Eventually(w.lines).Should(HaveLen(3), w.kind)
+				Expect(w.lines()).To(HaveExactElements(HavePrefix("held "), "wrote 1", "released"), w.kind)
+			}
+			who, fences := f.writers(ctx)
+			Expect(who).To(Equal(expected))
+			Expect(isRising(fences)).To(BeTrue(), "%v", fences)
+		},
+		Entry("CLUSTER FAILOVER", SpecTimeout(3*time.Minute),
+			func(cluster *redistest.Cluster, _, replica *redistest.Server) error { return cluster.Failover(replica) }),
+		Entry("the primary is killed", SpecTimeout(3*time.Minute),
+			func(_ *redistest.Cluster, primary, replica *redistest.Server) error {
+				// What follows is only about writes that have been replicated. The check-ins go on.
+				offset := func(s *redistest.Server) int64 {
+					text, err := s.Do("INFO", "replication").ToString()
+					Expect(err).NotTo(HaveOccurred())
+					_, rest, _ := strings.Cut(text, "master_repl_offset:")
+					n, err := strconv.ParseInt(strings.TrimSpace(strings.SplitN(rest, "\n", 2)[0]), 10, 64)
+					Expect(err).NotTo(HaveOccurred())
+					return n
+				}
+				queued := offset(primary)
+				Eventually(func() int64 { return offset(replica) }).Should(BeNumerically(">=", queued))
+				return primary.Kill()
+			}),
+	)
+
 	DescribeTable("go on when one is killed while it holds the lock, and one while it waits:",
 		func(ctx SpecContext, kind string) {
-			f := newFleet(ctx)
+			f := newFleet(ctx, startServer().Addr())
 			holder := f.start(kind)
 			Eventually(holder.lines).Should(ConsistOf(HavePrefix("held ")))
 			holder.tell("write")
@@ -95,7 +159,7 @@ var _ = Describe("Go, Python, Node.js and shell processes on one lock", func() {
 
 	DescribeTable("refuse what a holder writes that does not know that its lease is over, and it is told:",
 		func(ctx SpecContext, kind string) {
-			f := newFleet(ctx)
+			f := newFleet(ctx, startServer().Addr())
 			stale := f.start(kind)
 			Eventually(stale.lines).Should(ConsistOf(HavePrefix("held ")))
 			stale.tell("write")

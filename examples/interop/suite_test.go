@@ -132,24 +132,33 @@ func node(client string, resp int) func() (string, []string, []string) {
 
 // fleet is the workers of one lock.
 type fleet struct {
-	server *redistest.Server
+	env    []string // how they find it
 	client rueidis.Client
 	locker *redislock.Locker
 	name   string
 	count  int
 }
 
-func newFleet(ctx context.Context) *fleet {
+// newFleet is for a server at this address, which may be one of a cluster.
+func newFleet(ctx context.Context, addr string, env ...string) *fleet {
 	GinkgoHelper()
-	f := &fleet{server: startServer(), name: "orders"}
+	f := &fleet{env: append(env, "ADDR="+addr), name: "orders"}
 	var err error
-	f.client, err = rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{f.server.Addr()}, DisableCache: true})
+	f.client, err = rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{addr}, DisableCache: true})
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(f.client.Close)
 	Expect(redislock.Load(ctx, f.client)).To(Succeed())
 	register, err := os.ReadFile("testdata/register.lua")
 	Expect(err).NotTo(HaveOccurred())
-	Expect(f.client.Do(ctx, f.client.B().FunctionLoad().FunctionCode(string(register)).Build()).Error()).To(Succeed())
+	for _, node := range f.client.Nodes() {
+		if role, err := node.Do(ctx, node.B().Role().Build()).ToArray(); err == nil {
+			if name, _ := role[0].ToString(); name != "master" {
+				continue
+			}
+		}
+		load := node.B().FunctionLoad().FunctionCode(string(register)).Build()
+		Expect(node.Do(ctx, load).Error()).To(Succeed())
+	}
 	f.locker, err = redislock.New(f.client, redislock.Options{})
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(f.locker.Close)
@@ -165,7 +174,7 @@ func (f *fleet) start(kind string) *worker {
 	f.count++
 	dir, env, args := kinds[kind]()
 	w := &worker{kind: fmt.Sprintf("%s #%d", kind, f.count)}
-	w.cmd = command(context.Background(), dir, append(env, "ADDR="+f.server.Addr(), "NAME="+f.name,
+	w.cmd = command(context.Background(), dir, append(append(env, f.env...), "NAME="+f.name,
 		"REGISTER=register", "WHO="+w.kind, "LEASE="+strconv.Itoa(lease)), args[0], args[1:]...)
 	w.cmd.Stderr = GinkgoWriter
 	var err error

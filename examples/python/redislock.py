@@ -35,6 +35,11 @@ REDIS_ERRORS = (redis_errors.RedisError, redis_errors.RedisClusterException)
 
 log = logging.getLogger("redislock")
 
+# redis-py 4.3, which is Debian's, loses a cluster for good when one of its nodes dies: to ask the others it
+# makes a deep copy of its arguments, and one of them refers to itself (redis-py issue 2480).
+if not hasattr(RedisCluster, "__deepcopy__"):
+    RedisCluster.__deepcopy__ = lambda self, memo: self
+
 
 class LockError(Exception):
     """What the exceptions of this file have in common."""

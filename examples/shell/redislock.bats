@@ -202,6 +202,8 @@ end mine" ]
     [[ $output != *"redis-cli -c"* ]] || hints=$((hints + 1))
   done
   [ $hints = 2 ]
+  REDIS_NODES="127.0.0.1:1 127.0.0.1:2 $REDIS_CLUSTER" REDIS_CLI='redis-cli -c' run ./redislock.sh "$name{a}" echo found
+  [ "$output" = found ]
   export REDIS_CLI="$REDIS_CLI -c"
   for tag in a b c; do
     tagged="$name{$tag}"

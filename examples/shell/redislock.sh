@@ -7,8 +7,9 @@
 #
 # or run it, by this name: ./redislock.sh nightly ./backup.sh --all
 #
-#   REDIS_CLI     default: redis-cli; 'redis-cli -h db -p 6380'; for a cluster, 'redis-cli -c -h db'.
+#   REDIS_CLI     default: redis-cli; 'redis-cli -h db -p 6380'; for a cluster, 'redis-cli -c'.
 #                 A password goes into REDISCLI_AUTH.
+#   REDIS_NODES   'db1:6379 db2:6379 db3:6379': nodes of a cluster, to have another one if one is down
 #   LOCK_TIMEOUT  how many seconds to wait; 0: only try; default: as long as it takes
 #   LOCK_LEASE    default 10 (seconds, 3 or more): the others wait that long if this machine dies. It is
 #                 renewed for as long as the command runs
@@ -30,7 +31,7 @@ _lock_main() { # ends the process
     echo 'usage: with_lock NAME COMMAND [ARGUMENT...]' >&2
     exit 64
   fi
-  _lock_name=$1 _lock_wrong=
+  _lock_name=$1 _lock_nodes=${REDIS_NODES-} _lock_wrong=''
   shift
   _lock_lease=${LOCK_LEASE:-10}
   for _lock_rest in "${LOCK_TIMEOUT:-0}" "$_lock_lease"; do
@@ -57,7 +58,7 @@ _lock_main() { # ends the process
   _lock_lease=$((_lock_lease * 1000))
   LOCK_TOKEN=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 
-  _lock_before=${!-} _lock_work=
+  _lock_before=${!-} _lock_work=''
   trap '_lock_stop 129' HUP
   trap '_lock_stop 130' INT
   trap '_lock_stop 143' TERM
@@ -102,8 +103,12 @@ _lock_now() {
 _lock_call() {
   _lock_limit=$1
   shift
+  _lock_node=${_lock_nodes%% *}
   # shellcheck disable=SC2086  # it is a command with options
-  _lock_reply=$(timeout "$_lock_limit" ${REDIS_CLI:-redis-cli} -e --no-auth-warning "$@" 2>&1 </dev/null)
+  _lock_reply=$(timeout "$_lock_limit" ${REDIS_CLI:-redis-cli} ${_lock_node:+-h ${_lock_node%:*} -p ${_lock_node##*:}} \
+    -e --no-auth-warning "$@" 2>&1 </dev/null) && return
+  case $_lock_nodes in *' '*) _lock_nodes="${_lock_nodes#* } $_lock_node" ;; esac # the next call asks another one
+  return 1
 }
 
 # _lock_function SECONDS NAME ARGUMENT...: a function with the three keys of the lock

@@ -2,17 +2,20 @@
 import { createInterface } from 'node:readline'
 import { acquire, LostError } from './redislock.mjs'
 
-const { ADDR, NAME, LEASE, REGISTER, WHO, CLIENT, RESP } = process.env
-const [host, port] = ADDR.split(':')
+const { ADDR, NAME, LEASE, REGISTER, WHO, CLIENT, RESP, CLUSTER } = process.env
+const nodes = (CLUSTER ?? ADDR).split(' ').map((address) => ({ host: address.split(':')[0], port: Number(address.split(':')[1]) }))
+const protocol = Number(RESP)
 let client, run
 if (CLIENT === 'redis') {
-  const { createClient } = await import('redis')
-  client = createClient({ socket: { host, port: Number(port) }, RESP: Number(RESP) })
+  const { createClient, createCluster } = await import('redis')
+  client = CLUSTER
+    ? createCluster({ rootNodes: nodes.map((socket) => ({ socket })), RESP: protocol })
+    : createClient({ socket: nodes[0], RESP: protocol })
   await client.on('error', console.error).connect()
-  run = (...args) => client.sendCommand(args)
+  run = (...args) => (CLUSTER ? client.sendCommand(REGISTER, false, args) : client.sendCommand(args))
 } else {
-  const { Redis } = await import('ioredis')
-  client = new Redis({ host, port: Number(port), protocol: Number(RESP) })
+  const { Cluster, Redis } = await import('ioredis')
+  client = CLUSTER ? new Cluster(nodes, { redisOptions: { protocol } }) : new Redis({ ...nodes[0], protocol })
   client.on('error', console.error)
   run = (...args) => client.call(...args)
 }

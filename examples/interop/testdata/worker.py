@@ -3,12 +3,16 @@ import os
 import sys
 
 import redis
+from redis.cluster import ClusterNode, RedisCluster
 
 from redislock import Lock, NotAcquired
 
 env = os.environ
-host, port = env["ADDR"].rsplit(":", 1)
-client = redis.Redis(host=host, port=int(port), socket_timeout=2)
+nodes = [address.split(":") for address in env.get("CLUSTER", env["ADDR"]).split()]
+if "CLUSTER" in env:
+    client = RedisCluster(startup_nodes=[ClusterNode(host, int(port)) for host, port in nodes], socket_timeout=2)
+else:
+    client = redis.Redis(host=nodes[0][0], port=int(nodes[0][1]), socket_timeout=2)
 lock = Lock(client, env["NAME"], expire=int(env["LEASE"]))
 if not lock.acquire(timeout=120):
     sys.exit("not acquired")

@@ -1,11 +1,11 @@
 # A worker of the mixed fleet, see suite_test.go.
 . ./redislock.sh
-export REDIS_CLI="redis-cli -h ${ADDR%:*} -p ${ADDR#*:}" LOCK_LEASE="$LEASE" LOCK_TIMEOUT=120
+export REDIS_CLI="redis-cli ${CLUSTER:+-c}" REDIS_NODES="${CLUSTER:-$ADDR}" LOCK_LEASE="$LEASE" LOCK_TIMEOUT=120
 work() {
   echo "held $LOCK_FENCE"
   while read -r line; do
     if [ "$line" = write ]; then
-      echo "wrote $($REDIS_CLI FCALL register_write 1 "$REGISTER" "$LOCK_FENCE" "$WHO")"
+      echo "wrote $($REDIS_CLI -h "${ADDR%:*}" -p "${ADDR#*:}" FCALL register_write 1 "$REGISTER" "$LOCK_FENCE" "$WHO")"
     fi
   done
 }
