@@ -19,15 +19,20 @@ top: ## all locks of the server or cluster at REDIS_URL, live (ARGS="-json": see
 	@$(need) go
 	@cd examples/top && REDIS_URL="$(REDIS_URL)" go run . $(ARGS)
 
-test: ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
-	@$(need) go gcc redis-server redis-cli faketime tmux
+test: examples/node/node_modules ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
+	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis node bats ps
 	@internal/tools/test $(ARGS)
 
-lint: golangci ## gofmt, go vet, golangci-lint, luacheck
-	@$(need) luacheck
+examples/node/node_modules: examples/node/package-lock.json
+	@$(need) node npm
+	cd examples/node && npm ci --no-audit --no-fund --loglevel=error && touch node_modules
+
+lint: golangci ## gofmt, go vet, golangci-lint, luacheck, shellcheck
+	@$(need) luacheck shellcheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
 	for module in . bench examples/top; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
 	luacheck lua
+	shellcheck examples/shell/*
 
 bench: ## the lock beside its peers, about 8 minutes, into bench/results (REDIS_URL: not a server of its own)
 	@$(need) go redis-server

@@ -157,7 +157,9 @@ func (l *Locker) Reset(ctx context.Context, name string) (bool, error) {
 
 // ResetAll resets every lock with this Locker's prefix that somebody holds, and returns how many
 // these were. It looks for them with SCAN on every primary, so a lock that is taken meanwhile may
-// be missed. After an error, those that it counted have been reset.
+// be missed; so may those of a cluster node that has joined since client last looked, which
+// ClusterOption.ShardsRefreshInterval of rueidis makes it do. After an error, those that it counted
+// have been reset.
 func (l *Locker) ResetAll(ctx context.Context) (int, error) {
 	if l.isClosed() {
 		return 0, fmt.Errorf("redislock: reset all: %w", ErrClosed)

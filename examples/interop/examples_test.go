@@ -1,0 +1,31 @@
+package interop_test
+
+import (
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/seed-ee05a192/redislock/internal/redistest"
+)
+
+var _ = Describe("The examples' own tests, each with its language's runner:", func() {
+	DescribeTable("", func(ctx SpecContext, dir string, runner []string, passed string) {
+		if runner[0] == "python3" {
+			runner[0] = python()
+		}
+		cluster, err := redistest.StartCluster(3, 0, 5*time.Second)
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(cluster.Stop)
+		output, err := command(ctx, dir, []string{
+			"REDIS_URL=redis://" + startServer().Addr(), "REDIS_CLUSTER=" + cluster.Servers[0].Addr(),
+		}, runner[0], runner[1:]...).CombinedOutput()
+		Expect(err).NotTo(HaveOccurred(), string(output))
+		Expect(string(output)).To(MatchRegexp(passed))
+		Expect(string(output)).NotTo(MatchRegexp(`# skip |# skipped [1-9]|skipped=`)) // as each of them says it
+	},
+		Entry("Python", SpecTimeout(3*time.Minute), "examples/python", []string{"python3", "-B", "-m", "unittest"}, `Ran [1-9]\d* tests`),
+		Entry("Node.js", SpecTimeout(3*time.Minute), "examples/node", []string{"node", "--test"}, `# pass [1-9]\d*\n# fail 0\n`),
+		Entry("shell", SpecTimeout(3*time.Minute), "examples/shell", []string{"bats", "--tap", "redislock.bats"}, `\nok [1-9]\d* `),
+	)
+})

@@ -1,0 +1,179 @@
+package interop_test
+
+import (
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/seed-ee05a192/redislock/internal/redistest"
+)
+
+// languages are one kind of worker for each language.
+var languages = []string{"go", "python", "redis RESP3", "shell"}
+
+// names are all kinds, sorted.
+func names() []string {
+	list := []string{}
+	for kind := range kinds {
+		list = append(list, kind)
+	}
+	slices.Sort(list)
+	return list
+}
+
+// entries are one for each kind.
+func entries(of []string) []TableEntry {
+	list := []TableEntry{}
+	for _, kind := range of {
+		list = append(list, Entry(kind, SpecTimeout(2*time.Minute), kind))
+	}
+	return list
+}
+
+// isRising: each is greater than the one before.
+func isRising(fences []int64) bool {
+	return slices.IsSorted(fences) && len(slices.Compact(slices.Clone(fences))) == len(fences)
+}
+
+var _ = Describe("Go, Python, Node.js and shell processes on one lock", func() {
+	It("are served strictly in the order in which they queued", func(ctx SpecContext) {
+		f := newFleet(ctx, startServer().Addr())
+		order := append(names(), names()...)
+		random := rand.New(rand.NewPCG(uint64(GinkgoRandomSeed()), 0))
+		random.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+
+		lock, err := f.locker.Acquire(ctx, f.name)
+		Expect(err).NotTo(HaveOccurred())
+		var workers []*worker
+		var expected []string
+		for _, kind := range order {
+			w := f.queue(ctx, kind)
+			w.turn()
+			workers, expected = append(workers, w), append(expected, w.kind)
+		}
+		Expect(lock.Release(ctx)).To(Succeed())
+
+		for _, w := range workers {
+			Eventually(w.lines).Should(HaveLen(3), w.kind)
+			Expect(w.lines()).To(HaveExactElements(HavePrefix("held "), "wrote 1", "released"), w.kind)
+		}
+		who, fences := f.writers(ctx)
+		Expect(who).To(Equal(expected))
+		Expect(isRising(append([]int64{lock.Fence()}, fences...))).To(BeTrue(), "%v", fences)
+	}, SpecTimeout(2*time.Minute))
+
+	DescribeTable("keep their order when a replica takes over in a cluster:",
+		func(ctx SpecContext, takeOver func(*redistest.Cluster, *redistest.Server, *redistest.Server) error) {
+			cluster, err := redistest.StartCluster(3, 1, 1500*time.Millisecond)
+			Expect(err).NotTo(HaveOccurred())
+			DeferCleanup(cluster.Stop)
+			owner := cluster.Owner("lock:{orders}")
+			replica := cluster.ReplicaOf(owner)
+			other := cluster.Owner("register")
+			Expect(other).NotTo(Equal(owner))
+			// The one that fails is the first that they ask for the others.
+			f := newFleet(ctx, other.Addr(), "CLUSTER="+owner.Addr()+" "+other.Addr())
+			holder := f.start("go")
+			Eventually(holder.lines).Should(HaveLen(1))
+			expected := []string{holder.kind}
+			workers := []*worker{holder}
+			for _, kind := range []string{"python", "redis RESP2", "redis RESP3", "ioredis RESP3", "shell", "go"} {
+				w := f.queue(ctx, kind)
+				w.turn()
+				workers, expected = append(workers, w), append(expected, w.kind)
+			}
+			Expect(takeOver(cluster, owner, replica)).To(Succeed())
+			Eventually(func() string { role, _ := replica.Role(); return role }).Should(Equal("master"))
+			// Who is told before it has found the new primary may lose its turn, as one that died.
+			since := time.Now()
+			Eventually(func(g Gomega) {
+				state, err := f.locker.Inspect(ctx, f.name)
+				g.Expect(err).NotTo(HaveOccurred())
+				for _, waiter := range state.Waiters {
+					g.Expect(waiter.LapsesIn).To(BeNumerically(">", 30*time.Second-time.Since(since)))
+				}
+			}).Should(Succeed())
+			holder.turn()
+
+			for _, w := range workers {
+				Eventually(w.lines).Should(HaveLen(3), w.kind)
+				Expect(w.lines()).To(HaveExactElements(HavePrefix("held "), "wrote 1", "released"), w.kind)
+			}
+			who, fences := f.writers(ctx)
+			Expect(who).To(Equal(expected))
+			Expect(isRising(fences)).To(BeTrue(), "%v", fences)
+		},
+		Entry("CLUSTER FAILOVER", SpecTimeout(3*time.Minute),
+			func(cluster *redistest.Cluster, _, replica *redistest.Server) error { return cluster.Failover(replica) }),
+		Entry("the primary is killed", SpecTimeout(3*time.Minute),
+			func(_ *redistest.Cluster, primary, replica *redistest.Server) error {
+				// What follows is only about writes that have been replicated. The check-ins go on.
+				offset := func(s *redistest.Server) int64 {
+					text, err := s.Do("INFO", "replication").ToString()
+					Expect(err).NotTo(HaveOccurred())
+					_, rest, _ := strings.Cut(text, "master_repl_offset:")
+					n, err := strconv.ParseInt(strings.TrimSpace(strings.SplitN(rest, "\n", 2)[0]), 10, 64)
+					Expect(err).NotTo(HaveOccurred())
+					return n
+				}
+				queued := offset(primary)
+				Eventually(func() int64 { return offset(replica) }).Should(BeNumerically(">=", queued))
+				return primary.Kill()
+			}),
+	)
+
+	DescribeTable("go on when one is killed while it holds the lock, and one while it waits:",
+		func(ctx SpecContext, kind string) {
+			f := newFleet(ctx, startServer().Addr())
+			holder := f.start(kind)
+			Eventually(holder.lines).Should(ConsistOf(HavePrefix("held ")))
+			holder.tell("write")
+			Eventually(holder.lines).Should(HaveLen(2))
+			waiter := f.queue(ctx, kind)
+			expected := []string{holder.kind}
+			var others []*worker
+			for _, language := range languages {
+				w := f.queue(ctx, language)
+				w.turn()
+				others, expected = append(others, w), append(expected, w.kind)
+			}
+			waiter.signal(syscall.SIGKILL)
+			holder.signal(syscall.SIGKILL)
+			f.expire(ctx)
+
+			for _, w := range others {
+				Eventually(w.lines).Should(HaveLen(3), w.kind)
+				Expect(w.lines()).To(HaveExactElements(HavePrefix("held "), "wrote 1", "released"), w.kind)
+			}
+			who, fences := f.writers(ctx)
+			Expect(who).To(Equal(expected))
+			Expect(isRising(fences)).To(BeTrue(), "%v", fences)
+			Expect(waiter.lines()).To(BeEmpty())
+		}, entries([]string{"go", "python", "redis RESP2", "ioredis RESP3", "shell"}))
+
+	DescribeTable("refuse what a holder writes that does not know that its lease is over, and it is told:",
+		func(ctx SpecContext, kind string) {
+			f := newFleet(ctx, startServer().Addr())
+			stale := f.start(kind)
+			Eventually(stale.lines).Should(ConsistOf(HavePrefix("held ")))
+			stale.tell("write")
+			Eventually(stale.lines).Should(HaveLen(2))
+			next := f.queue(ctx, languages[(slices.Index(languages, kind)+1)%len(languages)])
+			stale.signal(syscall.SIGSTOP)
+			f.expire(ctx)
+			next.turn()
+			Eventually(next.lines).Should(HaveExactElements(HavePrefix("held "), "wrote 1", "released"))
+
+			stale.turn()
+			stale.signal(syscall.SIGCONT)
+			Eventually(stale.lines).Should(HaveExactElements(HavePrefix("held "), "wrote 1", "wrote 0", "lost"))
+			who, _ := f.writers(ctx)
+			Expect(who).To(Equal([]string{stale.kind, next.kind}))
+		}, entries(languages))
+})

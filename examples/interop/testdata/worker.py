@@ -1,0 +1,27 @@
+"""A worker of the mixed fleet, see suite_test.go."""
+import os
+import sys
+
+import redis
+from redis.cluster import ClusterNode, RedisCluster
+
+from redislock import Lock, NotAcquired
+
+env = os.environ
+nodes = [address.split(":") for address in env.get("CLUSTER", env["ADDR"]).split()]
+if "CLUSTER" in env:
+    client = RedisCluster(startup_nodes=[ClusterNode(host, int(port)) for host, port in nodes], socket_timeout=2)
+else:
+    client = redis.Redis(host=nodes[0][0], port=int(nodes[0][1]), socket_timeout=2)
+lock = Lock(client, env["NAME"], expire=int(env["LEASE"]))
+if not lock.acquire(timeout=120):
+    sys.exit("not acquired")
+print("held", lock.fence, flush=True)
+for line in sys.stdin:
+    if line == "write\n":
+        print("wrote", client.fcall("register_write", 1, env["REGISTER"], lock.fence, env["WHO"]), flush=True)
+try:
+    lock.release()
+    print("released")
+except NotAcquired:
+    print("lost")

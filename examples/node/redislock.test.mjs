@@ -1,0 +1,235 @@
+// REDIS_URL=redis://127.0.0.1:7001 REDIS_CLUSTER=127.0.0.1:7101 node --test
+//
+// Needs servers of its own: their function library is deleted and their clients are disconnected.
+import assert from 'node:assert/strict'
+import { randomUUID } from 'node:crypto'
+import { fileURLToPath } from 'node:url'
+import { after, before, describe, test } from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { createClient, createCluster } from 'redis'
+import { Cluster, Redis } from 'ioredis'
+import { acquire, inspect, LostError, NotAcquiredError, reset, withLock } from './redislock.mjs'
+
+const url = process.env.REDIS_URL
+assert(url, 'REDIS_URL is not set: it must be a server for this test alone')
+const library = fileURLToPath(new URL('../../lua/lock.lua', import.meta.url))
+const SOON = 60_000 // generous: nothing is proved by being fast
+
+const quietly = (client) => client.on('error', () => {})
+const kinds = {
+  'redis, RESP2': () => quietly(createClient({ url, RESP: 2 })).connect(),
+  'redis, RESP3': () => quietly(createClient({ url, RESP: 3 })).connect(),
+  'ioredis, RESP2': () => quietly(new Redis(url, { protocol: 2 })),
+  'ioredis, RESP3': () => quietly(new Redis(url, { protocol: 3 })),
+}
+const run = (client, ...args) => (client.call ? client.call(...args) : client.sendCommand(args))
+const close = (client) => (client.disconnect && client.call ? client.disconnect() : client.destroy())
+const newName = () => `node-${randomUUID()}`
+
+async function eventually(condition) {
+  for (const end = performance.now() + SOON; !(await condition()); await sleep(5)) {
+    assert(performance.now() < end, 'it did not come true')
+  }
+}
+
+const aborted = (signal) => eventually(() => signal.aborted)
+
+for (const [kind, connect] of Object.entries(kinds)) {
+  describe(kind, () => {
+    const timed = kind.endsWith('RESP3') ? test : () => {} // they take seconds, and nothing of the protocol
+    let client, other
+    before(async () => {
+      client = await connect()
+      other = await connect()
+      await run(client, 'FUNCTION', 'FLUSH')
+      await (await acquire(client, newName(), { library })).release()
+    })
+    after(() => [client, other].forEach(close))
+
+    const left = (name) => run(other, 'PTTL', `lock:{${name}}`).then(Number)
+    const waiting = (name) => run(other, 'ZCARD', `lock-queue:{${name}}`).then(Number)
+    async function queued(name, options) {
+      const count = await waiting(name)
+      const result = acquire(client, name, options)
+      result.catch(() => {}) // it is awaited later
+      await eventually(async () => (await waiting(name)) > count)
+      return { result } // not awaited here
+    }
+
+    test('withLock holds, returns and releases', async () => {
+      const name = newName()
+      let first
+      assert.equal(await withLock(client, name, async (lock) => {
+        first = lock
+        assert.equal(String((await inspect(client, name)).holder), lock.token)
+        return 42
+      }), 42)
+      assert.equal(String((await inspect(client, name)).holder), '')
+      await withLock(client, name, async (second) => {
+        assert(second.fence > first.fence)
+        assert.notEqual(second.token, first.token)
+        assert(second.leftMs > 0)
+      })
+      assert.equal(first.leftMs, 0)
+    })
+
+    test('what work throws is what the caller sees', async () => {
+      const name = newName()
+      await assert.rejects(withLock(client, name, async () => {
+        await reset(client, name)
+        throw new Error('mine')
+      }), /^Error: mine$/)
+      await assert.rejects(withLock(client, name, async () => { await reset(client, name) }), LostError)
+    })
+
+    test('a try and a timeout leave no place in the queue', async () => {
+      const name = newName()
+      await withLock(client, name, async () => {
+        await assert.rejects(acquire(client, name, { timeoutMs: 0 }), NotAcquiredError)
+        const began = performance.now()
+        await assert.rejects(acquire(client, name, { timeoutMs: 300 }), NotAcquiredError)
+        assert(performance.now() - began >= 300)
+        assert.equal(await waiting(name), 0)
+      })
+      await (await acquire(client, name, { timeoutMs: 0 })).release()
+    })
+
+    test('first come, first served; who was handed the lock confirms the whole lease', async () => {
+      const name = newName()
+      const holder = await acquire(client, name)
+      const order = []
+      const results = []
+      for (let i = 0; i < 3; i++) {
+        const { result } = await queued(name, { leaseMs: 60_000 })
+        results.push(result.then(async (lock) => {
+          order.push(i)
+          assert((await left(name)) > 2000)
+          await lock.release()
+          return lock.fence
+        }))
+      }
+      await holder.release()
+      const fences = [holder.fence, ...(await Promise.all(results))]
+      assert.deepEqual(order, [0, 1, 2])
+      assert.deepEqual(fences, [...new Set(fences)].sort((a, b) => a - b))
+    })
+
+    test('a signal ends the wait', async () => {
+      const name = newName()
+      await withLock(client, name, async () => {
+        const controller = new AbortController()
+        const { result } = await queued(name, { signal: controller.signal })
+        controller.abort(new Error('enough'))
+        await assert.rejects(result, /enough/)
+        assert.equal(await waiting(name), 0)
+        await assert.rejects(acquire(client, name, { signal: controller.signal }), /enough/)
+      })
+    })
+
+    test('a waiter survives that its connections are cut', async () => {
+      const name = newName()
+      const holder = await acquire(client, name)
+      const { result } = await queued(name)
+      const killer = await connect()
+      await eventually(async () => Number(await run(killer, 'CLIENT', 'KILL', 'TYPE', 'normal')) > 0)
+      close(killer)
+      await holder.release()
+      await (await result).release()
+    })
+
+    timed('the lease is renewed', async () => {
+      const name = newName()
+      await withLock(client, name, async (lock) => {
+        await eventually(async () => (await left(name)) < 5000)
+        await eventually(async () => (await left(name)) > 5000)
+        assert(!lock.signal.aborted)
+      }, { leaseMs: 6000 })
+    })
+
+    timed('without renewal the lock is lost', async () => {
+      const lock = await acquire(client, newName(), { leaseMs: 1000, renew: false })
+      await aborted(lock.signal)
+      assert(lock.signal.reason instanceof LostError)
+      await assert.rejects(lock.extend(5000), LostError)
+      await lock.release().catch((error) => assert(error instanceof LostError)) // the server's lease ends a little later
+    })
+
+    timed('the holder is told while a renewal hangs', async () => {
+      const name = newName()
+      const lock = await acquire(client, name, { leaseMs: 1000 })
+      await run(other, 'CLIENT', 'PAUSE', String(2 * SOON), 'WRITE') // as a silent network
+      try {
+        await aborted(lock.signal)
+      } finally {
+        await run(other, 'CLIENT', 'UNPAUSE')
+      }
+      await withLock(client, name, async () => {})
+    })
+
+    test('a reset is noticed by extend, and at the next renewal', async () => {
+      const name = newName()
+      const lock = await acquire(client, name, { leaseMs: 60_000 })
+      await lock.extend(30_000)
+      assert((await left(name)) <= 30_000)
+      assert.equal(await reset(client, name), true)
+      assert.equal(await reset(client, name), false)
+      await assert.rejects(lock.extend(60_000), LostError)
+      assert(lock.signal.aborted)
+      await assert.rejects(lock.release(), LostError)
+    })
+
+    test('without expiry', async () => {
+      const name = newName()
+      await withLock(client, name, async (lock) => {
+        assert.equal(await left(name), -1)
+        assert.equal(lock.leftMs, Infinity)
+      }, { leaseMs: Infinity })
+    })
+
+    test('a wrong call says what to do', async () => {
+      for (const [pattern, ...args] of [
+        [/must be a string, not empty/, ''],
+        [/not beginning with '}'/, '}x'],
+        [/leaseMs must be at least 1000/, 'x', { leaseMs: 10 }],
+        [/timeoutMs must not be negative/, 'x', { timeoutMs: -1 }],
+      ]) await assert.rejects(acquire(client, ...args), pattern)
+      await assert.rejects(acquire({}, 'x'), /packages redis or ioredis/)
+      const name = newName()
+      await run(client, 'LPUSH', `lock:{${name}}`, 'not a lock')
+      await assert.rejects(acquire(client, name), /WRONGTYPE/)
+      await run(client, 'FUNCTION', 'DELETE', 'lock')
+      await assert.rejects(acquire(client, name), /redis-cli -x FUNCTION LOAD/)
+      await (await acquire(client, newName(), { library })).release()
+    })
+  })
+}
+
+const [host, port] = (process.env.REDIS_CLUSTER ?? '').split(':')
+const clusters = {
+  'redis cluster, RESP2': () => quietly(createCluster({ rootNodes: [{ url: `redis://${host}:${port}` }], RESP: 2 })).connect(),
+  'redis cluster, RESP3': () => quietly(createCluster({ rootNodes: [{ url: `redis://${host}:${port}` }], RESP: 3 })).connect(),
+  'ioredis cluster': () => quietly(new Cluster([{ host, port: Number(port) }])),
+}
+for (const [kind, connect] of Object.entries(clusters)) {
+  test(kind, { skip: !host && 'REDIS_CLUSTER=host:port is not set' }, async () => {
+    const client = await connect()
+    try {
+      await (client.call
+        ? Promise.all(client.nodes('master').map((node) => node.call('FUNCTION', 'FLUSH')))
+        : client.sendCommand(undefined, false, ['FUNCTION', 'FLUSH']))
+      for (const tag of ['a', 'b', 'c']) { // each on another one of three primaries
+        const name = `${newName()}{${tag}}`
+        const holder = await acquire(client, name, { library })
+        await assert.rejects(acquire(client, name, { timeoutMs: 0 }), NotAcquiredError)
+        const waiter = acquire(client, name)
+        await eventually(async () => Number((await inspect(client, name)).waiting) === 1)
+        await holder.release()
+        const lock = await waiter
+        assert(lock.fence > holder.fence)
+        await lock.release()
+      }
+    } finally {
+      close(client)
+    }
+  })
+}

@@ -1,0 +1,298 @@
+"""A lock for many machines: redislock's functions called with redis-py. Copy this file.
+
+    import redis
+    from redislock import Lock
+
+    client = redis.Redis(socket_timeout=3)   # or RedisCluster(...), Sentinel(...).master_for(...)
+
+    with Lock(client, "orders") as lock:     # waits its turn, first come, first served
+        pay(order, fence=lock.fence)         # storage refuses a fence lower than the last it saw
+
+    if Lock(client, "orders").acquire(blocking=False): ...
+    if Lock(client, "orders").acquire(timeout=5): ...
+
+A Lock is for one holder at a time: each thread makes its own, they cost nothing. While it is held a
+thread renews its lease, and `lock.lost` (a threading.Event) is set when the lock may be lost: stop
+then. The server must have lua/lock.lua (`redis-cli -x FUNCTION LOAD < lua/lock.lua`), or give its
+path as `library` and it is loaded when it is missing. Log messages go to the logger "redislock".
+"""
+import logging
+import math
+import random
+import re
+import secrets
+import threading
+import time
+
+from redis import exceptions as redis_errors
+from redis.cluster import RedisCluster
+
+WAIT_MS = 30_000  # our place in the queue is kept so long after our last call
+CHECK_IN = 2  # call at least so often (s): then a dead waiter in front costs about two seconds
+GIVE_UP = 5  # how long a release is tried (s) before it is left to the end of the lease
+
+REDIS_ERRORS = (redis_errors.RedisError, redis_errors.RedisClusterException)
+
+log = logging.getLogger("redislock")
+
+# redis-py 4.3, which is Debian's, loses a cluster for good when one of its nodes dies: to ask the others it
+# makes a deep copy of its arguments, and one of them refers to itself (redis-py issue 2480).
+if not hasattr(RedisCluster, "__deepcopy__"):
+    RedisCluster.__deepcopy__ = lambda self, memo: self
+
+
+class LockError(Exception):
+    """What the exceptions of this file have in common."""
+
+
+class NotAcquired(LockError):
+    """The lock is not held, or not any more."""
+
+
+class AlreadyAcquired(LockError):
+    """This object holds the lock, or waits for it."""
+
+
+class NotLoaded(LockError):
+    """The server does not have the function library."""
+
+
+class Lock:
+    """Nothing happens before acquire() or `with`.
+
+    expire        the lease in seconds: the others wait that long if this process dies. None: for ever
+    id            a token of your own, so that another process can go on with the same lock
+    auto_renewal  False: the lock is lost after `expire`, unless extend() is called
+    library       the path of lock.lua, to load it where it is missing
+    """
+
+    def __init__(self, client, name, expire=10, id=None, auto_renewal=True, library=None, prefix="lock"):
+        if not name or name.startswith("}"):
+            raise ValueError(f"the name of a lock must not be empty or begin with '}}': {name!r}")
+        if id is not None and not id:
+            raise ValueError("id must not be empty")
+        self._patience = client.get_connection_kwargs().get("socket_timeout")
+        if not self._patience:
+            raise ValueError("give the client a socket_timeout of a third of the lease or less, "
+                             "redis.Redis(socket_timeout=3): without one, a silent network blocks for ever")
+        # All keys of a lock must share a hash tag: the {tag} in the name, or else the whole name.
+        tagged = name if re.match(r"[^{]*\{[^}]+\}", name) else "{" + name + "}"
+        self._keys = [f"{prefix}:{tagged}", f"{prefix}-queue:{tagged}", f"{prefix}-state:{tagged}"]
+        self._signals = f"{prefix}-signal:{tagged}:"
+        self._client, self._given_id, self._library = client, id, library
+        self._lease, self._auto_renewal = _milliseconds(expire), auto_renewal
+        self._one = threading.Lock()  # taken while this object waits or holds
+        self._hold = None
+        self.name, self.id, self.fence, self.lost = name, id, None, threading.Event()
+
+    def acquire(self, blocking=True, timeout=-1):
+        """True: the lock is ours. False: it was busy until now.
+
+        timeout is in seconds; -1 or None: wait for ever. Network trouble is waited out too, it is
+        raised only if it was in the way when the time was over.
+        """
+        timeout = -1 if timeout is None else timeout
+        if not blocking and timeout != -1:
+            raise ValueError("can't specify a timeout for a non-blocking call")
+        if timeout < 0 and timeout != -1:
+            raise ValueError("timeout value must be a non-negative number")
+        if not self._one.acquire(blocking=False):
+            raise AlreadyAcquired(f"lock {self.name!r}: this object holds it or waits for it, "
+                                  "each holder needs a Lock of its own")
+        self.id = self._given_id or secrets.token_hex(16)
+        self.lost.clear()
+        end = math.inf if blocking and timeout == -1 else time.monotonic() + max(timeout, 0)
+        try:
+            self._hold = self._wait(end)
+        except BaseException:
+            try:  # leave the queue, and hand on what was granted meanwhile
+                self._send_release(1)
+            except Exception as e:
+                log.info("lock %r: not given back, so it lapses: %s", self.name, e)
+            raise
+        finally:
+            if not self._hold:
+                self._one.release()
+        return self._hold is not None
+
+    def _wait(self, end):
+        signal = self._signals + secrets.token_hex(8)  # of this wait alone: no stale signals
+        failures = 0
+        while True:
+            sent = time.monotonic()
+            last = sent >= end  # WAIT_MS 0: get it now, or leave the queue
+            try:
+                held, value, left_ms = self._call(
+                    "lock_acquire", [*self._keys, signal], self.id, self._lease, 0 if last else WAIT_MS)[:3]
+                if held:
+                    deadline = math.inf if left_ms < 0 else sent + left_ms / 1000
+                    if time.monotonic() < deadline:
+                        self.fence = value
+                        return _Hold(self, self.id, self._lease, deadline)
+                elif last:
+                    return None
+                else:
+                    # What it pops is only a hint: the next call tells, and confirms the full lease.
+                    pause = min(left_ms / 1000, CHECK_IN, self._patience / 2, end - time.monotonic())
+                    self._run("BLPOP", signal, f"{max(pause, 0.01):.3f}")  # 0 would be for ever
+                failures = 0
+            except REDIS_ERRORS as e:
+                failures += 1
+                if not _passes(e) or last and failures > 2:
+                    raise
+                log.warning("lock %r: waiting on in spite of: %s", self.name, e)
+                time.sleep(min(1, 0.02 * 2 ** min(failures, 6)) * random.uniform(0.5, 1))
+
+    def release(self):
+        """Hands the lock on. NotAcquired: it was not held any more."""
+        hold, self._hold = self._hold, None
+        if hold:
+            hold.end()
+        elif not self._given_id:
+            raise NotAcquired(f"lock {self.name!r}: release of a lock that was not acquired")
+        try:
+            held = self._send_release(GIVE_UP, hold)
+        finally:
+            if hold:
+                self._one.release()
+        if not held:
+            raise NotAcquired(f"lock {self.name!r} had been lost before it was released")
+
+    def _send_release(self, seconds, hold=None):
+        end, unsure = time.monotonic() + seconds, False
+        while True:
+            in_time = hold is not None and time.monotonic() < hold.deadline
+            try:
+                reply = self._call("lock_release", self._keys, self.id)
+                return reply == 1 or reply == 0 and unsure
+            except REDIS_ERRORS as e:
+                if not _passes(e) or time.monotonic() >= end:
+                    raise
+                unsure = unsure or in_time  # it may have been carried out, and only its reply be lost
+                time.sleep(0.1)
+
+    def extend(self, expire=None):
+        """The lease now ends that long from now (default: as in the constructor)."""
+        lease = self._lease if expire is None else _milliseconds(expire)
+        hold = self._hold
+        if hold is None and not self._given_id or self.lost.is_set():
+            raise NotAcquired(f"lock {self.name!r}: extend of a lock that is not held")
+        if not (hold.renew(lease) if hold else self._call("lock_extend", self._keys, self.id, lease)):
+            raise NotAcquired(f"lock {self.name!r} has been lost")
+
+    def reset(self):
+        """Takes the lock away from whoever holds it, and hands it on. False: nobody held it."""
+        return self._call("lock_reset", self._keys) == 1
+
+    def get_owner_id(self):
+        """The token of the holder, None if nobody holds the lock."""
+        reply = self._call("lock_inspect", self._keys, command="FCALL_RO")
+        reply = [v.decode(errors="backslashreplace") if isinstance(v, bytes) else v for v in reply]
+        return dict(zip(reply[::2], reply[1::2]))["holder"] or None
+
+    def locked(self):
+        """Whether anybody holds the lock."""
+        return self.get_owner_id() is not None
+
+    def __enter__(self):
+        self.acquire()
+        return self
+
+    def __exit__(self, error, *_):
+        try:
+            self.release()
+        except (LockError, *REDIS_ERRORS):
+            if error is None:  # else that is what the caller has to see
+                raise
+
+    def _call(self, function, keys, *args, command="FCALL"):
+        call = (command, function, len(keys), *keys, *args)
+        try:
+            return self._run(*call)
+        except redis_errors.ResponseError as e:
+            if "Function not found" not in str(e):
+                raise
+            if not self._library:
+                raise NotLoaded("the server does not have the library: redis-cli -x FUNCTION LOAD < lua/lock.lua "
+                                "(on each primary), or Lock(..., library='lua/lock.lua')") from e
+        with open(self._library, encoding="utf-8") as file:
+            code = file.read()
+        try:
+            self._run("FUNCTION LOAD", code)
+        except redis_errors.ResponseError as e:
+            if "already exists" not in str(e):  # somebody else was faster
+                raise
+        return self._run(*call)
+
+    def _run(self, *command):
+        if not isinstance(self._client, RedisCluster):
+            return self._client.execute_command(*command)
+        # By itself it would first ask the server which of the arguments are keys.
+        node = self._client.get_node_from_key(self._keys[0])
+        return self._client.execute_command(*command, target_nodes=node)
+
+
+class _Hold:
+    """Keeps the lease of one grant with two threads. One never calls, so nothing can hold it up."""
+
+    def __init__(self, lock, token, lease, deadline):
+        self._lock, self._token, self._lease, self.deadline = lock, token, lease, deadline
+        self._changed = threading.Condition()
+        self._calls = threading.Lock()  # one at a time: the last that the server saw is the last here
+        self._over = False
+        for run in [self._watch, self._keep] if lock._auto_renewal else [self._watch]:
+            threading.Thread(target=run, name=f"redislock {lock.name}", daemon=True).start()
+
+    def end(self, lost=False):
+        with self._changed:
+            if lost and not self._over:
+                self._lock.lost.set()
+            self._over = True
+            self._changed.notify_all()
+
+    def renew(self, lease=None):
+        """None: as before. False: the lock is lost."""
+        with self._calls:
+            lease = self._lease if lease is None else lease
+            sent = time.monotonic()  # so whatever is slow, the lease ends here before it does there
+            if self._lock._call("lock_extend", self._lock._keys, self._token, lease) != 1:
+                self.end(lost=True)
+                return False
+            with self._changed:
+                self._lease, self.deadline = lease, sent + lease / 1000 if lease else math.inf
+                self._changed.notify_all()
+                return not self._over
+
+    def _sleep_until(self, due):
+        with self._changed:
+            while not self._over and (left := due() - time.monotonic()) > 0:
+                self._changed.wait(min(left, threading.TIMEOUT_MAX))
+            return not self._over
+
+    def _watch(self):
+        if self._sleep_until(lambda: self.deadline):
+            self.end(lost=True)
+
+    def _keep(self):
+        while self._sleep_until(lambda: self.deadline - self._lease / 1500):  # a third has passed
+            try:
+                self.renew()
+            except Exception as e:  # of any kind: tried until the lease is over
+                log.warning("lock %r: not renewed: %s", self._lock.name, e)
+                time.sleep(min(0.5, self._lease / 20_000))
+
+
+def _milliseconds(seconds):
+    if seconds is not None and seconds < 1:
+        raise ValueError(f"expire must be at least 1 second, or None for never, not {seconds!r}")
+    return 0 if seconds is None else math.ceil(seconds * 1000)
+
+
+def _passes(e):
+    """Whether the same call may succeed later without anybody's doing."""
+    if isinstance(e, (redis_errors.AuthenticationError, redis_errors.AuthorizationError)):
+        return False
+    return isinstance(e, (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.ReadOnlyError,
+                          redis_errors.TryAgainError, redis_errors.ClusterError, redis_errors.MovedError,
+                          redis_errors.RedisClusterException)) or \
+        str(e).startswith(("LOADING ", "BUSY ", "NOREPLICAS ", "UNBLOCKED ", "MASTERDOWN ", "CLUSTERDOWN "))

@@ -1,0 +1,232 @@
+#!/bin/sh
+# A lock for many machines: redislock's functions called with redis-cli (7 or newer). Copy this file.
+#
+#   . ./redislock.sh
+#   with_lock nightly ./backup.sh --all          # waits its turn, first come, first served
+#   LOCK_TIMEOUT=0 with_lock nightly ./backup.sh # or not at all
+#
+# or run it, by this name: ./redislock.sh nightly ./backup.sh --all
+#
+#   REDIS_CLI     default: redis-cli; 'redis-cli -h db -p 6380'; for a cluster, 'redis-cli -c'.
+#                 A password goes into REDISCLI_AUTH.
+#   REDIS_NODES   'db1:6379 db2:6379 db3:6379': nodes of a cluster, to have another one if one is down
+#   LOCK_TIMEOUT  how many seconds to wait; 0: only try; default: as long as it takes
+#   LOCK_LEASE    default 10 (seconds, 3 or more): the others wait that long if this machine dies. It is
+#                 renewed for as long as the command runs
+#
+# The command finds LOCK_FENCE and LOCK_TOKEN in its environment. The fence is a number that grows with
+# each grant: have storage refuse one that is lower than the last it saw. If the lock may be lost, the
+# command and all that it started get SIGTERM.
+#
+# The status is that of the command, or: 64 a wrong call, 69 Redis refused or does not have the
+# functions, 75 busy until LOCK_TIMEOUT was over, 76 the lock was lost.
+#
+# Everything is named _lock_ because a command that is a shell function sees it all.
+
+# In a subshell, so that variables and traps are its own.
+with_lock() ( _lock_main "$@" )
+
+_lock_main() { # ends the process
+  if [ $# -lt 2 ]; then
+    echo 'usage: with_lock NAME COMMAND [ARGUMENT...]' >&2
+    exit 64
+  fi
+  _lock_name=$1 _lock_nodes=${REDIS_NODES-} _lock_wrong=''
+  shift
+  _lock_lease=${LOCK_LEASE:-10}
+  for _lock_rest in "${LOCK_TIMEOUT:-0}" "$_lock_lease"; do
+    case $_lock_rest in
+      *[!0-9]* | 0?*) _lock_wrong="LOCK_TIMEOUT and LOCK_LEASE must be whole seconds, not $_lock_rest" ;;
+    esac
+  done
+  [ -n "$_lock_wrong" ] || [ "$_lock_lease" -ge 3 ] || _lock_wrong="LOCK_LEASE must be 3 or more, not $_lock_lease"
+  case $_lock_name in
+    '' | '}'*) _lock_wrong="the name must not be empty or begin with '}': '$_lock_name'" ;;
+  esac
+  if [ -n "$_lock_wrong" ]; then
+    echo "with_lock: $_lock_wrong" >&2
+    exit 64
+  fi
+
+  # All keys of a lock must share a hash tag: the {tag} in the name, or else the whole name.
+  _lock_tagged="{$_lock_name}"
+  _lock_rest=${_lock_name#*\{}
+  case $_lock_rest in
+    "$_lock_name" | '}'*) ;;
+    *'}'*) _lock_tagged=$_lock_name ;;
+  esac
+  _lock_lease=$((_lock_lease * 1000))
+  LOCK_TOKEN=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+
+  _lock_before=${!-} _lock_work=''
+  trap '_lock_stop 129' HUP
+  trap '_lock_stop 130' INT
+  trap '_lock_stop 143' TERM
+  trap '_lock_release 2>/dev/null' EXIT # leaves the queue, and hands on what was granted meanwhile
+  _lock_wait
+  export LOCK_FENCE LOCK_TOKEN
+
+  { "$@" <&3 3<&- & } 3<&0 # a command in the background would read from /dev/null
+  _lock_work=$!
+  _lock_keep &
+  _lock_keeper=$!
+  _lock_status=0
+  until wait "$_lock_work" 2>/dev/null; do # (the shell says "Terminated")
+    _lock_status=$?
+    kill -0 "$_lock_work" 2>/dev/null || break # else it was a signal to us, see _lock_stop
+    _lock_status=0
+  done
+  _lock_kill "$_lock_keeper"
+  wait "$_lock_keeper" 2>/dev/null || [ $? != 76 ] || _lock_status=76
+  trap '' HUP INT TERM
+  trap - EXIT
+  _lock_release || _lock_status=76
+  exit "$_lock_status"
+}
+
+# A signal ends the wait, or the command; which is then waited for.
+_lock_stop() {
+  [ "${!-}" != "$_lock_before" ] || exit "$1"
+  _lock_kill "${_lock_work:-$!}"
+}
+
+# Milliseconds by a clock that nobody sets, where there is one.
+_lock_now() {
+  if read -r _lock_up _lock_rest 2>/dev/null </proc/uptime; then
+    echo $((${_lock_up%.*} * 1000 + 1${_lock_up#*.} * 10 - 1000)) # 1..: 08 would be octal
+  else
+    echo "$(date +%s)000"
+  fi
+}
+
+# _lock_call SECONDS COMMAND...: the answer, or the error, is in _lock_reply.
+_lock_call() {
+  _lock_limit=$1
+  shift
+  _lock_node=${_lock_nodes%% *}
+  # shellcheck disable=SC2086  # it is a command with options
+  _lock_reply=$(timeout "$_lock_limit" ${REDIS_CLI:-redis-cli} ${_lock_node:+-h ${_lock_node%:*} -p ${_lock_node##*:}} \
+    -e --no-auth-warning "$@" 2>&1 </dev/null) && return
+  case $_lock_nodes in *' '*) _lock_nodes="${_lock_nodes#* } $_lock_node" ;; esac # the next call asks another one
+  return 1
+}
+
+# _lock_function SECONDS NAME ARGUMENT...: a function with the three keys of the lock
+_lock_function() {
+  _lock_limit=$1 _lock_fn=$2
+  shift 2
+  _lock_call "$_lock_limit" FCALL "$_lock_fn" 3 "lock:$_lock_tagged" "lock-queue:$_lock_tagged" "lock-state:$_lock_tagged" "$@"
+}
+
+# After a call that failed: whether it may succeed later without anybody's doing.
+_lock_passes() {
+  case $_lock_reply in
+    LOADING* | BUSY* | READONLY* | NOREPLICAS* | CLUSTERDOWN* | TRYAGAIN* | UNBLOCKED* | MASTERDOWN*) return 0 ;;
+    *'Function not found'*) _lock_reply="$_lock_reply. Load it: redis-cli -x FUNCTION LOAD < lua/lock.lua (on each primary)" ;;
+    MOVED* | ASK*) _lock_reply="$_lock_reply. This is a cluster: REDIS_CLI='redis-cli -c ...'" ;;
+    [[:upper:]][[:upper:]]* | *timeout:*) ;; # timeout: there is no redis-cli
+    *) return 0 ;; # the network
+  esac
+  return 1
+}
+
+# Returns with LOCK_FENCE and _lock_deadline, or exits.
+_lock_wait() {
+  _lock_end=${LOCK_TIMEOUT:+$(($(_lock_now) + LOCK_TIMEOUT * 1000))}
+  _lock_signal="lock-signal:$_lock_tagged:$LOCK_TOKEN" # of this wait alone: no stale signals
+  _lock_failures=0
+  while :; do
+    _lock_sent=$(_lock_now) # so whatever is slow, the lease ends here before it does there
+    _lock_place=30000       # our place in the queue is kept so long after our last call; 0: get it now, or leave
+    [ -z "$_lock_end" ] || [ "$_lock_sent" -lt "$_lock_end" ] || _lock_place=0
+    if _lock_call 3 FCALL lock_acquire 4 "lock:$_lock_tagged" "lock-queue:$_lock_tagged" "lock-state:$_lock_tagged" \
+      "$_lock_signal" "$LOCK_TOKEN" "$_lock_lease" "$_lock_place"; then
+      { read -r _lock_held && read -r LOCK_FENCE && read -r _lock_left; } <<REPLY
+$_lock_reply
+REPLY
+      if [ "$_lock_held" = 1 ]; then
+        _lock_deadline=$((_lock_sent + _lock_left))
+        [ "$(_lock_now)" -ge "$_lock_deadline" ] || return 0
+        continue
+      fi
+      if [ "$_lock_place" = 0 ]; then
+        echo "with_lock: $_lock_name is busy" >&2
+        trap - EXIT
+        exit 75
+      fi
+      # Two seconds at most: then a dead waiter in front costs about that. What is popped is only a
+      # hint: the next call tells, and confirms the full lease.
+      [ "$_lock_left" -lt 2000 ] || _lock_left=2000
+      if [ -n "$_lock_end" ]; then
+        _lock_rest=$((_lock_end - $(_lock_now)))
+        [ "$_lock_left" -lt "$_lock_rest" ] || _lock_left=$_lock_rest
+      fi
+      [ "$_lock_left" -gt 10 ] || _lock_left=10 # 0 would be for ever
+      if _lock_call 5 BLPOP "$_lock_signal" "$((_lock_left / 1000)).$(printf %03d $((_lock_left % 1000)))"; then
+        _lock_failures=0
+        continue
+      fi
+    fi
+    _lock_failures=$((_lock_failures + 1))
+    if ! _lock_passes || { [ "$_lock_place" = 0 ] && [ "$_lock_failures" -gt 2 ]; }; then
+      echo "with_lock: $_lock_name: ${_lock_reply:-Redis does not answer}" >&2
+      exit 69
+    fi
+    sleep $((_lock_failures < 5 ? 1 : 3))
+  done
+}
+
+# Renews the lease until the command has ended. If the lock may be lost, ends the command, and exits
+# with 76.
+_lock_keep() {
+  trap '' HUP INT # those are for the others
+  _lock_pause=$((_lock_lease / 3000))
+  while :; do
+    sleep "$_lock_pause" >/dev/null 2>&1
+    kill -0 "$_lock_work" 2>/dev/null || exit 0 # also if with_lock itself was killed
+    _lock_sent=$(_lock_now)
+    _lock_rest=$((_lock_deadline - _lock_sent))
+    [ "$_lock_rest" -ge 1500 ] || break # the next look would be too late
+    _lock_limit=$((_lock_rest / 1000 - 1))
+    _lock_pause=1
+    if _lock_function $((_lock_limit > 0 ? _lock_limit : 1)) lock_extend "$LOCK_TOKEN" "$_lock_lease"; then
+      [ "$_lock_reply" = 1 ] || break
+      _lock_deadline=$((_lock_sent + _lock_lease))
+      _lock_pause=$((_lock_lease / 3000))
+    fi
+  done
+  trap '' TERM
+  echo "with_lock: $_lock_name: the lock is lost, or may be" >&2
+  _lock_kill "$_lock_work"
+  exit 76
+}
+
+# SIGTERM to a process and all that it started.
+_lock_kill() {
+  # shellcheck disable=SC2046  # many words
+  kill $(ps -A -o pid= -o ppid= 2>/dev/null | awk -v top="$1" '
+    { parent[$1] = $2 }
+    END { print top; for (p in parent) { for (q = p; q in parent && q != top; ) q = parent[q]; if (q == top && p != top) print p } }
+  ' || echo "$1") 2>/dev/null || :
+}
+
+# Hands the lock on, or leaves the queue. What cannot be given back in time, lapses. 1: it was not held.
+_lock_release() {
+  _lock_failures=0
+  until _lock_function 3 lock_release "$LOCK_TOKEN"; do
+    _lock_failures=$((_lock_failures + 1))
+    if ! _lock_passes || [ $_lock_failures -gt 2 ]; then
+      echo "with_lock: $_lock_name: not released, it ends with its lease: ${_lock_reply:-Redis does not answer}" >&2
+      return 0
+    fi
+    sleep 1
+  done
+  [ "$_lock_reply" = 1 ] || [ $_lock_failures -gt 0 ] || { # its reply may have been lost
+    echo "with_lock: $_lock_name: the lock had been lost before it was released" >&2
+    return 1
+  }
+}
+
+case ${0##*/} in
+  redislock.sh) _lock_main "$@" ;;
+esac
