@@ -1,9 +1,11 @@
 package redislock_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -657,8 +659,9 @@ var _ = describe("Locker", func() {
 			state, err := l.Inspect(ctx, name)
 			Expect(err).NotTo(HaveOccurred())
 			Expect(state.Waiters).To(HaveLen(1000))
-			Expect(state.Waiters[0].LapsesIn).To(BeNumerically("<=", 30*time.Second))
-			Expect(state.Waiters[999].LapsesIn).To(BeNumerically(">", 40*time.Second), "so many call less often")
+			// Who comes when many wait calls less often. The order of the queue need not be that of their coming.
+			longest := slices.MaxFunc(state.Waiters, func(a, b redislock.Waiter) int { return cmp.Compare(a.LapsesIn+a.Waited, b.LapsesIn+b.Waited) })
+			Expect(longest.LapsesIn+longest.Waited).To(BeNumerically(">", 66*time.Second))
 			Expect(lock.Release(ctx)).To(Succeed())
 			for _, waiter := range state.Waiters {
 				Expect(<-served).To(Equal(waiter.Token))

@@ -42,10 +42,12 @@ var peers = []peer{
 	{name: "redsync 1ms", note: "retries every ms", open: openRedsyncFast, polls: true},
 	{name: "bsm", note: "bsm/redislock v0.9.4 on go-redis, as in its README: retries every 100 ms", open: openBSM, polls: true},
 	{name: "bsm 1ms", note: "retries every ms", open: openBSMFast, polls: true},
-	{name: "rueidislock*", note: "the algorithm of rueidislock, one key, NOLOOP: SET NX, woken by client-side caching", open: openCaching},
+	{name: "rueidislock", note: "of rueidis v1.0.79, defaults: two of three keys, woken by client-side caching", open: openMajority},
+	{name: "rueidislock 1 key", note: "KeyMajority 1 and NoLoopTracking, for one server", open: openOneKey},
 	{name: "python*", note: "the algorithm of python-redis-lock: SET NX, BLPOP on one list for all", open: openPython},
 	{name: ringName, note: "no lock: RPUSH to the next one's list, then BLPOP on one's own, two calls", ring: true},
-	{name: pipedRingName, note: "the same in one write: the limit", ring: true},
+	{name: pipedRingName, note: "the same in one write: the limit of two commands", ring: true},
+	{name: threeRingName, note: "no lock, with the calls of ours: FCALL, BLPOP, FCALL: the limit of three", ring: true},
 }
 
 // client is a locker of which is seen when it sends.
@@ -62,7 +64,7 @@ func (p peer) openAll(t target, n int) ([]client, error) {
 		var l locker
 		var err error
 		if p.ring {
-			l, err = openRing(t, i, n, p.name == pipedRingName)
+			l, err = openRing(t, i, n, p.name)
 		} else {
 			l, err = p.open(t)
 		}

@@ -16,10 +16,19 @@ import (
 //
 // "ring" makes two calls, as a user would: RPUSH, and when that is answered, BLPOP. "ring piped"
 // sends both in one write on one connection, so that its client is back in the queue at once.
+// "ring of three" makes the calls of a lock without the lock: FCALL of a function that does nothing,
+// BLPOP, FCALL of one that does the RPUSH. It is the limit of what a lock can reach that is made of
+// these three calls.
 const (
 	ringName      = "ring"
 	pipedRingName = "ring piped"
+	threeRingName = "ring of three"
 )
+
+const threeRingLibrary = `#!lua name=benchring
+redis.register_function('benchring_enter', function() return { 0, 1, 1000, 1795457705672 } end)
+redis.register_function('benchring_pass', function(keys, args) return redis.call('RPUSH', keys[1], args[1]) end)
+`
 
 type ringClient struct {
 	client    rueidis.Client
@@ -27,20 +36,26 @@ type ringClient struct {
 	giveBack  func()
 	own, next int
 	first     bool   // has to put the token into the ring
+	three     bool   // by functions
 	passing   string // piped: the list to push to with the next call
 	list      string // its own
 }
 
-func openRing(t target, i, n int, piped bool) (locker, error) {
+func openRing(t target, i, n int, name string) (locker, error) {
 	client, err := t.rueidis()
 	if err != nil {
 		return nil, err
 	}
 	r := &ringClient{client: client, own: i, next: (i + 1) % n, first: i == 0}
-	if piped {
+	switch name {
+	case pipedRingName:
 		r.dedicated, r.giveBack = client.Dedicate()
+	case threeRingName:
+		r.three = true
+		load := client.B().FunctionLoad().Replace().FunctionCode(threeRingLibrary).Build()
+		err = client.Do(context.Background(), load).Error()
 	}
-	return r, nil
+	return r, err
 }
 
 func ringList(name string, i int) string { return fmt.Sprintf("ring:%s:%d", name, i) }
@@ -52,6 +67,12 @@ func (r *ringClient) lock(ctx context.Context, name string) (func() error, error
 	if r.first {
 		r.first = false
 		if err := r.push(ctx, own); err != nil {
+			return nil, err
+		}
+	}
+	if r.three {
+		enter := r.client.B().Fcall().Function("benchring_enter").Numkeys(1).Key(own).Build()
+		if err := r.client.Do(ctx, enter).Error(); err != nil {
 			return nil, err
 		}
 	}
@@ -91,6 +112,10 @@ func (r *ringClient) flush(ctx context.Context) error {
 }
 
 func (r *ringClient) push(ctx context.Context, list string) error {
+	if r.three {
+		pass := r.client.B().Fcall().Function("benchring_pass").Numkeys(1).Key(list).Arg("token").Build()
+		return r.client.Do(ctx, pass).Error()
+	}
 	return r.client.Do(ctx, r.client.B().Rpush().Key(list).Element("token").Build()).Error()
 }
 

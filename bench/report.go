@@ -266,7 +266,7 @@ func (b *bench) peerTable() {
 	t := &table{
 		title: "Who is compared",
 		note: "Each contender has a client of its own, as a process would, with connections of its own. " +
-			"Those with a * are written here after their documentation.",
+			"The one with a * is written here after its documentation.",
 		columns: []string{"lock", "how"},
 	}
 	for _, p := range peers {
