@@ -72,7 +72,6 @@ var _ = describe("Options.Observe", func() {
 		called := time.Since(before)
 		cancel()
 		Expect(observed.kinds()).To(HaveExactElements(acquired), "before Acquire returns")
-		before = time.Now()
 		Consistently(lock.Context().Done(), "20ms").ShouldNot(BeClosed())
 		Expect(lock.Release(ctx)).To(Succeed())
 		e := observed.seen()
@@ -91,6 +90,7 @@ var _ = describe("Options.Observe", func() {
 		first := mustAcquire(ctx, other, name)
 		next := acquiring(ctx, locker, name, 1)
 		Consistently(next, "20ms").ShouldNot(Receive())
+		began := time.Now()
 		Expect(first.Release(ctx)).To(Succeed())
 		lock := <-next
 		e := observed.seen()
@@ -100,6 +100,7 @@ var _ = describe("Options.Observe", func() {
 		Expect(e[0].Fence).To(And(Equal(lock.Fence()), BeNumerically(">", first.Fence())))
 		Expect(lock.Release(ctx)).To(Succeed())
 		Expect(observed.kinds()).To(HaveExactElements(acquired, released))
+		Expect(observed.seen()[1].Held).To(BeNumerically("<=", time.Since(began)), "not while it waited")
 	})
 
 	It("is told why a wait or a try ended without the lock: what the call returned", func(ctx SpecContext) {
