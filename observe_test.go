@@ -142,7 +142,7 @@ var _ = describe("Options.Observe", func() {
 		func(ctx SpecContext, opts []redislock.Option, end func(context.Context, *redislock.Lock), kind redislock.EventKind, reason, cause error) {
 			lock := mustAcquire(ctx, locker, name, opts...)
 			end(ctx, lock)
-			Eventually(ctx, observed.kinds).Should(HaveExactElements(acquired, kind))
+			Eventually(observed.kinds).Should(HaveExactElements(acquired, kind))
 			Expect(context.Cause(lock.Context())).To(MatchError(cause))
 			last := observed.seen()[1]
 			Expect(last.Held).To(BeNumerically(">", 0))
