@@ -59,7 +59,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer server.Stop()
+	defer func() { _ = server.Stop() }()
 	t := newTelemetry()
 	if err := work(ctx, server.Addr(), t); err != nil {
 		return err

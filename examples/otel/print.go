@@ -68,7 +68,7 @@ func printTree(w io.Writer, all []tracetest.SpanStub, s tracetest.SpanStub, dept
 	var more []string
 	for _, a := range s.Attributes {
 		if key, ours := strings.CutPrefix(string(a.Key), "redislock."); ours {
-			more = append(more, key+"="+a.Value.Emit())
+			more = append(more, key+"="+a.Value.String())
 		}
 	}
 	if s.Status.Code == codes.Error {
