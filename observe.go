@@ -20,9 +20,8 @@ const (
 	// EventNotAcquired: the call returns Event.Err. The lock may have been granted meanwhile, and was
 	// given back: the replicas did not confirm it in time, or ctx ended together with the grant.
 	EventNotAcquired
-	// EventReleased: Release or Close gave the lock back. With an Event.Err, Redis did not answer
-	// them: the lock ends with its lease at the latest, and there is no other event if Release is
-	// called again.
+	// EventReleased: Release or Close gave the lock back. With an Event.Err, they could not: it ends
+	// with its lease, if it has one, or when Release is called again, which makes no other event.
 	EventReleased
 	// EventLost: the lease could not be kept, or the lock was taken away. If Event.Err is ErrLost,
 	// Context has told the holder. If it is ErrNotHeld, only Release found out: the work may have
@@ -85,7 +84,7 @@ func (e Event) LogValue() slog.Value {
 }
 
 // LogEvents is for Options.Observe. It writes a line for each event: a warning if a lock was lost or
-// Redis did not answer its release, otherwise an information.
+// could not be given back, else an information.
 func LogEvents(logger *slog.Logger) func(ctx context.Context, e Event) {
 	return func(ctx context.Context, e Event) {
 		level := slog.LevelInfo

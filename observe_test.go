@@ -283,7 +283,7 @@ var _ = describe("Options.Observe", func() {
 	Describe("through a network", func() {
 		var network *proxy.Proxy
 		BeforeEach(func() {
-			network = newProxy(server.Addr())
+			network = newProxy(ownRedis().Addr())
 			locker = newLocker(network.Addr(), redislock.Options{Observe: observed.observe})
 		})
 		It("that is silent, is told that the release was not answered, once", func(ctx SpecContext) {
