@@ -106,7 +106,7 @@ func TestSpansAndMetrics(t *testing.T) {
 			var out bytes.Buffer
 			g.Expect(seen.print(t.Context(), &out)).To(Succeed())
 			for _, line := range []string{
-				`(?m)^turn +[\d.]+ ms`, `(?m)^  lock\.acquire +[\d.]+ ms +name=orders handed_over=true fence=\d+$`,
+				`(?m)^turn +[\d.]+ ms`, `(?m)^  lock\.acquire +[\d.]+ ms +name=orders handed_over=\w+ fence=\d+$`,
 				`(?m)^    FCALL lock_acquire +[\d.]+ ms`, `(?m)^  lock.hold +[\d.]+ ms +name=report error: .*not held$`,
 				`(?m)^redislock\.lost +1 +redislock.name=report$`,
 				`(?m)^redislock\.hold\.duration +6 +[\d.]+ ms +[\d.]+ ms +redislock.name=orders$`,
