@@ -191,6 +191,19 @@ var _ = describe("Options.Observe", func() {
 			func(context.Context, *redislock.Lock) {}, lost, redislock.ErrLost, redislock.ErrLost),
 	)
 
+	It("is told what Release returned, if an Extend beside it finds the lock gone", func(ctx SpecContext) {
+		var want []redislock.EventKind
+		for range 200 {
+			lock := mustAcquire(ctx, locker, name)
+			extended := make(chan error)
+			go func() { extended <- lock.Extend(ctx, time.Minute) }()
+			Expect(lock.Release(ctx)).To(Succeed())
+			<-extended
+			want = append(want, acquired, released)
+		}
+		Expect(observed.kinds()).To(Equal(want))
+	})
+
 	It("is told of the lock of Do, whatever fn does", func(ctx SpecContext) {
 		Expect(locker.Do(ctx, name, func(ctx context.Context, lock *redislock.Lock) error { return lock.Release(ctx) })).To(Succeed())
 		Expect(func() {
