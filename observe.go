@@ -48,7 +48,7 @@ func (k EventKind) String() string {
 type Event struct {
 	Kind  EventKind
 	Name  string // of the lock
-	Token string // see Lock.Token. Whoever has it can release the lock: it does not belong into logs
+	Token string // see Lock.Token. Whoever has it can release the lock: keep it out of logs
 	Fence int64  // see Lock.Fence. Not with EventNotAcquired
 
 	// Waited, of EventAcquired and EventNotAcquired, is how long the call took.
