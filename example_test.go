@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"os"
+	"slices"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -88,6 +91,33 @@ func exampleAcquire(ctx context.Context, client rueidis.Client) error {
 	deadline, expires := lock.Deadline() // moves on as the lease is renewed
 	fmt.Println("still held:", lock.Context().Err() == nil && expires && time.Until(deadline) > 0)
 	return nil
+}
+
+func ExampleLogEvents() {
+	withRedis(func(client rueidis.Client) {
+		changing := []string{slog.TimeKey, "fence", "waited", "held"}
+		logger := slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if slices.Contains(changing, a.Key) {
+				return slog.Attr{}
+			}
+			return a
+		}}))
+		err := exampleObserve(context.Background(), client, logger)
+		fmt.Println(err)
+		// Output:
+		// level=INFO msg=redislock lock.event=acquired lock.name=orders lock.handed_over=false
+		// level=INFO msg=redislock lock.event=released lock.name=orders
+		// <nil>
+	})
+}
+
+func exampleObserve(ctx context.Context, client rueidis.Client, logger *slog.Logger) error {
+	locker, err := redislock.New(client, redislock.Options{Observe: redislock.LogEvents(logger)})
+	if err != nil {
+		return err
+	}
+	defer locker.Close()
+	return locker.Do(ctx, "orders", func(context.Context, *redislock.Lock) error { return nil })
 }
 
 func ExampleLocker_TryAcquire() {

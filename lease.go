@@ -24,6 +24,7 @@ type Lock struct {
 	ctx       context.Context // of the holder
 	end       context.CancelCauseFunc
 	calls     context.Context // the values of Acquire's ctx, for the calls that keep the lease
+	watch     *watch          // nil: nobody observes
 
 	releasing sync.Mutex    // one Release at a time
 	extending chan struct{} // holds one element while lock_extend is under way: one at a time
@@ -102,7 +103,7 @@ func (l *Lock) Deadline() (time.Time, bool) {
 //
 // It returns nil if the lock was held until now, and ErrNotHeld if it had been lost or released: the
 // sure sign of a loss, since Context ends with this call if it had not noticed before.
-func (l *Lock) Release(ctx context.Context) error {
+func (l *Lock) Release(ctx context.Context) (err error) {
 	l.releasing.Lock()
 	defer l.releasing.Unlock()
 	l.mu.Lock()
@@ -111,13 +112,16 @@ func (l *Lock) Release(ctx context.Context) error {
 		return l.wrap("release", ErrNotHeld)
 	}
 	l.stopTending()
+	if l.watch.claim() {
+		defer func() { l.watch.released(err) }()
+	}
 	l.mu.Unlock()
 	l.end(nil)
 
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
 	var reply int64
-	err := retrying(ctx, func() (err error) {
+	err = retrying(ctx, func() (err error) {
 		inTime := l.isLive()
 		reply, err = l.locker.fn.release(ctx, l.keys, l.token)
 		// The call may have been carried out although its reply is lost.
@@ -223,6 +227,7 @@ func (l *Lock) isLive() bool {
 // lose tells the holder, who may not hold the lock any more.
 func (l *Lock) lose() {
 	l.mu.Lock()
+	tell := l.state == held && l.watch.claim()
 	if l.state == held {
 		l.state = lost
 	}
@@ -230,6 +235,9 @@ func (l *Lock) lose() {
 	l.mu.Unlock()
 	l.end(ErrLost)
 	l.locker.drop(l)
+	if tell {
+		l.watch.end(EventLost, ErrLost)
+	}
 }
 
 func (l *Locker) drop(lock *Lock) {

@@ -1,6 +1,7 @@
 package redislock
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -39,6 +40,18 @@ type Options struct {
 	// maxmemory-policy but noeviction), and nothing else. A user who may not call INFO is not told,
 	// nor is one with LoadNever. Default slog.Default().
 	Logger *slog.Logger
+	// Observe is told what only the lock knows: how long a call waited, that the lock was handed over,
+	// how long it was held, that it was lost. See Event, and LogEvents for one that writes to a log.
+	// Default nil: nothing is measured.
+	//
+	// Its ctx has the values of Acquire's ctx (a trace, say) and does not end. It is called by the
+	// goroutine that acquires, extends or releases, before that call returns; when a lease cannot be
+	// kept, by the goroutine that renews it; by those of Close, before that returns. Context has ended before an
+	// end is told. The events of one lock come in order, one after the other; those of several at the
+	// same time. It must not block, since the others wait for it, and not call the Locker or its
+	// locks, which can deadlock. A panic goes up to the caller, and Acquire's has no lock then; in
+	// the goroutines of renewal and Close it ends the process.
+	Observe func(ctx context.Context, e Event)
 }
 
 const (

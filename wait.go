@@ -96,28 +96,31 @@ func (c *call) handedOver(s signal, r *request) grant {
 // granted runs one of the ways to get a lock and makes a Lock of it. From here to its end, Close
 // waits for it.
 func (l *Locker) granted(ctx context.Context, r *request, get func(context.Context, *request) (grant, error)) (*Lock, error) {
-	if ctx.Err() != nil {
-		return nil, r.notAcquired(ctx, nil)
-	}
 	if !l.background() {
 		return nil, wrap("acquire", r, ErrClosed)
 	}
 	defer l.bg.Done()
+	w := l.watch(ctx, r)
+	if ctx.Err() != nil {
+		return nil, w.fail(r.notAcquired(ctx, nil))
+	}
 	g, err := get(ctx, r)
 	if err != nil {
-		return nil, err
+		return nil, w.fail(err)
 	}
 	lock := newLock(ctx, l, r, g)
+	lock.watch = w
 	if !l.hold(lock) {
 		l.undo(r, nil)
-		return nil, wrap("acquire", r, ErrClosed)
+		return nil, w.fail(wrap("acquire", r, ErrClosed))
 	}
 	lock.keep()
 	if r.replicas > 0 {
 		if err := lock.replicate(ctx, r.replicas, r.ackWithin); err != nil {
-			return nil, err
+			return nil, w.fail(err)
 		}
 	}
+	w.got(lock, g.queued)
 	return lock, nil
 }
 

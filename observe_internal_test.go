@@ -1,0 +1,41 @@
+package redislock
+
+import (
+	"context"
+	"testing"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+)
+
+var _ = Describe("Options.Observe by itself", func() {
+	It("costs nothing when off: a nil watch, on which all calls return at once", func(ctx SpecContext) {
+		l, r, lock := &Locker{}, &request{}, &Lock{}
+		Expect(l.watch(ctx, r)).To(BeNil())
+		Expect(testing.AllocsPerRun(10_000, func() {
+			w := l.watch(ctx, r)
+			_ = w.fail(nil)
+			w.got(lock, true)
+			if w.claim() {
+				panic("nobody observes")
+			}
+		})).To(BeZero())
+	})
+
+	It("tells the end after the beginning also if it came first, and not if the call fails then", func(ctx SpecContext) {
+		var told []EventKind
+		l := &Locker{opts: Options{Observe: func(_ context.Context, e Event) { told = append(told, e.Kind) }}}
+		for _, fails := range []bool{false, true} {
+			w := l.watch(ctx, &request{})
+			Expect(w.claim()).To(BeTrue())
+			Expect(w.claim()).To(BeFalse())
+			w.end(EventLost, ErrLost)
+			if fails {
+				Expect(w.fail(ErrLost)).To(BeIdenticalTo(ErrLost))
+			} else {
+				w.got(&Lock{}, false)
+			}
+		}
+		Expect(told).To(HaveExactElements(EventAcquired, EventLost, EventNotAcquired))
+	})
+})
