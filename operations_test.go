@@ -67,6 +67,7 @@ func (t *traffic) start(ctx SpecContext, clients int) {
 	for i := range clients {
 		t.all.Go(func() {
 			defer GinkgoRecover()
+			defer t.stop.Store(true) // the others too, if this one failed
 			for turn := 0; !t.stop.Load(); turn++ {
 				t.turn(ctx, i%2, fmt.Sprintf("%d-%d", i, turn))
 			}
@@ -78,20 +79,20 @@ func (t *traffic) turn(ctx SpecContext, lock int, token string) {
 	GinkgoHelper()
 	name := string(rune('a' + lock))
 	signal := "lock-signal:{" + name + "}:" + token
-	for {
+	for !t.stop.Load() {
 		reply, err := fcall(t.client, "lock_acquire", append(keysOf(name), signal), token, "60000", "60000").AsIntSlice()
 		Expect(err).NotTo(HaveOccurred())
 		if reply[0] == 1 {
 			Expect(t.last[lock].Swap(reply[1])).To(BeNumerically("<", reply[1]), "fences grow")
-			break
+			Expect(t.inside[lock].Add(1)).To(BeEquivalentTo(1), "one holder")
+			t.inside[lock].Add(-1)
+			Expect(fcall(t.client, "lock_release", keysOf(name), token).AsInt64()).To(BeEquivalentTo(1))
+			t.grants.Add(1)
+			return
 		}
 		err = t.client.Do(ctx, t.client.B().Blpop().Key(signal).Timeout(float64(reply[2])/1000).Build()).Error()
 		Expect(rueidis.IsRedisNil(err) || err == nil).To(BeTrue(), "%v", err)
 	}
-	Expect(t.inside[lock].Add(1)).To(BeEquivalentTo(1), "one holder")
-	t.inside[lock].Add(-1)
-	Expect(fcall(t.client, "lock_release", keysOf(name), token).AsInt64()).To(BeEquivalentTo(1))
-	t.grants.Add(1)
 }
 
 var _ = Describe("the library", func() {
@@ -130,7 +131,7 @@ var _ = Describe("the library", func() {
 			Expect(redis(client, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
 			t := &traffic{client: connect(s.Addr())}
 			t.start(ctx, 8)
-			for round := 0; ctx.Err() == nil && (round < 100 || t.grants.Load() < 1000); round++ {
+			for round := 0; !t.stop.Load() && (round < 100 || t.grants.Load() < 1000); round++ {
 				for _, number := range []string{another, redislock.Version} {
 					put(client, ofVersion(number))
 					Expect(fcall(client, "lock_version", nil).ToString()).To(Equal(number))
