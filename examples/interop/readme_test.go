@@ -19,7 +19,7 @@ import (
 	"github.com/seed-ee05a192/redislock/internal/redistest"
 )
 
-// runners run the fenced blocks of a language: where, and how. The block is the input. Those of "console" are for a shell.
+// runners run the fenced blocks of a language: where, and how. The block is the input. Those of "console" and "bash" are for a shell.
 var runners = map[string]struct {
 	dir     string
 	command []string
@@ -142,11 +142,16 @@ var _ = DescribeTable("Every block in the documents runs as it stands, and print
 				continue
 			}
 			blocks++
-			if language != "console" {
+			console.run("export CLI_USER=" + user)
+			switch language {
+			case "console":
+			case "bash": // to be pasted: functions
+				Expect(console.run(code)).To(BeEmpty(), code)
+				continue
+			default:
 				Expect(run(language, code)).NotTo(BeEmpty(), code)
 				continue
 			}
-			console.run("export CLI_USER=" + user)
 			steps := transcript.FindAllStringSubmatch(code, -1)
 			Expect(steps).NotTo(BeEmpty(), code)
 			whole := ""
