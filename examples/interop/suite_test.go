@@ -1,5 +1,5 @@
 // Package interop_test has processes in four languages share a lock, and runs the tests of the examples
-// and what lua/README.md shows.
+// and what lua/README.md and lua/OPERATIONS.md show.
 package interop_test
 
 import (
@@ -72,9 +72,9 @@ var python = sync.OnceValue(func() string {
 	return ""
 })
 
-func startServer() *redistest.Server {
+func startServer(args ...string) *redistest.Server {
 	GinkgoHelper()
-	s, err := redistest.Start()
+	s, err := redistest.Start(args...)
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(s.Stop)
 	return s
