@@ -122,19 +122,14 @@ local function tell_time(c)
 end
 
 -- What the state says of a waiter. Without an entry (the hash was lost) its signal is nil, and it
--- has CLAIM_MS to call and be known again.
+-- has CLAIM_MS to call and be known again, from when the hash was begun anew.
 local function waiter_of(c, token, entry)
   local called, wait, lease, signal = string.match(entry or '', '^(%d+) (%d+) (%d+) (.*)$')
   if not called then
-    called, wait, lease = c.since or c.now, CLAIM_MS, CLAIM_MS
+    c.since = c.since or redis.call('HGET', c.state, 'since') or c.now
+    called, wait, lease = c.since, CLAIM_MS, CLAIM_MS
   end
-  return {
-    token = token,
-    called = tonumber(called),
-    wait = tonumber(wait),
-    lease = tonumber(lease),
-    signal = signal,
-  }
+  return { token = token, called = called + 0, wait = wait + 0, lease = lease + 0, signal = signal }
 end
 
 local function lapsed(c, waiter)
@@ -162,28 +157,36 @@ local function leave(c, token)
   return true
 end
 
--- Fills in what the state remembers and c.first, the first waiter that is alive as far as known;
--- those before it are dropped. c.dead has the signal lists that were found unread, each with the
--- deadline: who uses one and has not called since is dropped. The caller is alive. Each waiter is
--- dropped once, so the cost is amortised.
+-- Fills in c.fence and c.first, the first waiter that is alive as far as known; those before it are
+-- dropped. For who asks to queue (c.asks) also c.last and c.mine, its entry. c.dead has the signal
+-- lists that were found unread, each with the deadline: who uses one and has not called since is
+-- dropped. The caller is alive. Each waiter is dropped once, so the cost is amortised.
 local function find_first(c)
   local last = '0'
   while true do
     local tokens = redis.call('ZRANGE', c.queue, '0', last)
-    local fields = { 'fence', 'last', 'since', '@' .. c.token }
-    for i, token in ipairs(tokens) do
-      fields[4 + i] = '@' .. token
-    end
-    local values = redis.call('HMGET', c.state, unpack(fields))
-    c.fence = tonumber(values[1]) or 0
-    c.last, c.since, c.mine = values[2], values[3], values[4]
-    c.first = nil
     if #tokens == 0 then
+      c.fence = tonumber(redis.call('HGET', c.state, 'fence')) or 0
+      c.first = nil
       return
     end
     tell_time(c)
+    local fields = { 'fence' }
+    if c.asks then
+      fields = { 'fence', 'last', '@' .. c.token }
+    end
+    local more = #fields
     for i, token in ipairs(tokens) do
-      local waiter = waiter_of(c, token, values[4 + i])
+      fields[more + i] = '@' .. token
+    end
+    local values = redis.call('HMGET', c.state, unpack(fields))
+    c.fence = tonumber(values[1]) or 0
+    if c.asks then
+      c.last, c.mine = values[2], values[3]
+    end
+    c.first = nil
+    for i, token in ipairs(tokens) do
+      local waiter = waiter_of(c, token, values[more + i])
       local unread_since = c.dead[waiter.signal or '']
       local dead = unread_since and waiter.called <= unread_since and token ~= c.token
       if not dead and not lapsed(c, waiter) then
@@ -197,9 +200,11 @@ local function find_first(c)
   end
 end
 
--- The lock as it is: c.holder (false: free), c.first and what the state remembers.
-local function look(keys, token)
-  local c = { lock = keys[1], queue = keys[2], state = keys[3], token = token, dead = {} }
+-- The lock as it is: c.holder (false: free), and what find_first finds.
+local function look(keys, token, asks)
+  local c = {
+    lock = keys[1], queue = keys[2], state = keys[3], token = token, asks = asks, dead = {},
+  }
   c.holder = redis.call('GET', c.lock)
   find_first(c)
   return c
@@ -254,9 +259,10 @@ local function hand_over(c)
       lease = math.min(waiter.lease, CLAIM_MS)
     end
     local fence = math.max(c.fence + 1, c.micros)
+    local fence_text = decimal(fence)
     -- The only step that can be refused comes first: nothing would be rolled back.
     local unread = redis.pcall('RPUSH', waiter.signal,
-      decimal(fence) .. ' ' .. decimal(c.now + lease) .. ' ' .. waiter.token)
+      fence_text .. ' ' .. decimal(c.now + lease) .. ' ' .. waiter.token)
     if type(unread) == 'table' then
       return waiter
     end
@@ -271,7 +277,7 @@ local function hand_over(c)
       redis.call('SET', c.lock, waiter.token, 'PX', decimal(lease))
       redis.call('ZREM', c.queue, waiter.token)
       redis.call('HDEL', c.state, '@' .. waiter.token)
-      redis.call('HSET', c.state, 'fence', decimal(fence))
+      redis.call('HSET', c.state, 'fence', fence_text)
       c.fence = fence
       redis.call('PEXPIRE', c.state, decimal(math.max(waiter.lease, waiter.wait) + MEMORY_MS))
       return waiter, lease
@@ -289,44 +295,54 @@ local function give_up(c)
   end
 end
 
--- Puts the caller into the queue, or notes that it has called again. Returns its position.
+-- Puts the caller into the queue, or notes that it has called again. Returns its position, and
+-- whether the state is a new hash, which has no TTL yet.
 local function enqueue(c, signal, lease, wait)
   if c.mine and lapsed(c, waiter_of(c, c.token, c.mine)) then
     leave(c, c.token)
   end
   local last = c.last
-  if not last and c.first then
-    -- Lost with the state.
-    last = redis.call('ZRANGE', c.queue, -1, -1, 'WITHSCORES')[2]
+  if c.first and not last then
+    last = redis.call('ZRANGE', c.queue, -1, -1, 'WITHSCORES')[2] -- the hash was lost
   end
-  local place = math.max((tonumber(last) or 0) + 1, c.micros)
-  local added = redis.call('ZADD', c.queue, 'NX', decimal(place), c.token) == 1
-  local position = c.first and redis.call('ZRANK', c.queue, c.token) + 1 or 1
+  local place = decimal(math.max((last or 0) + 1, c.micros))
+  local added = redis.call('ZADD', c.queue, 'NX', place, c.token) == 1
+  local position = 1
+  if not added then
+    position = redis.call('ZRANK', c.queue, c.token) + 1
+  elseif c.first then -- unless the lock was handed to it just now
+    position = redis.call('ZCARD', c.queue)
+  end
+  local alone = added and position == 1
+  local new = not alone and not c.last
 
-  local wait_ms = decimal(wait)
-  local entry = decimal(c.now) .. ' ' .. wait_ms .. ' ' .. decimal(lease) .. ' ' .. signal
-  local fields = { '@' .. c.token, entry }
-  if added then
-    fields[3], fields[4] = 'last', decimal(place)
-  end
-  if added and position == 1 then
+  local now, wait_ms = decimal(c.now), decimal(wait)
+  local fields = {
+    '@' .. c.token, now .. ' ' .. wait_ms .. ' ' .. decimal(lease) .. ' ' .. signal,
+    'last', added and place or last,
+  }
+  if alone then
     redis.call('PEXPIRE', c.queue, wait_ms)
-    if c.since and redis.call('HLEN', c.state) > #{ 'fence', 'last', 'since' } then
+    local count = redis.call('HLEN', c.state)
+    new = count == 0
+    if count > #{ 'fence', 'last', 'since' } then
       -- A queue that expired or was deleted left its entries behind: start the hash anew.
       redis.call('DEL', c.state)
-      c.since = nil
+      new = true
       fields[5], fields[6] = 'fence', decimal(c.fence)
     end
   else
     redis.call('PEXPIRE', c.queue, wait_ms, 'GT')
   end
-  c.fresh = not c.since
-  if c.fresh then
+  if alone or new then
     fields[#fields + 1] = 'since'
-    fields[#fields + 1] = decimal(c.now)
+    fields[#fields + 1] = now
   end
   redis.call('HSET', c.state, unpack(fields))
-  return position
+  if wait > MEMORY_MS then -- else the state outlives the wait anyway
+    redis.call('PEXPIRE', c.state, decimal(wait + MEMORY_MS), 'GT')
+  end
+  return position, new
 end
 
 -- ---------------------------------------------------------------------------------------------
@@ -348,7 +364,7 @@ local function acquire(keys, args)
   local signal, token = keys[4], args[1]
   local lease, wait = tonumber(args[2]), tonumber(args[3])
   redis.call('LLEN', signal)
-  local c = look(keys, token)
+  local c = look(keys, token, true)
   tell_time(c)
 
   if c.holder == token then
@@ -378,14 +394,14 @@ local function acquire(keys, args)
     return { 0, 0, left or redis.call('PTTL', c.lock), c.now }
   end
 
-  local position = enqueue(c, signal, lease, wait)
+  local position, new = enqueue(c, signal, lease, wait)
   local check_in = math.min(position * HEAD_CHECK_MS, wait / 3)
-  if position == 1 or c.fresh then
+  if position == 1 or new then
     left = left or redis.call('PTTL', c.lock)
     if left >= 0 and position == 1 then
       check_in = math.min(check_in, left + 1)
     end
-    if left >= 0 and c.fresh then
+    if left >= 0 and new then
       redis.call('PEXPIRE', c.state, math.max(left, wait) + MEMORY_MS)
     end
   end
@@ -454,7 +470,7 @@ end
 -- waiters  the first 1,000, each: token, waited_ms, lapses_in_ms, lease_ms, signal ('' if lost)
 -- now_ms   the server's time
 local function inspect(keys)
-  local c = { since = tonumber(redis.call('HGET', keys[3], 'since')) }
+  local c = { state = keys[3] }
   tell_time(c)
   local waiting = redis.call('ZCARD', keys[2])
   local places = redis.call('ZRANGE', keys[2], 0, LIST_MAX - 1, 'WITHSCORES')
