@@ -462,31 +462,6 @@ var _ = describe("Locker", func() {
 		})
 	})
 
-	Describe("WithReplicas", func() {
-		It("returns when they have the lock, also handed over; with too few of them it has released it", func(ctx SpecContext) {
-			primary := ownServer()
-			replica := ownServer("--replicaof", "127.0.0.1 "+strconv.Itoa(primary.Port()))
-			l, c := newLocker(primary.Addr()), connect(primary.Addr())
-			Eventually(func() (string, error) { return redis(c, "INFO", "replication").ToString() }).
-				Should(ContainSubstring("state=online"))
-			onReplica := func() (string, error) { return redis(connect(replica.Addr()), "GET", keysOf(name)[0]).ToString() }
-			lock := mustAcquire(ctx, l, name, redislock.WithReplicas(1, soon))
-			Expect(onReplica()).To(Equal(lock.Token()))
-			next := acquiring(ctx, l, name, 1, redislock.WithReplicas(1, soon))
-			Expect(lock.Release(ctx)).To(Succeed())
-			lock = <-next
-			Expect(onReplica()).To(Equal(lock.Token()))
-			Expect(lock.Release(ctx)).To(Succeed())
-
-			Expect(replica.Pause()).To(Succeed())
-			_, err := l.Acquire(ctx, name, redislock.WithReplicas(1, 50*time.Millisecond))
-			Expect(err).To(MatchError(redislock.ErrNotReplicated))
-			Expect(err).To(MatchError(ContainSubstring("0 of 1")))
-			Expect(replica.Resume()).To(Succeed())
-			Expect(mustAcquire(ctx, l, name).Release(ctx)).To(Succeed())
-		})
-	})
-
 	DescribeTable("durations are honoured or refused, never zero and never for ever",
 		func(ctx SpecContext, d time.Duration, wantMS float64) {
 			for what, opts := range map[string][]redislock.Option{
