@@ -346,8 +346,15 @@ var _ = Describe("WithReplicas", func() {
 		Expect(replica.Pause()).To(Succeed())
 		err := second(l.Acquire(ctx, "x", redislock.WithReplicas(1, 50*time.Millisecond)))
 		Expect(err).To(And(MatchError(redislock.ErrNotReplicated), MatchError(ContainSubstring("0 of 1"))))
+		// Handed over, and not returned before the replica has it too.
+		lock := mustAcquire(ctx, l, "x")
+		next := acquiring(ctx, l, "x", 1, redislock.WithReplicas(1, soon), redislock.WithOwner("next"))
+		Expect(lock.Release(ctx)).To(Succeed())
+		Expect(stateOf(l, "x").Holder).To(HavePrefix("next:"))
+		Consistently(next, "50ms").ShouldNot(Receive())
 		Expect(replica.Resume()).To(Succeed())
-		Expect(mustAcquire(ctx, l, "x", redislock.WithReplicas(1, soon)).Release(ctx)).To(Succeed())
+		Eventually(ctx, next).Should(Receive(&lock))
+		Expect(lock.Release(ctx)).To(Succeed())
 	})
 })
 
