@@ -284,3 +284,30 @@ func TestHandedOverForTooLong(t *testing.T) {
 	tell(5.9).expect(t)
 	tell(6.2).expect(t, judgeWaiting)
 }
+
+// Each further client that is dead costs two seconds more: one that was killed until its places have lapsed, one
+// that goes on until it has had the time to call.
+func TestSeveralSilenced(t *testing.T) {
+	for _, c := range []struct {
+		kind    string
+		ended   float64
+		excused bool
+	}{{stopClient, 9.5, true}, {stopClient, 5, false}, {killClient, 5, true}} {
+		s := newStory()
+		s.client(10, evCall, "w0.0.0.0")
+		s.client(14, evGot, "w0.0.0.0", got(14_000_000, 15))
+		s.client(14.1, evRelease, "w0.0.0.0")
+		s.client(14.1, evReleased, "w0.0.0.0")
+		for worker := range 2 {
+			s.fault(fault{kind: c.kind, worker: 1 + worker, from: 4 * second, to: int64(c.ended * 1e9)})
+		}
+		if !c.excused {
+			s.expect(t, judgeWaiting)
+			continue
+		}
+		s.expect(t)
+		if v := judge(s.history); len(v.excused) != 1 {
+			t.Errorf("it is to be counted: %v", v.excused)
+		}
+	}
+}
