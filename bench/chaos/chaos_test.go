@@ -209,6 +209,22 @@ func TestDropped(t *testing.T) {
 	}
 }
 
+func TestNotHandedOver(t *testing.T) {
+	tell := func() *story {
+		s := newStory()
+		s.client(1, evCall, "w0.0.0.0")
+		s.client(4, evFailed, "w0.0.0.0")
+		s.onServer(1, srvEnqueue, "w0.0.0.0:a", "lock_acquire", "w0.0.0.0:a", 0)
+		s.onServer(2, srvFree, "", "lock_release", "w1.0.0.0:b", 0)
+		return s
+	}
+	tell().expect(t, judgeFIFO)
+
+	s := tell()
+	s.fault(fault{kind: moveSlot, worker: everyone, from: 1_500_000_000, to: 2_500_000_000})
+	s.expect(t)
+}
+
 // Of what came before MONITOR was interrupted, only what looks wrong is not known.
 func TestUnseen(t *testing.T) {
 	tell := func(winner float64) (unknown int) {

@@ -19,6 +19,8 @@ import (
 //	   key was deleted, or the server itself was stopped or killed while it waited. Where MONITOR was
 //	   interrupted, and it looks as if one who came before the end of that had been overtaken, that is
 //	   not known
+//	   A lock that is free while one waits: as if that one had been overtaken; if its state key was
+//	   deleted or the slot was being moved, since then it cannot be told
 //	d  the time of a fault of the server, or of the waiter's own client; two seconds more for each
 //	   further client that was silenced lately
 //	e  as b; a sample that porcupine cannot decide in time

@@ -111,6 +111,7 @@ func (q *queueJudge) replay(e *serverEvent) {
 		}
 		l.until = e.begun + e.number*1000
 	case srvFree:
+		q.freed(l, e)
 		l.holder = ""
 	case srvGone:
 		p, was := l.remove(e.token)
@@ -177,6 +178,34 @@ func (q *queueJudge) granted(l *line, e *serverEvent) {
 		default:
 			q.violates(e, p, "was overtaken by "+winner)
 		}
+	}
+}
+
+// freed: a lock is free only if nobody waits, it is handed over otherwise. The dead are dropped first.
+func (q *queueJudge) freed(l *line, e *serverEvent) {
+	at := q.h.wall(e.at)
+	for _, p := range l.waiting {
+		if p.unsure || !q.waits(p, at) {
+			continue
+		}
+		since := q.h.wall(p.at)
+		why := ""
+		for _, f := range q.h.faults {
+			switch {
+			case f.forgets(since, at):
+				why = "a failover lost its place"
+			case f.kind == moveSlot && f.overlaps(at, at):
+				why = "in a slot that moves nobody can be told"
+			case f.kind == deleteKey && f.name == e.name && f.key == "state" && f.overlaps(since, at):
+				why = "its state key was deleted"
+			}
+		}
+		if why == "" {
+			q.violates(e, p, "was not handed the lock that "+labelOf(e.caller)+" gave back")
+		} else {
+			q.v.excused["c: the lock was free while somebody waited, "+why]++
+		}
+		return
 	}
 }
 
