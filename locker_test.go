@@ -595,8 +595,8 @@ var _ = describe("Locker", func() {
 				done.Wait()
 				calls := commandCalls(c)
 				cycles := float64(rounds / contenders * contenders)
-				// Besides, each begins and ends, and checks in every 1.5 s if the machine is so slow that it waits so long.
-				others := float64(contenders) * (10 + 2*time.Since(began).Seconds()/1.5)
+				// Besides, each begins and ends, and checks in every second if the machine is so slow that it waits so long.
+				others := float64(contenders) * (10 + 2*time.Since(began).Seconds())
 				Expect(float64(calls["fcall"]+calls["blpop"])).To(BeNumerically("<=", 3.05*cycles+others), "%v in %v cycles", calls, cycles)
 				for _, extra := range []string{"subscribe", "eval", "blmpop"} {
 					Expect(calls[extra]).To(BeZero())
