@@ -2,6 +2,7 @@ package redislock_test
 
 import (
 	"context"
+	"net"
 	"strconv"
 	"strings"
 	"time"
@@ -14,6 +15,16 @@ import (
 	"github.com/seed-ee05a192/redislock/internal/redistest"
 )
 
+// servedWithin is README.md's bound for those who wait, from the end of a fault on: 3 s + the lease that was
+// running. Twice that, for machines that are busy: a waiter that finds out by a mere timeout is later still.
+func servedWithin(lease time.Duration) time.Duration { return 2 * (3*time.Second + lease) }
+
+// quick is what README.md says that a client needs to notice a dead server in time.
+func quick(o *rueidis.ClientOption) {
+	o.ConnWriteTimeout = 2 * time.Second
+	o.Dialer = net.Dialer{Timeout: time.Second, KeepAlive: time.Second}
+}
+
 // crew is one that holds a lock and five that wait for it, each a Locker with a client of its own.
 type crew struct {
 	lock    *redislock.Lock
@@ -22,11 +33,26 @@ type crew struct {
 
 func newCrew(ctx context.Context, addr, name string, opts ...redislock.Option) *crew {
 	GinkgoHelper()
-	c := &crew{lock: mustAcquire(ctx, newLocker(addr), name, opts...)}
-	for i := range 5 {
-		c.waiting = append(c.waiting, acquiring(ctx, newLocker(addr), name, i+1, opts...))
+	c := &crew{lock: mustAcquire(ctx, crewLocker(addr), name, opts...)}
+	for range 5 {
+		c.joins(ctx, addr, name, opts...)
 	}
 	return c
+}
+
+// crewLocker is newLocker of a quick client. Places do not lapse while a fault lasts.
+func crewLocker(addr string) *redislock.Locker {
+	GinkgoHelper()
+	locker, err := redislock.New(connect(addr, quick), redislock.Options{WaitTTL: minute})
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(locker.Close)
+	return locker
+}
+
+// joins has one more wait, behind the others.
+func (c *crew) joins(ctx context.Context, addr, name string, opts ...redislock.Option) {
+	GinkgoHelper()
+	c.waiting = append(c.waiting, acquiring(ctx, crewLocker(addr), name, len(c.waiting)+1, opts...))
 }
 
 // holds shows that the lock was not lost: it is renewed.
@@ -38,19 +64,47 @@ func (c *crew) holds(ctx context.Context) {
 }
 
 // takeTurns has the holder release, and each that waits after it. They come in the order of their
-// arrival, one at a time, with growing fences.
+// arrival, one at a time.
 func (c *crew) takeTurns(ctx context.Context) {
 	GinkgoHelper()
-	for i, next := range c.waiting {
-		for _, later := range c.waiting[i:] {
-			Expect(later).NotTo(Receive(), "nobody has it before it is released")
-		}
-		last := c.lock
-		Expect(last.Release(ctx)).To(Succeed())
-		Eventually(ctx, next).Should(Receive(&c.lock))
-		Expect(c.lock.Fence()).To(BeNumerically(">", last.Fence()))
+	for len(c.waiting) > 0 {
+		c.nobodyElse()
+		Expect(c.lock.Release(ctx)).To(Succeed())
+		c.next(ctx, 0)
 	}
 	Expect(c.lock.Release(ctx)).To(Succeed())
+}
+
+// next has the first that waits get the lock, in time and with a greater fence; lease is what may be left of the
+// one before.
+func (c *crew) next(ctx context.Context, lease time.Duration) {
+	GinkgoHelper()
+	last := c.lock
+	Eventually(ctx, c.waiting[0]).WithTimeout(servedWithin(lease)).Should(Receive(&c.lock))
+	Expect(c.lock.Fence()).To(BeNumerically(">", last.Fence()))
+	c.waiting = c.waiting[1:]
+	c.nobodyElse()
+}
+
+func (c *crew) nobodyElse() {
+	GinkgoHelper()
+	for _, later := range c.waiting {
+		Expect(later).NotTo(Receive(), "nobody has it before it is released")
+	}
+}
+
+// isTold returns when the holder was told that the lock is lost, which is before the next one has it.
+func (c *crew) isTold() {
+	GinkgoHelper()
+	select {
+	case <-c.lock.Context().Done():
+	case lock := <-c.waiting[0]:
+		Expect(c.lock.Context().Err()).To(HaveOccurred(), "the next one has it and its holder was not told")
+		back := make(chan *redislock.Lock, 1)
+		back <- lock
+		c.waiting[0] = back
+	}
+	Expect(context.Cause(c.lock.Context())).To(MatchError(redislock.ErrLost))
 }
 
 // startOver is for when the server has forgotten the lock and the queue: the holder is told, and all
@@ -76,7 +130,7 @@ func (c *crew) serveAll(ctx context.Context) {
 	}
 	for range c.waiting {
 		var lock *redislock.Lock
-		Eventually(ctx, all).Should(Receive(&lock))
+		Eventually(ctx, all).WithTimeout(servedWithin(0)).Should(Receive(&lock))
 		Consistently(all, "20ms").ShouldNot(Receive(), "one at a time")
 		Expect(lock.Fence()).To(BeNumerically(">", last))
 		last = lock.Fence()
@@ -135,8 +189,10 @@ func failingCluster() (c *redistest.Cluster, addr string) {
 	return c, c.Servers[0].Addr()
 }
 
-// minute is a lease that no fault here outlasts.
-const minute = time.Minute
+const (
+	minute = time.Minute     // a lease that no fault here outlasts
+	brief  = 3 * time.Second // one that ends meanwhile, unless it is renewed
+)
 
 var _ = Describe("Sentinel", func() {
 	It("replaces a primary that was killed: the lock stays held, and the order is kept", func(ctx SpecContext) {
@@ -160,52 +216,144 @@ var _ = Describe("Sentinel", func() {
 
 	It("replaces a primary that nobody can reach any more: its holder is told before the next one gets the lock", func(ctx SpecContext) {
 		s, addr := failingSentinel()
-		crew := newCrew(ctx, addr, "x", redislock.WithLease(1500*time.Millisecond), redislock.WithoutRenewal())
+		crew := newCrew(ctx, addr, "x", redislock.WithLease(brief), redislock.WithoutRenewal())
 		caughtUp(s.Servers[0], s.Servers[1])
 		Expect(s.Servers[0].Pause()).To(Succeed())
 		DeferCleanup(s.Servers[0].Resume)
-		deadline, _ := crew.lock.Deadline()
-		last := crew.lock
-		<-last.Context().Done()
-		Eventually(ctx, crew.waiting[0]).Should(Receive(&crew.lock))
-		Expect(time.Now()).To(BeTemporally(">", deadline))
-		Expect(crew.lock.Fence()).To(BeNumerically(">", last.Fence()))
-		Expect(s.Primary()).To(Equal(s.Servers[1]))
+		crew.isTold()
+		Expect(s.Replaced(s.Servers[0])).To(Succeed())
+		crew.next(ctx, brief)
+		crew.takeTurns(ctx)
 	})
 
-	Describe("WithReplicas", func() {
-		It("is what keeps a failover from losing a grant that its replica has not got", func(ctx SpecContext) {
-			s, addr := failingSentinel()
-			first, second := newLocker(addr), newLocker(addr)
-			opts := []redislock.Option{redislock.WithLease(minute), redislock.WithoutRenewal()}
-			safe := append(opts, redislock.WithReplicas(1, soon))
-			// On the replica: granted at once, and handed over.
-			kept := mustAcquire(ctx, first, "kept", safe...)
-			before := mustAcquire(ctx, first, "handed", safe...)
-			next := acquiring(ctx, second, "handed", 1, safe...)
-			Expect(before.Release(ctx)).To(Succeed())
-			handed := <-next
-			unlink(s.Servers[0], s.Servers[1])
-			// Not on the replica: asked for it or not.
-			lost := mustAcquire(ctx, first, "lost", opts...)
-			refused, err := first.Acquire(ctx, "refused", append(opts, redislock.WithReplicas(1, 50*time.Millisecond))...)
-			Expect(err).To(MatchError(redislock.ErrNotReplicated))
-			Expect(refused).To(BeNil())
-			Expect(stateOf(first, "refused").Holder).To(BeEmpty(), "released")
+	It("replaces a primary by a replica that lacks the last writes: who is known there keeps its place, the others queue anew", func(ctx SpecContext) {
+		s, addr := failingSentinel()
+		kept, passed := newCrew(ctx, addr, "x", redislock.WithLease(minute)), newCrew(ctx, addr, "y", redislock.WithLease(brief))
+		caughtUp(s.Servers[0], s.Servers[1])
+		unlink(s.Servers[0], s.Servers[1])
+		// What is lost: a sixth that waits for x, and that y was given to the next one.
+		kept.joins(ctx, addr, "x", redislock.WithLease(minute))
+		Expect(passed.lock.Release(ctx)).To(Succeed())
+		passed.next(ctx, 0)
+		Expect(s.Servers[0].Kill()).To(Succeed())
+		Expect(s.Replaced(s.Servers[0])).To(Succeed())
+		Expect(s.Servers[1].Do("GET", keysOf("x")[0]).ToString()).To(Equal(kept.lock.Token()))
+		kept.takeTurns(ctx)
+		// The holder of y is told, or was given it once more: it is in the queue of the new primary.
+		Expect(passed.lock.Release(ctx)).To(Or(Succeed(), MatchError(redislock.ErrNotHeld)))
+		passed.next(ctx, brief)
+		passed.takeTurns(ctx)
+	})
+})
 
-			Expect(s.Servers[0].Kill()).To(Succeed())
-			Expect(s.Replaced(s.Servers[0])).To(Succeed())
-			for _, lock := range []*redislock.Lock{kept, handed} {
-				Expect(second.TryAcquire(ctx, lock.Name())).Error().To(MatchError(redislock.ErrNotAcquired))
-				Expect(lock.Extend(ctx, minute)).To(Succeed())
-				Expect(lock.Release(ctx)).To(Succeed())
-			}
-			twice := mustAcquire(ctx, second, "lost", opts...)
-			Expect(lost.Context().Err()).NotTo(HaveOccurred(), "two believe that they hold it")
-			Expect(twice.Fence()).To(BeNumerically(">", lost.Fence()), "the answer to that")
-			Expect(lost.Extend(ctx, minute)).To(MatchError(redislock.ErrNotHeld))
-			Expect(twice.Release(ctx)).To(Succeed())
-		})
+// pair is a primary and its replica, under whatever takes care of failovers.
+type pair struct {
+	addr             string
+	primary, replica *redistest.Server
+	failOver         func() // the primary dies
+}
+
+func sentinelPair() pair {
+	GinkgoHelper()
+	s, addr := failingSentinel()
+	return pair{addr, s.Servers[0], s.Servers[1], func() {
+		GinkgoHelper()
+		Expect(s.Servers[0].Kill()).To(Succeed())
+		Expect(s.Replaced(s.Servers[0])).To(Succeed())
+	}}
+}
+
+// clusterPair has the names with the tag {x}.
+func clusterPair() pair {
+	GinkgoHelper()
+	c, addr := failingCluster()
+	owner := c.Owner("{x}")
+	replica := c.ReplicaOf(owner)
+	return pair{addr, owner, replica, func() {
+		GinkgoHelper()
+		Expect(owner.Kill()).To(Succeed())
+		Eventually(func() *redistest.Server { return c.Owner("{x}") }).Should(Equal(replica))
+	}}
+}
+
+var _ = Describe("WithReplicas", func() {
+	DescribeTable("is what keeps a failover from losing a grant that its replica has not got", func(ctx SpecContext, start func() pair) {
+		p := start()
+		first, second := newLocker(p.addr), newLocker(p.addr)
+		opts := []redislock.Option{redislock.WithLease(minute), redislock.WithoutRenewal()}
+		safe := append(opts, redislock.WithReplicas(1, soon))
+		unsafe := append(opts, redislock.WithReplicas(1, 50*time.Millisecond))
+		// On the replica when Acquire returns: granted at once, and handed over.
+		reader, done := directly(p.replica.Addr()).Dedicate()
+		DeferCleanup(done)
+		reader.Do(ctx, reader.B().Readonly().Build()) // an error where there is no cluster, and not needed
+		onReplica := func(lock *redislock.Lock) {
+			GinkgoHelper()
+			Expect(reader.Do(ctx, reader.B().Get().Key(keysOf(lock.Name())[0]).Build()).ToString()).To(Equal(lock.Token()))
+		}
+		kept := mustAcquire(ctx, first, "kept{x}", safe...)
+		onReplica(kept)
+		before := mustAcquire(ctx, first, "handed{x}", safe...)
+		next := acquiring(ctx, second, "handed{x}", 1, safe...)
+		Expect(before.Release(ctx)).To(Succeed())
+		handed := <-next
+		onReplica(handed)
+		unlink(p.primary, p.replica)
+		// Not on the replica: asked for it or not.
+		lost := mustAcquire(ctx, first, "lost{x}", opts...)
+		Expect(first.Acquire(ctx, "refused{x}", unsafe...)).Error().To(MatchError(redislock.ErrNotReplicated))
+		Expect(stateOf(first, "refused{x}").Holder).To(BeEmpty(), "released")
+		// Nor handed over, and others go on.
+		before = mustAcquire(ctx, first, "passed{x}", opts...)
+		refused := make(chan error, 1)
+		go func() {
+			_, err := second.Acquire(ctx, "passed{x}", unsafe...)
+			refused <- err
+		}()
+		Eventually(waitingFor(first, "passed{x}")).Should(Equal(1))
+		next = acquiring(ctx, first, "passed{x}", 2, opts...)
+		Expect(before.Release(ctx)).To(Succeed())
+		Eventually(refused).Should(Receive(MatchError(redislock.ErrNotReplicated)))
+		Eventually(ctx, next).WithTimeout(servedWithin(0)).Should(Receive(&before))
+		Expect(before.Release(ctx)).To(Succeed())
+
+		p.failOver()
+		for _, lock := range []*redislock.Lock{kept, handed} {
+			Eventually(func() (string, error) {
+				state, err := second.Inspect(ctx, lock.Name())
+				return state.Holder, err
+			}).Should(Equal(lock.Token()))
+			Expect(second.TryAcquire(ctx, lock.Name())).Error().To(MatchError(redislock.ErrNotAcquired))
+			Eventually(func() error { return lock.Extend(ctx, minute) }).Should(Succeed(), "as soon as its client has found the new primary")
+			Expect(lock.Release(ctx)).To(Succeed())
+		}
+		twice := mustAcquire(ctx, second, "lost{x}", opts...)
+		Expect(lost.Context().Err()).NotTo(HaveOccurred(), "two believe that they hold it")
+		Expect(twice.Fence()).To(BeNumerically(">", lost.Fence()), "the answer to that")
+		Expect(lost.Extend(ctx, minute)).To(MatchError(redislock.ErrNotHeld))
+		Expect(twice.Release(ctx)).To(Succeed())
+	},
+		Entry("under Sentinel", sentinelPair), Entry("in a cluster", clusterPair),
+	)
+
+	It("waits for replicas no longer than it was told to, and then says how many there were", func(ctx SpecContext) {
+		primary := ownServer("--repl-diskless-sync-delay", "0")
+		replica := ownServer("--replicaof", "127.0.0.1 "+strconv.Itoa(primary.Port()))
+		l := newLocker(primary.Addr())
+		Eventually(func() (string, error) { return primary.Do("INFO", "replication").ToString() }).Should(ContainSubstring("state=online"))
+		Expect(mustAcquire(ctx, l, "x", redislock.WithReplicas(1, soon)).Release(ctx)).To(Succeed())
+		Expect(replica.Pause()).To(Succeed())
+		err := second(l.Acquire(ctx, "x", redislock.WithReplicas(1, 50*time.Millisecond)))
+		Expect(err).To(And(MatchError(redislock.ErrNotReplicated), MatchError(ContainSubstring("0 of 1"))))
+		// Handed over, and not returned before the replica has it too.
+		lock := mustAcquire(ctx, l, "x")
+		next := acquiring(ctx, l, "x", 1, redislock.WithReplicas(1, soon), redislock.WithOwner("next"))
+		Expect(lock.Release(ctx)).To(Succeed())
+		Expect(stateOf(l, "x").Holder).To(HavePrefix("next:"))
+		Consistently(next, "50ms").ShouldNot(Receive())
+		Expect(replica.Resume()).To(Succeed())
+		Eventually(ctx, next).Should(Receive(&lock))
+		Expect(lock.Release(ctx)).To(Succeed())
 	})
 })
 
@@ -268,11 +416,15 @@ var _ = Describe("a cluster", func() {
 	It("moves the slot of a lock that is released meanwhile: nobody can be told, the next one takes it when it looks", func(ctx SpecContext) {
 		c, addr := failingCluster()
 		crew := newCrew(ctx, addr, "x")
-		last := crew.lock
-		move(c, "x", other(c, "x"), map[int]func(){0: func() { Expect(last.Release(ctx)).To(Succeed()) }})
-		Eventually(ctx, crew.waiting[0]).Should(Receive(&crew.lock))
-		Expect(crew.lock.Fence()).To(BeNumerically(">", last.Fence()))
-		crew.waiting = crew.waiting[1:]
+		from := c.Owner(keysOf("x")[0])
+		move(c, "x", other(c, "x"), map[int]func(){0: func() {
+			Expect(crew.lock.Release(ctx)).To(Succeed())
+			// Their list is in the slot, and no key that the release had declared: the server refused to push to it.
+			Expect(from.Do("EXISTS", keysOf("x")[1]).ToInt64()).To(BeEquivalentTo(1))
+			Expect(from.Do("EXISTS", keysOf("x")[0]).Error()).To(MatchError(HavePrefix("ASK")), "free, and not handed over")
+			crew.nobodyElse()
+		}})
+		crew.next(ctx, 0)
 		crew.takeTurns(ctx)
 	})
 
@@ -281,6 +433,20 @@ var _ = Describe("a cluster", func() {
 		crew := newCrew(ctx, addr, "x")
 		Expect(c.Failover(c.ReplicaOf(c.Owner(keysOf("x")[0])))).To(Succeed())
 		crew.holds(ctx)
+		crew.takeTurns(ctx)
+	})
+
+	It("loses a primary that nobody can reach any more: its holder is told before the next one gets the lock", func(ctx SpecContext) {
+		c, addr := failingCluster()
+		owner := c.Owner(keysOf("x")[0])
+		replica := c.ReplicaOf(owner)
+		crew := newCrew(ctx, addr, "x", redislock.WithLease(brief), redislock.WithoutRenewal())
+		caughtUp(owner, replica)
+		Expect(owner.Pause()).To(Succeed())
+		DeferCleanup(owner.Resume)
+		crew.isTold()
+		Eventually(func() *redistest.Server { return c.Owner(keysOf("x")[0]) }).Should(Equal(replica))
+		crew.next(ctx, brief)
 		crew.takeTurns(ctx)
 	})
 
@@ -325,6 +491,42 @@ var _ = Describe("a server", func() {
 			Eventually(func() (string, error) { return p.Do("INFO", "replication").ToString() }).Should(ContainSubstring("state=online"))
 			Expect(p.Do("FAILOVER").Error()).NotTo(HaveOccurred())
 			Eventually(func() string { role, _ := p.Role(); return role }).Should(Equal("slave"))
+		}
+		crew.holds(ctx)
+		crew.takeTurns(ctx)
+	})
+
+	It("hands over by FAILOVER as late as its replica has everything: a BLPOP sent meanwhile gets no answer and is given up", func(ctx SpecContext) {
+		s := ownServer("--repl-diskless-sync-delay", "0")
+		replica := ownServer("--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1 "+strconv.Itoa(s.Port()))
+		Eventually(func() (string, error) { return s.Do("INFO", "replication").ToString() }).Should(ContainSubstring("state=online"))
+		crew := newCrew(ctx, s.Addr(), "x", redislock.WithLease(minute))
+		blocked := func() (ids []string) {
+			list, err := s.Do("CLIENT", "LIST", "TYPE", "normal").ToString()
+			Expect(err).NotTo(HaveOccurred())
+			for line := range strings.Lines(list) {
+				if id, _, _ := strings.Cut(line, " "); strings.Contains(line, " cmd=blpop ") {
+					ids = append(ids, id)
+				}
+			}
+			return ids
+		}
+		Eventually(blocked).Should(HaveLen(5))
+		Expect(replica.Pause()).To(Succeed())
+		DeferCleanup(replica.Resume)
+		Expect(s.Do("SET", "what", "it lacks").Error()).NotTo(HaveOccurred())
+		Expect(s.Do("FAILOVER").Error()).NotTo(HaveOccurred()) // CLIENT PAUSE WRITE from here on
+		// Each BLPOP ends in time and the next one is sent on the same connection; that one is not answered, which
+		// only a deadline of the client's own ends, and with it the connection.
+		before := blocked()
+		Eventually(blocked).WithTimeout(minute).ShouldNot(ContainElement(BeElementOf(before)))
+		Expect(replica.Resume()).To(Succeed())
+		for _, p := range []*redistest.Server{s, replica} {
+			Eventually(func() string { role, _ := p.Role(); return role }).Should(Equal("slave"))
+			if p == s {
+				Eventually(func() (string, error) { return replica.Do("INFO", "replication").ToString() }).Should(ContainSubstring("state=online"))
+				Expect(replica.Do("FAILOVER").Error()).NotTo(HaveOccurred())
+			}
 		}
 		crew.holds(ctx)
 		crew.takeTurns(ctx)
@@ -389,23 +591,32 @@ var _ = Describe("a server", func() {
 		Expect(s.Do("SCRIPT", "KILL").Error()).NotTo(HaveOccurred())
 		Eventually(scripted).Should(Receive(MatchError(ContainSubstring("killed"))))
 		Eventually(released).Should(Receive(BeNil()))
-		Eventually(ctx, crew.waiting[0]).Should(Receive(&crew.lock))
-		crew.waiting = crew.waiting[1:]
+		crew.next(ctx, 0)
+		crew.takeTurns(ctx)
+	})
+
+	It("is BUSY for longer than a lease: who holds is told before it is over, who waits keeps its place", func(ctx SpecContext) {
+		s := ownServer("--busy-reply-threshold", "20")
+		crew := newCrew(ctx, s.Addr(), "x", redislock.WithLease(brief))
+		scripted := make(chan error, 1)
+		go func() { scripted <- s.Do("EVAL", "while true do end", "0").Error() }()
+		Eventually(func() error { return s.Do("GET", "x").Error() }).Should(MatchError(HavePrefix("BUSY")))
+		crew.isTold()
+		Expect(s.Do("GET", "x").Error()).To(MatchError(HavePrefix("BUSY")), "still")
+		Expect(s.Do("SCRIPT", "KILL").Error()).NotTo(HaveOccurred())
+		Eventually(scripted).Should(Receive(HaveOccurred()))
+		crew.next(ctx, 0)
 		crew.takeTurns(ctx)
 	})
 
 	It("misses its replicas (min-replicas-to-write): who holds is told in time, who waits keeps its place", func(ctx SpecContext) {
 		s := ownServer()
-		crew := newCrew(ctx, s.Addr(), "x", redislock.WithLease(1500*time.Millisecond))
-		last := crew.lock
+		crew := newCrew(ctx, s.Addr(), "x", redislock.WithLease(brief))
 		Expect(s.Do("CONFIG", "SET", "min-replicas-to-write", "1").Error()).NotTo(HaveOccurred())
 		Expect(newLocker(s.Addr()).TryAcquire(ctx, "y")).Error().To(MatchError(ContainSubstring("NOREPLICAS")))
-		<-last.Context().Done()
-		Expect(context.Cause(last.Context())).To(MatchError(redislock.ErrLost))
+		crew.isTold()
 		Expect(s.Do("CONFIG", "SET", "min-replicas-to-write", "0").Error()).NotTo(HaveOccurred())
-		Eventually(ctx, crew.waiting[0]).Should(Receive(&crew.lock))
-		Expect(crew.lock.Fence()).To(BeNumerically(">", last.Fence()))
-		crew.waiting = crew.waiting[1:]
+		crew.next(ctx, 0)
 		crew.takeTurns(ctx)
 	})
 })

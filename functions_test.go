@@ -1113,6 +1113,8 @@ var _ = describe("the function library", func() {
 			}),
 			Entry("a restart that loses everything", true, func(ctx context.Context) {
 				Expect(mine.Restart()).To(Succeed())
+				client = directly(mine.Addr()) // the old one may have connections that it does not know to be broken
+				l = l.with(client)
 				Eventually(ctx, func() error { return redislock.Load(ctx, client) }).Should(Succeed())
 				// A cluster takes a moment until it takes writes.
 				Eventually(ctx, func() error { return l.call("lock_acquire", "b", long, 0).Error() }).Should(Succeed())

@@ -95,7 +95,7 @@ func life(ctx context.Context, client rueidis.Client, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := lock.Extend(ctx, time.Second); err != nil {
+	if err := lock.Extend(ctx, 2*time.Second); err != nil {
 		return err
 	}
 	if err := renewal(ctx, lock); err != nil {

@@ -207,12 +207,12 @@ var _ = describe("processes", func() {
 	})
 
 	It("that die while they hold cost the rest of their lease", func(ctx SpecContext) {
-		holder := start("holder", "LEASE=1s")
+		holder := start("holder", "LEASE=3s")
 		fence := heldBy(holder)
 		next := acquiring(ctx, locker, name, 1)
 		Expect(holder.Process.Kill()).To(Succeed())
 		var lock *redislock.Lock
-		Eventually(next).WithTimeout(4 * time.Second).Should(Receive(&lock))
+		Eventually(next).WithTimeout(servedWithin(3 * time.Second)).Should(Receive(&lock))
 		Expect(lock.Fence()).To(BeNumerically(">", fence))
 		Expect(lock.Release(ctx)).To(Succeed())
 	})

@@ -14,8 +14,8 @@ const (
 	// handedLease is how long a handed-over lease lasts until it is confirmed: CLAIM_MS of lock.lua.
 	handedLease = 2 * time.Second
 	// foremostCheckIn is how often the first waiter that this Locker has for a lock calls at least,
-	// so that a dead waiter before it costs no more than this and handedLease.
-	foremostCheckIn = 1500 * time.Millisecond
+	// so that a dead waiter before it costs no more than this and handedLease: the 3 s of README.md.
+	foremostCheckIn = time.Second
 	// placeOfMany times the number of waiters that this Locker has for a lock is how long their places
 	// are kept, if that is longer than Options.WaitTTL: a third of it is how often each calls, so all of
 	// them together call some 45 times a second. If they die, nobody waits so long: the server sees that

@@ -177,18 +177,97 @@ func TestOvertaken(t *testing.T) {
 	}
 	tell().expect(t, judgeFIFO)
 
+	// Whoever is dead is dropped, not overtaken; and a server that keeps its data keeps the order.
+	for _, f := range []fault{{kind: stopClient, worker: 0}, {kind: stopPrimary, worker: everyone}, {kind: killPrimary, worker: everyone}} {
+		s := tell()
+		f.from, f.to = 1_500_000_000, 2*second
+		s.fault(f)
+		s.expect(t, judgeFIFO)
+	}
+
 	s := tell()
-	s.fault(fault{kind: stopClient, worker: 0, from: 1_500_000_000, to: 2 * second})
+	s.fault(fault{kind: killPrimary, lossy: true, worker: everyone, from: 1_500_000_000, to: 2 * second, quiet: 2 * second})
 	s.expect(t)
 }
 
 func TestDropped(t *testing.T) {
+	tell := func() *story {
+		s := newStory()
+		s.client(1, evCall, "w0.0.0.0")
+		s.client(4, evFailed, "w0.0.0.0")
+		s.onServer(1, srvEnqueue, "w0.0.0.0:a", "lock_acquire", "w0.0.0.0:a", 0)
+		s.onServer(2, srvGone, "w0.0.0.0:a", "lock_release", "w1.0.0.0:b", 0)
+		return s
+	}
+	tell().expect(t, judgeFIFO)
+
+	for _, f := range []fault{{kind: stopClient, worker: 0}, {kind: stopPrimary, worker: everyone}, {kind: deleteKey, name: "n", key: "state", worker: everyone}} {
+		s := tell()
+		f.from, f.to = 1_500_000_000, 1_600_000_000
+		s.fault(f)
+		s.expect(t)
+	}
+}
+
+func TestNotHandedOver(t *testing.T) {
+	tell := func() *story {
+		s := newStory()
+		s.client(1, evCall, "w0.0.0.0")
+		s.client(4, evFailed, "w0.0.0.0")
+		s.onServer(1, srvEnqueue, "w0.0.0.0:a", "lock_acquire", "w0.0.0.0:a", 0)
+		s.onServer(2, srvFree, "", "lock_release", "w1.0.0.0:b", 0)
+		return s
+	}
+	tell().expect(t, judgeFIFO)
+
+	s := tell()
+	s.fault(fault{kind: moveSlot, worker: everyone, from: 1_500_000_000, to: 2_500_000_000})
+	s.expect(t)
+}
+
+// Of what came before MONITOR was interrupted, only what looks wrong is not known.
+func TestUnseen(t *testing.T) {
+	tell := func(winner float64) (unknown int) {
+		s := newStory()
+		s.client(1, evCall, "w0.0.0.0")
+		s.client(winner, evCall, "w1.0.0.0")
+		s.client(3.5, evFailed, "w0.0.0.0")
+		s.client(3.5, evFailed, "w1.0.0.0")
+		s.onServer(1, srvEnqueue, "w0.0.0.0:a", "lock_acquire", "w0.0.0.0:a", 0)
+		s.onServer(2.5, srvGap, "", "", "", 0)
+		if winner < 1 {
+			s.onServer(2.7, srvEnqueue, "w1.0.0.0:b", "lock_acquire", "w1.0.0.0:b", 0)
+			s.onServer(3, srvGrant, "w0.0.0.0:a", "lock_release", "w2.0.0.0:c", 1000)
+		} else {
+			s.onServer(3, srvGrant, "w1.0.0.0:b", "lock_release", "w2.0.0.0:c", 1000)
+		}
+		s.expect(t)
+		for _, n := range judge(s.history).excused {
+			unknown += n
+		}
+		return unknown
+	}
+	if n := tell(0.5); n != 0 {
+		t.Errorf("%d grants are unknown, but they were in order", n)
+	}
+	if n := tell(2); n != 1 {
+		t.Errorf("%d grants are unknown, 1 may have been out of order", n)
+	}
+}
+
+// A queue that nobody asked about for as long as places are kept is gone.
+func TestExpiredQueue(t *testing.T) {
 	s := newStory()
+	s.client(0.1, evCall, "w2.0.0.0") // holds it all the time
+	s.client(0.2, evGot, "w2.0.0.0", got(150_000, 31))
 	s.client(1, evCall, "w0.0.0.0")
-	s.client(4, evFailed, "w0.0.0.0")
+	s.client(20, evCall, "w1.0.0.0")
+	s.client(30, evFailed, "w0.0.0.0")
+	s.client(30, evFailed, "w1.0.0.0")
 	s.onServer(1, srvEnqueue, "w0.0.0.0:a", "lock_acquire", "w0.0.0.0:a", 0)
-	s.onServer(2, srvGone, "w0.0.0.0:a", "lock_release", "w1.0.0.0:b", 0)
-	s.expect(t, judgeFIFO)
+	s.onServer(20, srvEnqueue, "w1.0.0.0:b", "lock_acquire", "w1.0.0.0:b", 0)
+	s.onServer(21, srvGrant, "w1.0.0.0:b", "lock_release", "w2.0.0.0:c", 1000)
+	s.expect(t)
 }
 
 func TestStall(t *testing.T) {
@@ -205,4 +284,46 @@ func TestStall(t *testing.T) {
 	s := tell()
 	s.fault(fault{kind: killPrimary, worker: everyone, from: 1_500_000_000, to: 3 * second})
 	s.expect(t)
+}
+
+// A lock that was handed over to a dead client costs two seconds, whatever lease the server gave it.
+func TestHandedOverForTooLong(t *testing.T) {
+	tell := func(served float64) *story {
+		s := newStory()
+		s.client(1, evCall, "w0.0.0.0")
+		s.onServer(1.1, srvGrant, "w1.0.0.0:b", "lock_release", "w2.0.0.0:c", 9000)
+		s.client(served, evGot, "w0.0.0.0", got(int64(served*1e6), served+1))
+		s.client(served+0.1, evRelease, "w0.0.0.0")
+		s.client(served+0.1, evReleased, "w0.0.0.0")
+		return s
+	}
+	tell(5.9).expect(t)
+	tell(6.2).expect(t, judgeWaiting)
+}
+
+// Each further client that is dead costs two seconds more: one that was killed until its places have lapsed, one
+// that goes on until it has had the time to call.
+func TestSeveralSilenced(t *testing.T) {
+	for _, c := range []struct {
+		kind    string
+		ended   float64
+		excused bool
+	}{{stopClient, 9.5, true}, {stopClient, 5, false}, {killClient, 5, true}} {
+		s := newStory()
+		s.client(10, evCall, "w0.0.0.0")
+		s.client(14, evGot, "w0.0.0.0", got(14_000_000, 15))
+		s.client(14.1, evRelease, "w0.0.0.0")
+		s.client(14.1, evReleased, "w0.0.0.0")
+		for worker := range 2 {
+			s.fault(fault{kind: c.kind, worker: 1 + worker, from: 4 * second, to: int64(c.ended * 1e9)})
+		}
+		if !c.excused {
+			s.expect(t, judgeWaiting)
+			continue
+		}
+		s.expect(t)
+		if v := judge(s.history); len(v.excused) != 1 {
+			t.Errorf("it is to be counted: %v", v.excused)
+		}
+	}
 }

@@ -14,11 +14,15 @@ import (
 //	   a failover may have lost the first grant (Sentinel's, or an election in a cluster: Redis
 //	   replicates asynchronously). A client that was stopped holds the lock until its own deadline,
 //	   whatever it believes later. Tokens out of order: nothing
-//	c  a waiter that was overtaken or dropped: while it was dead, stopped or cut off (not counted: it is
-//	   no live waiter); if a failover may have lost its place, its queue or state key was deleted, or
-//	   the server itself was stopped or killed while it waited. Where MONITOR was interrupted, the
-//	   order of those who came before the end of that is not known
-//	d  the time of a fault of the server, or of the waiter's own client
+//	c  a waiter that was overtaken: if a failover may have lost its place. One that was dropped: that too;
+//	   while it was dead, stopped or cut off (not counted: it is no live waiter); if its queue or state
+//	   key was deleted, or the server itself was stopped or killed while it waited. Where MONITOR was
+//	   interrupted, and it looks as if one who came before the end of that had been overtaken, that is
+//	   not known
+//	   A lock that is free while one waits: as if that one had been overtaken; if its state key was
+//	   deleted or the slot was being moved, since then it cannot be told
+//	d  the time of a fault of the server, or of the waiter's own client; two seconds more for each
+//	   further client that was silenced lately
 //	e  as b; a sample that porcupine cannot decide in time
 const (
 	judgeRegister  = "a fenced register"
@@ -264,7 +268,7 @@ const (
 // time of a failover is added once. Each further client that was silenced lately adds 2 s.
 func judgeStalls(h *history, v *verdict, name string, ops []*op) {
 	holds := heldSpans(h, ops)
-	told := map[int64]bool{} // by the end of the stall
+	told, excused := map[int64]bool{}, map[int64]bool{} // by the end of the stall
 	for _, o := range ops {
 		if o.try {
 			continue
@@ -284,14 +288,20 @@ func judgeStalls(h *history, v *verdict, name string, ops []*op) {
 				if stall <= v.worst && stall <= served {
 					continue
 				}
-				bound := served + leaseRunning(h, ops, name, part) + furtherDead(h, o.worker, part.from)
+				strict := served + leaseRunning(h, ops, name, part)
+				bound := strict + furtherDead(h, o.worker, part.from)
 				if stall > v.worst {
 					v.worst, v.worstBound, v.worstAt, v.worstName = stall, bound, part.to, name
 				}
-				if stall > bound && !told[part.to] {
-					told[part.to] = true // the others who wait in the same stall say nothing new
+				// The others who wait in the same stall say nothing new.
+				switch {
+				case stall > bound && !told[part.to]:
+					told[part.to] = true
 					v.fail(judgeWaiting, name, part.from, part.to,
 						"%s waited %v while no live client held the lock; allowed are %v", o.id, stall, bound)
+				case stall > strict && stall <= bound && !excused[part.to]:
+					excused[part.to] = true
+					v.excused["d: two seconds more, several clients had been silenced"]++
 				}
 			}
 		}
@@ -388,6 +398,9 @@ func leaseRunning(h *history, ops []*op, name string, s span) time.Duration {
 		// Did it hear of this grant? It may have been through before, or got a later one.
 		o, at := byID[labelOf(e.token)], h.wall(e.at)
 		lease := time.Duration(e.number) * time.Millisecond
+		if e.caller != e.token { // handed over
+			lease = min(lease, claimTime)
+		}
 		if o == nil || !o.held || o.released == 0 || o.released < at || o.end > at+int64(lease) {
 			longest = max(longest, lease)
 		}
@@ -396,11 +409,16 @@ func leaseRunning(h *history, ops []*op, name string, s span) time.Duration {
 }
 
 // furtherDead is what the clients cost that were silenced lately, but for the first, which the bound
-// has in it.
+// has in it. One that was killed costs that until its places have lapsed, the others until they have had
+// the time to call.
 func furtherDead(h *history, worker int, at int64) time.Duration {
 	dead := map[int]bool{}
 	for _, f := range h.faults {
-		if f.worker != worker && f.silences(f.worker) && f.overlaps(at-int64(waitTTL), at) {
+		lately := served
+		if f.kind == killClient {
+			lately = waitTTL
+		}
+		if f.worker != worker && f.silences(f.worker) && f.overlaps(at-int64(lately), at) {
 			dead[f.worker] = true
 		}
 	}

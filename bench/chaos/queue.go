@@ -20,11 +20,13 @@ type line struct {
 	node    string // where it was last
 	blind   int64  // us: what was asked before may have changed unseen
 	left    place  // who last left the queue by its own lock_acquire
+	called  int64  // us: when somebody who waits last asked; the queue expires waitTTL after that
 }
 
 type place struct {
-	token string
-	at    int64 // us
+	token  string
+	at     int64 // us
+	unsure bool  // it may have been lost since, unseen
 }
 
 func (l *line) index(token string) int {
@@ -70,8 +72,12 @@ func (q *queueJudge) replay(e *serverEvent) {
 	if e.kind == srvGap {
 		q.blind[e.node] = e.at
 		for _, l := range q.lines {
-			if l.node == e.node {
-				*l = line{node: e.node, blind: e.at}
+			if l.node != e.node {
+				continue
+			}
+			l.holder, l.left, l.blind = "", place{}, e.at
+			for i := range l.waiting {
+				l.waiting[i].unsure = true
 			}
 		}
 		return
@@ -86,10 +92,14 @@ func (q *queueJudge) replay(e *serverEvent) {
 	}
 	switch e.kind {
 	case srvEnqueue:
+		if e.at > l.called+waitTTL.Microseconds() {
+			l.waiting = nil
+		}
+		l.called = e.at
 		if l.index(e.token) < 0 {
-			l.waiting = append(l.waiting, place{e.token, e.at})
+			l.waiting = append(l.waiting, place{token: e.token, at: e.at})
 			if l.left.token == e.token && e.caller == e.token {
-				q.accuse(e, l.left, "was put at the end of the queue: its place had lapsed")
+				q.dropped(e, l.left, "was put at the end of the queue: its place had lapsed")
 			}
 		}
 		l.left = place{}
@@ -101,6 +111,7 @@ func (q *queueJudge) replay(e *serverEvent) {
 		}
 		l.until = e.begun + e.number*1000
 	case srvFree:
+		q.freed(l, e)
 		l.holder = ""
 	case srvGone:
 		p, was := l.remove(e.token)
@@ -109,7 +120,7 @@ func (q *queueJudge) replay(e *serverEvent) {
 		case e.caller == e.token: // it takes the free lock, or its place had lapsed
 			l.left = p
 		default:
-			q.accuse(e, p, "was dropped from the queue by "+labelOf(e.caller))
+			q.dropped(e, p, "was dropped from the queue by "+labelOf(e.caller))
 		}
 	case srvDelete:
 		switch e.token {
@@ -131,58 +142,107 @@ func (q *queueJudge) exclusive(l *line, e *serverEvent) {
 		return
 	}
 	from, at := q.h.wall(l.from), q.h.wall(e.at)
-	for _, f := range q.h.faults {
-		if f.forgets(from, at) {
-			q.v.excused["b: the server granted it again, a failover lost the grant"]++
-			return
-		}
+	if q.forgotten(from, at) {
+		q.v.excused["b: the server granted it again, a failover lost the grant"]++
+		return
 	}
 	q.v.fail(judgeIntervals, e.name, from, at, "the server granted the lock to %s while the lease of %s had %v to run",
 		labelOf(e.token), labelOf(l.holder), time.Duration(l.until-e.at)*time.Microsecond)
 }
 
-// granted: all who are before e.token in the queue have been overtaken.
+// granted: all who are before e.token in the queue have been overtaken. Only a failover that lost writes
+// excuses that: the dead are dropped first, and that is seen.
 func (q *queueJudge) granted(l *line, e *serverEvent) {
 	q.v.checked[judgeFIFO]++
-	winner := q.ops[labelOf(e.token)]
-	if winner == nil || q.h.wall(l.blind) > winner.call-int64(50*time.Millisecond) && l.blind != 0 {
-		if len(l.waiting) > 0 {
-			q.v.excused["c: the order of a grant is not known, MONITOR was interrupted"]++
-		}
-		return
-	}
 	// Who takes a free lock by its own call has left the queue just before.
-	own := place{at: e.at}
+	own, known := place{at: e.at}, l.index(e.token) >= 0
 	if l.left.token == e.token {
-		own = l.left
+		own, known = l.left, true
+	}
+	winner := labelOf(e.token)
+	if o := q.ops[winner]; !known && (o == nil || q.h.wall(l.blind) > o.call-int64(50*time.Millisecond)) && l.blind != 0 {
+		own.unsure = true // it may have queued unseen
 	}
 	for _, p := range l.waiting {
 		if p.token == e.token || p.at > own.at {
-			break
+			return
 		}
-		q.accuse(e, p, "was overtaken by "+winner.id)
+		at, since := q.h.wall(e.at), q.h.wall(p.at)
+		switch {
+		case !q.waits(p, at):
+		case q.forgotten(since, at):
+			q.v.excused[lostPlace+"a failover"]++
+		case p.unsure || own.unsure:
+			q.v.excused["c: the order of a grant is not known, MONITOR was interrupted"]++
+			return
+		default:
+			q.violates(e, p, "was overtaken by "+winner)
+		}
 	}
 }
 
-// accuse: a waiter was treated as dead. If it was not, this is a violation.
-func (q *queueJudge) accuse(e *serverEvent, p place, what string) {
-	o := q.ops[labelOf(p.token)]
+// freed: a lock is free only if nobody waits, it is handed over otherwise. The dead are dropped first.
+func (q *queueJudge) freed(l *line, e *serverEvent) {
 	at := q.h.wall(e.at)
-	since := q.h.wall(p.at)
-	if o == nil {
-		return // its process died before it could say anything
-	}
-	if o.end != 0 && o.end < at || q.h.deathOf(o) < at {
+	for _, p := range l.waiting {
+		if p.unsure || !q.waits(p, at) {
+			continue
+		}
+		since := q.h.wall(p.at)
+		why := ""
+		for _, f := range q.h.faults {
+			switch {
+			case f.forgets(since, at):
+				why = "a failover lost its place"
+			case f.kind == moveSlot && f.overlaps(at, at):
+				why = "in a slot that moves nobody can be told"
+			case f.kind == deleteKey && f.name == e.name && f.key == "state" && f.overlaps(since, at):
+				why = "its state key was deleted"
+			}
+		}
+		if why == "" {
+			q.violates(e, p, "was not handed the lock that "+labelOf(e.caller)+" gave back")
+		} else {
+			q.v.excused["c: the lock was free while somebody waited, "+why]++
+		}
 		return
 	}
+}
+
+// waits tells whether an operation still went on then: a process that died waits no more.
+func (q *queueJudge) waits(p place, at int64) bool {
+	o := q.ops[labelOf(p.token)]
+	return o != nil && (o.end == 0 || o.end >= at) && q.h.deathOf(o) >= at
+}
+
+func (q *queueJudge) forgotten(from, to int64) bool {
+	for _, f := range q.h.faults {
+		if f.forgets(from, to) {
+			return true
+		}
+	}
+	return false
+}
+
+const lostPlace = "c: a place in the queue was lost, "
+
+// dropped: a waiter was treated as dead. If it was not, this is a violation.
+func (q *queueJudge) dropped(e *serverEvent, p place, what string) {
+	at, since := q.h.wall(e.at), q.h.wall(p.at)
+	if !q.waits(p, at) {
+		return
+	}
+	if q.forgotten(since, at) {
+		q.v.excused[lostPlace+"a failover"]++
+		return
+	}
+	worker := q.ops[labelOf(p.token)].worker
 	for _, f := range q.h.faults {
 		why := ""
 		switch {
-		case f.forgets(since, at):
-			why = "a failover"
 		// What hit it just before can still be in the way: a call that was cut off, say.
 		case !f.overlaps(since-int64(time.Second), at+int64(time.Millisecond)):
-		case f.silences(o.worker):
+		case f.silences(worker):
 			return
 		case f.kind == deleteKey && f.name == e.name && f.key != "lock":
 			why = "its " + f.key + " key was deleted"
@@ -190,9 +250,14 @@ func (q *queueJudge) accuse(e *serverEvent, p place, what string) {
 			why = "the server stood still"
 		}
 		if why != "" {
-			q.v.excused["c: a place in the queue was lost, "+why]++
+			q.v.excused[lostPlace+why]++
 			return
 		}
 	}
-	q.v.fail(judgeFIFO, e.name, since, at, "%s had waited %v and %s", o.id, time.Duration(at-since).Round(time.Microsecond), what)
+	q.violates(e, p, what)
+}
+
+func (q *queueJudge) violates(e *serverEvent, p place, what string) {
+	at, since := q.h.wall(e.at), q.h.wall(p.at)
+	q.v.fail(judgeFIFO, e.name, since, at, "%s had waited %v and %s", labelOf(p.token), time.Duration(at-since).Round(time.Microsecond), what)
 }
