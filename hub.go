@@ -21,24 +21,10 @@ const (
 	blockGrace = 2 * time.Second
 )
 
-// signal is what a waiter is told: a hand-over; or an error that no retry cures; or, with neither,
-// that it is the foremost now.
+// signal tells of a hand-over.
 type signal struct {
-	fence    int64
+	fence    int64 // 0: none
 	deadline int64 // server time, ms
-	err      error
-}
-
-// waiter is one wait for a lock.
-type waiter struct {
-	keys   keys
-	token  string
-	signal string      // the list where the server tells us
-	told   chan signal // capacity 1
-	place  *list.Element
-	line   *list.List // those of this Locker who wait for the same lock, in order
-	next   *waiter    // another one with the same token
-	heard  bool       // a listener is counted
 }
 
 // pastWaits is how many waits that are over are remembered, see hub.pass.
@@ -57,6 +43,7 @@ type hub struct {
 	running sync.WaitGroup
 
 	mu        sync.Mutex
+	closed    bool                  // nobody may wait any more
 	waiters   map[string]*waiter    // by token
 	lines     map[string]*list.List // by the lock's key
 	listeners map[string]*int       // how many wait, by signal list; there as long as its goroutine
@@ -91,24 +78,22 @@ func (h *hub) signalOf(k keys) string {
 	return h.all
 }
 
-// add has signals for the token of r delivered, also while its first call is under way.
-func (h *hub) add(r *request) *waiter {
-	w := &waiter{keys: r.keys, token: r.token, signal: h.signalOf(r.keys), told: make(chan signal, 1)}
-	h.mu.Lock()
-	defer h.mu.Unlock()
+// add has signals for the token of w delivered, also while its first call is under way. This one and
+// the following need h.mu.
+func (h *hub) add(w *waiter) {
 	w.next = h.waiters[w.token]
 	h.waiters[w.token] = w
+	if w.try {
+		return
+	}
 	if w.line = h.lines[w.keys.lock]; w.line == nil {
 		w.line = list.New()
 		h.lines[w.keys.lock] = w.line
 	}
 	w.place = w.line.PushBack(w)
-	return w
 }
 
 func (h *hub) remove(w *waiter) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	if first := h.waiters[w.token]; first == w && w.next == nil {
 		delete(h.waiters, w.token)
 	} else if first == w {
@@ -120,39 +105,23 @@ func (h *hub) remove(w *waiter) {
 			}
 		}
 	}
-	first := w.line.Front() == w.place
-	w.line.Remove(w.place)
-	if front := w.line.Front(); front == nil {
-		delete(h.lines, w.keys.lock)
-	} else if first {
-		select {
-		case front.Value.(*waiter).told <- signal{}:
-		default: // it is about to look anyway
-		}
-	}
 	if w.heard {
 		*h.listeners[w.signal]--
 	}
-}
-
-// isForemost tells whether w is the first of this Locker's waiters for its lock.
-func (h *hub) isForemost(w *waiter) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return w.line.Front() == w.place
-}
-
-// crowd is how many of this Locker wait for the same lock as w.
-func (h *hub) crowd(w *waiter) int {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return w.line.Len()
+	if w.try {
+		return
+	}
+	wasForemost := w.isForemost()
+	w.line.Remove(w.place)
+	if front := w.line.Front(); front == nil {
+		delete(h.lines, w.keys.lock)
+	} else if foremost := front.Value.(*waiter); wasForemost && foremost.timer != nil && foremost.calling == nil {
+		foremost.callAt(foremost.due) // it has to call sooner now
+	}
 }
 
 // listen makes sure that somebody blocks on the signal list of w, until w is removed.
 func (h *hub) listen(w *waiter) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	if w.heard {
 		return
 	}
@@ -258,34 +227,53 @@ func (h *hub) deliver(element string) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for w := h.waiters[token]; w != nil; w = w.next {
+	first := h.waiters[token]
+	for w := first; w != nil; w = w.next {
 		w.tell(s)
 	}
-	if k, known := h.past[token]; known && h.waiters[token] == nil {
+	if k, known := h.past[token]; known && first == nil {
 		h.pass(k, token)
 	}
 }
 
-// fail tells everybody who waits for a signal in a list that there is none to be had.
+// isIdle tells whether nobody had to wait for any lock of late.
+func (h *hub) isIdle() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.listeners) == 0
+}
+
+// fail ends the wait of everybody who waits for a signal in a list, as there is none to be had.
 func (h *hub) fail(key string, err error) {
+	h.endAll(func(w *waiter) error {
+		if w.heard && w.signal == key {
+			return w.wrap(err)
+		}
+		return nil
+	})
+}
+
+// endAll ends the waits for which why is an error.
+func (h *hub) endAll(why func(*waiter) error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, w := range h.waiters {
-		for ; w != nil; w = w.next {
-			if w.heard && w.signal == key {
-				w.tell(signal{err: err})
+		for w != nil {
+			next := w.next // undo takes w out
+			if err := why(w); err != nil {
+				w.undo(err)
 			}
+			w = next
 		}
 	}
 }
 
-// tell replaces what w was told before and has not read: the newest is the truest. Only with h.mu.
-func (w *waiter) tell(s signal) {
-	select {
-	case <-w.told:
-	default:
-	}
-	w.told <- s
+// refuse ends all waits, those that come later at once.
+func (h *hub) refuse() {
+	h.mu.Lock()
+	h.closed = true
+	h.mu.Unlock()
+	h.endAll(func(w *waiter) error { return w.wrap(ErrClosed) })
 }
 
 // close ends all listeners and removes their lists, which may hold signals that came too late.

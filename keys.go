@@ -26,12 +26,16 @@ func keysOf(prefix, name string) (keys, error) {
 	if !hasTag(name) {
 		tagged = "{" + name + "}"
 	}
+	// In one piece, as there may be many waiters.
+	all := prefix + ":" + tagged + prefix + "-queue:" + tagged + prefix + "-state:" + tagged
+	lock := len(prefix) + len(":") + len(tagged)
+	queue := lock + len("-queue")
 	return keys{
 		name:   name,
-		lock:   prefix + ":" + tagged,
-		queue:  prefix + "-queue:" + tagged,
-		state:  prefix + "-state:" + tagged,
-		tagged: tagged,
+		lock:   all[:lock],
+		queue:  all[lock : lock+queue],
+		state:  all[lock+queue:],
+		tagged: all[lock-len(tagged) : lock],
 	}, nil
 }
 

@@ -26,11 +26,10 @@ const callTimeout = 5 * time.Second
 // is enough. All waiters of a Locker share one blocked connection, in a cluster one per lock that
 // is waited for.
 type Locker struct {
-	client  rueidis.Client
-	opts    Options
-	fn      functions
-	hub     *hub
-	closing chan struct{} // closed by Close: nobody waits any more
+	client rueidis.Client
+	opts   Options
+	fn     functions
+	hub    *hub
 
 	mu     sync.Mutex
 	closed bool
@@ -49,12 +48,11 @@ func New(client rueidis.Client, options Options) (*Locker, error) {
 		return nil, err
 	}
 	l := &Locker{
-		client:  client,
-		opts:    opts,
-		fn:      functions{client: client, loader: newLoader(client, opts.LoadMode, opts.Logger)},
-		hub:     newHub(client, opts.Prefix),
-		closing: make(chan struct{}),
-		held:    make(map[*Lock]struct{}),
+		client: client,
+		opts:   opts,
+		fn:     functions{client: client, loader: newLoader(client, opts.LoadMode, opts.Logger)},
+		hub:    newHub(client, opts.Prefix),
+		held:   make(map[*Lock]struct{}),
 	}
 	l.hub.pass = l.pass
 	return l, nil
@@ -71,22 +69,14 @@ func New(client rueidis.Client, options Options) (*Locker, error) {
 // answer, this goes on for up to 5 s in the background; then the place in the queue lapses, and
 // the lease runs out.
 func (l *Locker) Acquire(ctx context.Context, name string, opts ...Option) (*Lock, error) {
-	r, err := l.request("acquire", name, opts)
-	if err != nil {
-		return nil, err
-	}
-	return l.granted(ctx, r, l.wait)
+	return l.obtain(ctx, name, opts, false)
 }
 
 // TryAcquire takes the lock if nobody holds it and nobody waits for it, otherwise it returns
 // ErrNotAcquired at once. Other errors are those of Acquire. Trouble with the network is retried
 // twice.
 func (l *Locker) TryAcquire(ctx context.Context, name string, opts ...Option) (*Lock, error) {
-	r, err := l.request("try to acquire", name, opts)
-	if err != nil {
-		return nil, err
-	}
-	return l.granted(ctx, r, l.try)
+	return l.obtain(ctx, name, opts, true)
 }
 
 // Do acquires the lock, calls fn and releases the lock, also if fn panics. The context that fn gets
@@ -135,7 +125,7 @@ type Waiter struct {
 
 // Inspect shows a lock and its queue. It changes nothing.
 func (l *Locker) Inspect(ctx context.Context, name string) (State, error) {
-	r, err := l.request("inspect", name, nil)
+	r, err := l.request("inspect", name)
 	if err != nil {
 		return State{}, err
 	}
@@ -147,7 +137,7 @@ func (l *Locker) Inspect(ctx context.Context, name string) (State, error) {
 // whether somebody held it. The former holder learns it at its next renewal; until then only the
 // fencing token keeps its writes out.
 func (l *Locker) Reset(ctx context.Context, name string) (bool, error) {
-	r, err := l.request("reset", name, nil)
+	r, err := l.request("reset", name)
 	if err != nil {
 		return false, err
 	}
@@ -219,8 +209,9 @@ func scan(ctx context.Context, node rueidis.Client, pattern string, do func(key 
 }
 
 // Close ends the Locker: those who wait get ErrClosed, held locks are no longer renewed and are
-// released, the blocked connection is closed. It returns when all that is done, after 5 s at the
-// latest if Redis does not answer. The client stays open.
+// released, the blocked connection is closed. It returns when all that is done, after 6 s at the
+// latest if Redis does not answer. (Who waits with a ctx that cannot end may be told only when the
+// client has given up a call under way.) The client stays open.
 func (l *Locker) Close() {
 	l.mu.Lock()
 	if l.closed {
@@ -228,7 +219,6 @@ func (l *Locker) Close() {
 		return
 	}
 	l.closed = true
-	close(l.closing)
 	locks := make([]*Lock, 0, len(l.held))
 	for lock := range l.held {
 		locks = append(locks, lock)
@@ -236,6 +226,7 @@ func (l *Locker) Close() {
 	l.bg.Add(len(locks))
 	l.mu.Unlock()
 
+	l.hub.refuse()
 	for _, lock := range locks {
 		go func() {
 			defer l.bg.Done()
@@ -275,22 +266,22 @@ func (l *Locker) background() bool {
 	return true
 }
 
-// request checks the arguments of a call, before anything is sent.
-func (l *Locker) request(op, name string, opts []Option) (*request, error) {
-	k, err := keysOf(l.opts.Prefix, name)
-	if err != nil {
-		return nil, err
-	}
+// request is for a call without options.
+func (l *Locker) request(op, name string) (*request, error) {
 	r := l.opts.request()
-	r.keys = k
-	for _, opt := range opts {
-		opt(r)
+	return r, l.complete(r, op, name)
+}
+
+// complete checks the arguments of a call, before anything is sent, and makes a token if there is none.
+func (l *Locker) complete(r *request, op, name string) (err error) {
+	if r.keys, err = keysOf(l.opts.Prefix, name); err != nil {
+		return err
 	}
 	if err := r.check(); err != nil {
-		return nil, wrap(op, r, err)
+		return wrap(op, r, err)
 	}
 	if l.isClosed() {
-		return nil, wrap(op, r, ErrClosed)
+		return wrap(op, r, ErrClosed)
 	}
 	r.ownToken = r.token != ""
 	if !r.ownToken {
@@ -299,7 +290,7 @@ func (l *Locker) request(op, name string, opts []Option) (*request, error) {
 			r.token = r.owner + ":" + r.token
 		}
 	}
-	return r, nil
+	return nil
 }
 
 func wrap(op string, r *request, err error) error {

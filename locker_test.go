@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -618,10 +619,11 @@ var _ = describe("Locker", func() {
 			Expect(calls["fcall"]).To(Equal(200))
 			Expect(calls["blpop"]).To(BeZero())
 		})
-		It("is 2 blocked connections at most with 1,000 waiters, who are served in order", func(ctx SpecContext) {
+		It("is 2 blocked connections at most with 1,000 waiters, no goroutine but theirs, and they are served in order", func(ctx SpecContext) {
 			own := ownRedis()
 			c, l := connect(own.Addr()), newLocker(own.Addr())
 			lock := mustAcquire(ctx, l, name)
+			before := runtime.NumGoroutine()
 			var all sync.WaitGroup
 			served := make(chan string, 1000)
 			for range 1000 {
@@ -635,12 +637,13 @@ var _ = describe("Locker", func() {
 			}
 			Eventually(waitingFor(l, name)).Should(Equal(1000))
 			Eventually(func() (string, error) { return redis(c, "INFO", "clients").ToString() }).Should(MatchRegexp("blocked_clients:[12]\r"))
+			Eventually(runtime.NumGoroutine).Should(BeNumerically("<=", before+1000+20), "rueidis has some for its connections")
 			state, err := l.Inspect(ctx, name)
 			Expect(err).NotTo(HaveOccurred())
 			Expect(state.Waiters).To(HaveLen(1000))
 			// Who comes when many wait calls less often. The order of the queue need not be that of their coming.
 			longest := slices.MaxFunc(state.Waiters, func(a, b redislock.Waiter) int { return cmp.Compare(a.LapsesIn+a.Waited, b.LapsesIn+b.Waited) })
-			Expect(longest.LapsesIn+longest.Waited).To(BeNumerically(">", 66*time.Second))
+			Expect(longest.LapsesIn + longest.Waited).To(BeNumerically(">", 66*time.Second))
 			Expect(lock.Release(ctx)).To(Succeed())
 			for _, waiter := range state.Waiters {
 				Expect(<-served).To(Equal(waiter.Token))

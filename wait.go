@@ -1,6 +1,7 @@
 package redislock
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -40,23 +41,309 @@ type grant struct {
 
 func (g grant) live() bool { return g.deadline.IsZero() || time.Now().Before(g.deadline) }
 
-// call is one lock_acquire under way. Its caller may stop waiting for it, but has to learn its fate
-// before undoing it: on another connection, the release could overtake it.
-type call struct {
-	done  chan struct{}
-	sent  time.Time // before it was sent
-	reply acquired
-	err   error
+// waiter is one call of Acquire or TryAcquire. Its caller just sleeps until it is over. Whoever brings
+// news of it (the reply to a call, a signal, its time to check in) takes the next step. So a goroutine
+// that waits has the smallest stack there is; of the many that may wait, that is what counts.
+type waiter struct {
+	*request
+	l       *Locker
+	ctx     context.Context // the caller's
+	try     bool            // does not queue
+	ended   chan struct{}   // closed when it is over: then err says why, or there is a grant
+	grant   grant
+	err     error
+	watch   *watch
+	counted bool // Close waits for it
+
+	// The rest needs hub.mu.
+	ready   bool          // the request is complete
+	over    bool          // nothing more is to be done but to undo it
+	calling chan struct{} // closed when the lock_acquire under way was answered; nil if none is
+	sent    time.Time     // before the last one was sent
+	asked   int           // how often
+	due     time.Time     // for the next one, if it is not the foremost
+	timer   *time.Timer
+	told    signal // came while a call was under way: what counts is what is said last
+	known   bool   // the server's clock showed seen after seenAt
+	seen    int64  // ms
+	seenAt  time.Time
+	trouble error // why the last call was not answered
+	retry   backoff
+	late    int        // grants that had run out when they arrived
+	signal  string     // the list where the server tells us
+	heard   bool       // somebody blocks there for us
+	line    *list.List // those of this Locker who wait for the same lock, in order
+	place   *list.Element
+	next    *waiter // another one with the same token
 }
 
-func (l *Locker) send(ctx context.Context, r *request, signal string, wait time.Duration) *call {
-	c := &call{done: make(chan struct{}), sent: time.Now()}
-	ctx = context.WithoutCancel(ctx)
+// obtain takes the lock, or waits for it.
+func (l *Locker) obtain(ctx context.Context, name string, opts []Option, try bool) (*Lock, error) {
+	w := &waiter{request: l.opts.request(), l: l, ctx: ctx, try: try, ended: make(chan struct{})}
+	for _, opt := range opts {
+		opt(w.request)
+	}
+	// A call under way cannot be abandoned: on another connection, what is to undo it could overtake it.
+	// So where ctx can end, another goroutine makes it. That one also keeps the stack of a goroutine small
+	// that probably has to wait.
+	if ctx.Done() == nil && l.hub.isIdle() {
+		w.begin(name)
+	} else {
+		go w.begin(name)
+	}
+	select {
+	case <-w.ended:
+	case <-ctx.Done():
+		w.quit()
+	}
+	return w.result()
+}
+
+func (w *waiter) op() string {
+	if w.try {
+		return "try to acquire"
+	}
+	return "acquire"
+}
+
+func (w *waiter) wrap(err error) error { return wrap(w.op(), w.request, err) }
+
+// begin completes the request and makes the first call.
+func (w *waiter) begin(name string) {
+	h := w.l.hub
+	err := w.l.complete(w.request, w.op(), name)
+	if err == nil && !w.l.background() {
+		err = w.wrap(ErrClosed)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err != nil {
+		w.end(err)
+		return
+	}
+	w.counted = true
+	w.watch = w.l.watch(w.ctx, w.request)
+	w.signal = h.signalOf(w.keys)
+	switch {
+	case w.ctx.Err() != nil:
+		w.end(w.notAcquired(w.ctx, nil))
+	case h.closed:
+		w.end(w.wrap(ErrClosed))
+	default:
+		w.ready = true
+		h.add(w)
+		w.call()
+	}
+}
+
+// call makes one lock_acquire and takes the step that its reply asks for. It needs hub.mu, which it gives
+// up meanwhile.
+func (w *waiter) call() {
+	h := w.l.hub
+	if w.over || w.calling != nil {
+		return
+	}
+	var wait time.Duration
+	if !w.try {
+		wait = max(w.l.opts.WaitTTL, time.Duration(w.line.Len())*placeOfMany)
+	}
+	answered := make(chan struct{})
+	w.calling, w.sent = answered, time.Now()
+	w.asked++
+	h.mu.Unlock()
+	reply, err := w.l.fn.acquire(context.WithoutCancel(w.ctx), w.keys, w.signal, w.token, w.firstLease(), wait)
+	h.mu.Lock()
+	w.calling = nil
+	close(answered)
+	if w.over {
+		return // it is being undone
+	}
+	told := w.told
+	w.told = signal{}
+	switch {
+	case err != nil && (w.retry.final(err) || w.try && w.retry.n == 2):
+		w.undo(w.wrap(err))
+	case err != nil:
+		w.trouble = err
+		w.callAt(time.Now().Add(w.retry.next()))
+	case reply.held:
+		// Asked twice: it was queued, if only by a call whose answer was lost.
+		g := grant{fence: reply.fence, at: w.sent, queued: w.asked > 1 && !w.try}
+		if reply.left >= 0 {
+			// The lease counts from before the request was sent: whatever was slow, the server's ends later.
+			g.deadline = w.sent.Add(reply.left)
+		}
+		w.take(g)
+	case w.try:
+		w.end(w.wrap(ErrNotAcquired))
+	default:
+		w.known, w.seen, w.seenAt = true, reply.now, w.sent
+		w.trouble, w.retry = nil, backoff{}
+		h.listen(w)
+		w.callAt(time.Now().Add(reply.checkIn))
+	}
+	if told.fence != 0 && !w.over {
+		w.tell(told)
+	}
+}
+
+// take ends the wait with a grant, unless that came too late.
+func (w *waiter) take(g grant) {
+	lease := w.firstLease()
+	switch {
+	case g.live():
+		w.grant = g
+		w.end(nil)
+	case w.try, w.late+1 >= tooLate && lease > 0 && lease < time.Second:
+		w.undo(w.tooShort())
+	default:
+		w.late++
+		w.callAt(time.Now())
+	}
+}
+
+// tell is for a signal. Only if it is sure what it means, no call is needed.
+func (w *waiter) tell(s signal) {
+	switch {
+	case w.over:
+	case w.calling != nil:
+		w.told = s
+	case !w.known || w.ownToken:
+		w.callAt(time.Now())
+	default:
+		g := w.handedOver(s)
+		if g.at.After(time.Now()) { // yet to come: the server's clock has jumped
+			w.callAt(time.Now())
+			return
+		}
+		w.take(g)
+	}
+}
+
+// handedOver is the grant that a signal tells of. The server's clock is known from the reply to our
+// last call: it showed w.seen after w.seenAt, so it shows the signal's deadline not before w.seenAt
+// plus the difference; less a millisecond for the rounding, and a thousandth of the time since for
+// clocks of different speed.
+func (w *waiter) handedOver(s signal) grant {
+	drift := time.Since(w.seenAt) / 1000
+	deadline := w.seenAt.Add(time.Duration(s.deadline-w.seen)*time.Millisecond - time.Millisecond - drift)
+	lease := w.firstLease()
+	g := grant{fence: s.fence, deadline: deadline, short: lease == 0 || lease > handedLease, queued: true}
+	if g.short {
+		lease = handedLease
+	}
+	g.at = deadline.Add(-lease)
+	return g
+}
+
+// callAt has call run at that time, or sooner if this is the foremost waiter.
+func (w *waiter) callAt(due time.Time) {
+	w.due = due
+	if sooner := w.sent.Add(foremostCheckIn); w.isForemost() && sooner.Before(due) {
+		due = sooner
+	}
+	if w.timer == nil {
+		w.timer = time.AfterFunc(time.Until(due), func() {
+			w.l.hub.mu.Lock()
+			defer w.l.hub.mu.Unlock()
+			w.call()
+		})
+		return
+	}
+	w.timer.Reset(time.Until(due))
+}
+
+// isForemost tells whether it is the first of this Locker's waiters for its lock.
+func (w *waiter) isForemost() bool { return w.line != nil && w.line.Front() == w.place }
+
+// end is how each wait ends, just once.
+func (w *waiter) end(err error) {
+	w.finish(err)
+	close(w.ended)
+}
+
+func (w *waiter) finish(err error) {
+	w.over, w.err = true, err
+	if w.timer != nil {
+		w.timer.Stop()
+	}
+	if w.ready {
+		w.l.hub.remove(w)
+	}
+}
+
+// undo is end for a wait that may have a place in the queue, or the lock: it leaves the queue, and gives
+// back what was granted meanwhile. It first waits for the fate of a call that is under way. What is not
+// done promptly goes on in the background.
+func (w *waiter) undo(err error) {
+	w.finish(err)
+	calling := w.calling
 	go func() {
-		defer close(c.done)
-		c.reply, c.err = l.fn.acquire(ctx, r.keys, signal, r.token, r.firstLease(), wait)
+		w.giveUp(calling)
+		close(w.ended)
 	}()
-	return c
+}
+
+func (w *waiter) giveUp(calling <-chan struct{}) {
+	done := make(chan struct{})
+	w.l.bg.Add(1) // not the first: our caller is counted
+	go func() {
+		defer w.l.bg.Done()
+		defer close(done)
+		if calling != nil {
+			<-calling
+		}
+		w.l.giveBack(w.keys, w.token)
+		if !w.ownToken {
+			w.l.hub.over(w.keys, w.token)
+		}
+	}()
+	timer := time.NewTimer(promptly)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+	}
+}
+
+// quit is for a ctx that has ended. If the lock was granted meanwhile, it is given back.
+func (w *waiter) quit() {
+	h := w.l.hub
+	h.mu.Lock()
+	if w.ready && !w.over {
+		w.undo(w.notAcquired(w.ctx, w.trouble))
+	}
+	h.mu.Unlock()
+	<-w.ended
+	if w.err == nil {
+		w.err = w.notAcquired(w.ctx, nil)
+		w.giveUp(nil)
+	}
+}
+
+// result is what the caller gets. Until then, Close waits for it.
+func (w *waiter) result() (*Lock, error) {
+	l := w.l
+	if w.counted {
+		defer l.bg.Done()
+	}
+	if w.err != nil {
+		return nil, w.watch.fail(w.err)
+	}
+	lock := newLock(w.ctx, l, w.request, w.grant)
+	lock.watch = w.watch
+	if !l.hold(lock) {
+		w.giveUp(nil)
+		return nil, w.watch.fail(w.wrap(ErrClosed))
+	}
+	lock.keep()
+	if w.replicas > 0 {
+		if err := lock.replicate(w.ctx, w.replicas, w.ackWithin); err != nil {
+			return nil, w.watch.fail(err)
+		}
+	}
+	w.watch.got(lock, w.grant.queued)
+	return lock, nil
 }
 
 // firstLease is the lease to ask for, which must not outlast the maximum hold.
@@ -67,63 +354,6 @@ func (r *request) firstLease() time.Duration {
 	return r.lease
 }
 
-// grant of a reply: the lease counts from before the request was sent, so whatever was slow, the
-// server's ends later.
-func (c *call) grant() grant {
-	g := grant{fence: c.reply.fence, at: c.sent}
-	if c.reply.left >= 0 {
-		g.deadline = c.sent.Add(c.reply.left)
-	}
-	return g
-}
-
-// handedOver is the grant that a signal tells of. The server's clock is known from the reply to our
-// last call: it showed reply.now after c.sent, so it shows the signal's deadline not before c.sent
-// plus the difference; less a millisecond for the rounding, and a thousandth of the time since for
-// clocks of different speed.
-func (c *call) handedOver(s signal, r *request) grant {
-	drift := time.Since(c.sent) / 1000
-	deadline := c.sent.Add(time.Duration(s.deadline-c.reply.now)*time.Millisecond - time.Millisecond - drift)
-	lease := r.firstLease()
-	g := grant{fence: s.fence, deadline: deadline, short: lease == 0 || lease > handedLease, queued: true}
-	if g.short {
-		lease = handedLease
-	}
-	g.at = deadline.Add(-lease)
-	return g
-}
-
-// granted runs one of the ways to get a lock and makes a Lock of it. From here to its end, Close
-// waits for it.
-func (l *Locker) granted(ctx context.Context, r *request, get func(context.Context, *request) (grant, error)) (*Lock, error) {
-	if !l.background() {
-		return nil, wrap("acquire", r, ErrClosed)
-	}
-	defer l.bg.Done()
-	w := l.watch(ctx, r)
-	if ctx.Err() != nil {
-		return nil, w.fail(r.notAcquired(ctx, nil))
-	}
-	g, err := get(ctx, r)
-	if err != nil {
-		return nil, w.fail(err)
-	}
-	lock := newLock(ctx, l, r, g)
-	lock.watch = w
-	if !l.hold(lock) {
-		l.undo(r, nil)
-		return nil, w.fail(wrap("acquire", r, ErrClosed))
-	}
-	lock.keep()
-	if r.replicas > 0 {
-		if err := lock.replicate(ctx, r.replicas, r.ackWithin); err != nil {
-			return nil, w.fail(err)
-		}
-	}
-	w.got(lock, g.queued)
-	return lock, nil
-}
-
 func (l *Locker) hold(lock *Lock) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -132,155 +362,6 @@ func (l *Locker) hold(lock *Lock) bool {
 	}
 	l.held[lock] = struct{}{}
 	return true
-}
-
-// wait takes the lock or queues for it, then waits for the signal of its hand-over. In between it
-// checks in: that keeps its place, and finds out what a lost signal would have told.
-func (l *Locker) wait(ctx context.Context, r *request) (grant, error) {
-	w := l.hub.add(r)
-	defer l.hub.remove(w)
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-
-	var known *call   // the last call that was answered
-	asked := 0        // how often
-	var trouble error // why the present one was not
-	var retry backoff
-	late := 0
-	for {
-		asked++
-		c := l.send(ctx, r, w.signal, max(l.opts.WaitTTL, time.Duration(l.hub.crowd(w))*placeOfMany))
-		select {
-		case <-c.done:
-		case <-ctx.Done():
-			l.undo(r, c)
-			return grant{}, r.notAcquired(ctx, trouble)
-		case <-l.closing:
-			l.undo(r, c)
-			return grant{}, wrap("acquire", r, ErrClosed)
-		}
-
-		due := time.Now()
-		switch {
-		case c.err != nil && retry.final(c.err):
-			l.undo(r, c)
-			return grant{}, wrap("acquire", r, c.err)
-		case c.err != nil:
-			trouble = c.err
-			due = due.Add(retry.next())
-		case c.reply.held:
-			if g := c.grant(); g.live() {
-				g.queued = asked > 1 // or an answer that is lost put it into the queue
-				return g, nil
-			}
-			late++
-		default:
-			known, trouble, retry = c, nil, backoff{}
-			due = due.Add(c.reply.checkIn)
-			l.hub.listen(w)
-		}
-
-		for waiting := true; waiting; {
-			if late >= tooLate && r.firstLease() < time.Second && r.firstLease() > 0 {
-				l.undo(r, nil)
-				return grant{}, r.tooShort()
-			}
-			wakeUp := due
-			if sooner := c.sent.Add(foremostCheckIn); sooner.Before(due) && l.hub.isForemost(w) {
-				wakeUp = sooner
-			}
-			timer.Reset(time.Until(wakeUp))
-			select {
-			case <-timer.C:
-				waiting = false
-			case s := <-w.told:
-				switch {
-				case s.err != nil:
-					l.undo(r, nil)
-					return grant{}, wrap("acquire", r, s.err)
-				case s.fence == 0: // foremost now: check in sooner
-				case known == nil || r.ownToken: // not to be trusted: ask
-					due = time.Now()
-				default:
-					// A grant that is yet to come means that the server's clock has jumped.
-					if g := known.handedOver(s, r); g.live() && !g.at.After(time.Now()) {
-						return g, nil
-					}
-					late++
-					due = time.Now()
-				}
-			case <-ctx.Done():
-				l.undo(r, nil)
-				return grant{}, r.notAcquired(ctx, trouble)
-			case <-l.closing:
-				l.undo(r, nil)
-				return grant{}, wrap("acquire", r, ErrClosed)
-			}
-		}
-	}
-}
-
-// try asks once. Only if the answer is lost it asks again, to know.
-func (l *Locker) try(ctx context.Context, r *request) (grant, error) {
-	var retry backoff
-	for {
-		c := l.send(ctx, r, l.hub.signalOf(r.keys), 0)
-		select {
-		case <-c.done:
-		case <-ctx.Done():
-			l.undo(r, c)
-			return grant{}, r.notAcquired(ctx, nil)
-		case <-l.closing:
-			l.undo(r, c)
-			return grant{}, wrap("try to acquire", r, ErrClosed)
-		}
-		switch {
-		case c.err == nil && !c.reply.held:
-			return grant{}, wrap("try to acquire", r, ErrNotAcquired)
-		case c.err == nil:
-			if g := c.grant(); g.live() {
-				return g, nil
-			}
-			l.undo(r, nil)
-			return grant{}, r.tooShort()
-		case retry.final(c.err) || retry.n == 2:
-			l.undo(r, nil)
-			return grant{}, wrap("try to acquire", r, c.err)
-		}
-		select {
-		case <-time.After(retry.next()):
-		case <-ctx.Done():
-			l.undo(r, nil)
-			return grant{}, r.notAcquired(ctx, c.err)
-		case <-l.closing:
-			l.undo(r, nil)
-			return grant{}, wrap("try to acquire", r, ErrClosed)
-		}
-	}
-}
-
-// undo leaves the queue, or gives back what was granted meanwhile. It first waits for the fate of a
-// call that is under way. If all that is not done promptly, it goes on in the background.
-func (l *Locker) undo(r *request, c *call) {
-	done := make(chan struct{})
-	l.bg.Add(1) // not the first: our caller is counted
-	go func() {
-		defer l.bg.Done()
-		defer close(done)
-		if c != nil {
-			<-c.done
-		}
-		l.giveBack(r.keys, r.token)
-		if !r.ownToken {
-			l.hub.over(r.keys, r.token)
-		}
-	}()
-	timer := time.NewTimer(promptly)
-	defer timer.Stop()
-	select {
-	case <-done:
-	case <-timer.C:
-	}
 }
 
 // giveBack releases, or leaves the queue. What cannot be given back in time lapses.
