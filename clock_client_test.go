@@ -156,6 +156,7 @@ var _ = Describe("a client's clock", func() {
 	It("is not read: no source takes a time apart, or makes one without its monotonic reading", func() {
 		sources, err := filepath.Glob("*.go")
 		Expect(err).NotTo(HaveOccurred())
+		noTime := regexp.MustCompile(`\b(slog|Kind)\.String\(`)
 		wall := regexp.MustCompile(`\.(Round|UTC|Local|In|AddDate|Date|Clock|Format|String|Unix\w*|Marshal\w*)\(|time\.(Unix\w*|Date|Parse\w*)\(`)
 		checked := 0
 		for _, source := range sources {
@@ -164,7 +165,7 @@ var _ = Describe("a client's clock", func() {
 			}
 			text, err := os.ReadFile(source)
 			Expect(err).NotTo(HaveOccurred())
-			Expect(wall.FindAllString(string(text), -1)).To(BeEmpty(), source)
+			Expect(wall.FindAll(noTime.ReplaceAll(text, nil), -1)).To(BeEmpty(), source)
 			checked++
 		}
 		Expect(checked).To(BeNumerically(">", 5))

@@ -361,7 +361,7 @@ var signatures = []signature{
 // textOf says which text of lua/lock.lua has which version.
 const (
 	textOf  = "1.0.0"
-	textSum = "e2c011ecc687029462f5de28afbe6b5e47ea09244467ac56a0605286f01b81ef"
+	textSum = "786b4e49c1d74be724f7cc73c43a3217bd034b98661411a0d140d82a395ca07b"
 )
 
 var _ = describe("the function library", func() {
@@ -1161,6 +1161,18 @@ var _ = describe("the function library", func() {
 			l.release("c")
 			onlyState()
 			Expect(l.fields()).To(ConsistOf("fence", "last", "since"))
+		})
+
+		It("while anybody waits: the state outlives the longest wait, whoever comes before or after", func() {
+			const day = 24 * hourMS
+			l.contended("a")
+			Expect(l.acquire("b", long, day)).To(queued(2))
+			Expect(l.pttl(l.state)).To(within(day + memory))
+			Expect(l.acquire("c", long, long)).To(queued(3))
+			Expect(l.pttl(l.state)).To(within(day + memory))
+			l.pass("h", "a")
+			Expect(l.acquire("d", long, day)).To(queued(3))
+			Expect(l.pttl(l.state)).To(within(day + memory))
 		})
 
 		It("of waiters that all died: the queue expires, their fields go with the next waiter", func(ctx SpecContext) {

@@ -12,8 +12,8 @@
 --   lock-queue:{NAME}   zset    the waiting tokens; score: microseconds of arrival, only growing
 --   lock-state:{NAME}   hash    fence   the last fencing token that was given out
 --                               last    the last score in the queue
---                               since   when the first waiter was written here, ms: those of the
---                                       queue that are missing below were lost with an older hash
+--                               since   when the queue began, or this hash did because an older one
+--                                       was lost, ms: who is missing below has called then
 --                               @TOKEN  CALLED_MS WAIT_MS LEASE_MS SIGNAL of a waiting token
 --   SIGNAL              list    where a client is told; an element is FENCE DEADLINE_MS TOKEN
 --
@@ -122,7 +122,7 @@ local function tell_time(c)
 end
 
 -- What the state says of a waiter. Without an entry (the hash was lost) its signal is nil, and it
--- has CLAIM_MS to call and be known again, from when the hash was begun anew.
+-- has CLAIM_MS to call and be known again.
 local function waiter_of(c, token, entry)
   local called, wait, lease, signal = string.match(entry or '', '^(%d+) (%d+) (%d+) (.*)$')
   if not called then
