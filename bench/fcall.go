@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
+	"hash/fnv"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,7 +44,12 @@ func (l *rawLock) keys() []string {
 	return []string{"lock:{" + l.name + "}", queueKey(l.name), "lock-state:{" + l.name + "}"}
 }
 
-func (l *rawLock) signal() string { return "lock-signal:{" + l.name + "}:AAAAAAAAAAAAAAAAAAAAAA" }
+// signal is a list of the library's own kind: one for all locks of a Locker.
+func (l *rawLock) signal() string {
+	sum := fnv.New64a()
+	_, _ = sum.Write([]byte(l.name))
+	return "lock-signal:" + base64.RawURLEncoding.EncodeToString(sum.Sum(nil))
+}
 
 // token is as long as those of the library.
 func (l *rawLock) token() string {

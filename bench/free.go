@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -23,16 +24,24 @@ type uncontended struct {
 	done, sent int64
 }
 
+// cancellableName is ours with a ctx that can end: then another goroutine makes the call of Acquire,
+// as its caller has to return when ctx ends. All others get one that cannot end, like a worker's.
+const cancellableName = "redislock, ctx can end"
+
 // free takes and gives back until the time is up. It returns how often.
-func free(ctx context.Context, l locker, name string, goroutines int, length time.Duration) (int64, time.Duration, error) {
+func free(ctx context.Context, l locker, name string, goroutines int, length time.Duration, cancellable bool) (int64, time.Duration, error) {
 	var done atomic.Int64
 	began := time.Now()
 	g, ctx := errgroup.WithContext(ctx)
+	calls := context.WithoutCancel(ctx)
+	if cancellable {
+		calls = ctx
+	}
 	for i := range goroutines {
 		g.Go(func() error {
 			name := fmt.Sprint(name, i)
 			for time.Since(began) < length {
-				unlock, err := l.lock(ctx, name)
+				unlock, err := l.lock(calls, name)
 				if err != nil {
 					return err
 				}
@@ -53,7 +62,7 @@ func freeLocks(ctx context.Context, b *bench) error {
 	for _, goroutines := range []int{1, 64} {
 		b.say("free locks, %d goroutines", goroutines)
 		var steps []func() error
-		for _, p := range peers {
+		for _, p := range append(slices.Clone(peers), peer{name: cancellableName, open: openOurs}) {
 			if p.ring || p.name == "redsync 1ms" || p.name == "bsm 1ms" {
 				continue // no lock, and what differs is not used
 			}
@@ -64,14 +73,14 @@ func freeLocks(ctx context.Context, b *bench) error {
 			}
 			defer closeAll(clients)
 			name := b.name(p.name)
-			if _, _, err := free(ctx, clients[0], name, goroutines, 20*time.Millisecond); err != nil {
+			if _, _, err := free(ctx, clients[0], name, goroutines, 20*time.Millisecond, p.name == cancellableName); err != nil {
 				return fmt.Errorf("%s: %w", p.name, err)
 			}
 			r := &uncontended{Lock: p.name, Goroutines: goroutines}
 			all = append(all, r)
 			steps = append(steps, func() error {
 				sent := t.sent.Load()
-				done, took, err := free(ctx, clients[0], name, goroutines, b.plan.slice)
+				done, took, err := free(ctx, clients[0], name, goroutines, b.plan.slice, p.name == cancellableName)
 				r.sent += t.sent.Load() - sent
 				r.done += done
 				r.Rates = append(r.Rates, float64(done)/took.Seconds())

@@ -25,6 +25,10 @@ const (
 	threeRingName = "ring of three"
 )
 
+func isRing(name string) bool {
+	return name == ringName || name == pipedRingName || name == threeRingName
+}
+
 const threeRingLibrary = `#!lua name=benchring
 redis.register_function('benchring_enter', function() return { 0, 1, 1000, 1795457705672 } end)
 redis.register_function('benchring_pass', function(keys, args) return redis.call('RPUSH', keys[1], args[1]) end)

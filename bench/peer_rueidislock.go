@@ -29,8 +29,8 @@ func openCaching(t target, o rueidislock.LockerOption) (locker, error) {
 	return caching{l}, err
 }
 
-// patience is until one that waits calls again. It would do so for ever: v1.0.79 was seen to miss the
-// news of a key that is free.
+// patience is until one that waits calls again. It might for ever: in v1.0.79, one whose acquire took
+// longer than TryNextAfter (20 ms) waits for news of keys, though it may be that nobody holds them.
 const patience = 5 * time.Second
 
 func (c caching) lock(ctx context.Context, name string) (func() error, error) {

@@ -50,10 +50,11 @@ func TestControlsFail(t *testing.T) {
 	}
 }
 
-// Half a minute of faults on each topology, always the same.
+// Half a minute of faults on each topology, all at once, always the same.
 func TestFaults(t *testing.T) {
 	for i, name := range []string{standaloneName, sentinelName, clusterName} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			var out bytes.Buffer
 			s := settings{minutes: 0.5, seed: uint64(i + 1), topology: name, clients: 7}
 			v, err := s.run(context.Background(), &out)
