@@ -1,16 +1,19 @@
 package interop_test
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/seed-ee05a192/redislock/internal/proxy"
 	"github.com/seed-ee05a192/redislock/internal/redistest"
 )
 
@@ -35,6 +38,10 @@ func entries(of []string) []TableEntry {
 	}
 	return list
 }
+
+// deadWaiter is what one may cost, see "Rules" in lua/README.md: 2 s until the next one checks in, 2 s for its unread signal.
+// A stall of a lease (a minute), or of a place in the queue (30 s), is more than three times that.
+const deadWaiter = 4 * time.Second
 
 // isRising: each is greater than the one before.
 func isRising(fences []int64) bool {
@@ -146,6 +153,7 @@ var _ = Describe("Go, Python, Node.js and shell processes on one lock", func() {
 			waiter.signal(syscall.SIGKILL)
 			holder.signal(syscall.SIGKILL)
 			f.expire(ctx)
+			granted := f.serverTime(ctx)
 
 			for _, w := range others {
 				Eventually(w.lines).Should(HaveLen(3), w.kind)
@@ -155,6 +163,12 @@ var _ = Describe("Go, Python, Node.js and shell processes on one lock", func() {
 			Expect(who).To(Equal(expected))
 			Expect(isRising(fences)).To(BeTrue(), "%v", fences)
 			Expect(waiter.lines()).To(BeEmpty())
+			// A fencing token is the server's time of the grant. The first to be served waits for the lease of the
+			// dead waiter, all others for nobody.
+			for i, fence := range fences[1:] {
+				Expect(time.Duration(fence-granted)*time.Microsecond).To(BeNumerically("<", 3*deadWaiter), others[i].kind)
+				granted = fence
+			}
 		}, entries([]string{"go", "python", "redis RESP2", "ioredis RESP3", "shell"}))
 
 	DescribeTable("refuse what a holder writes that does not know that its lease is over, and it is told:",
@@ -176,4 +190,40 @@ var _ = Describe("Go, Python, Node.js and shell processes on one lock", func() {
 			who, _ := f.writers(ctx)
 			Expect(who).To(Equal([]string{stale.kind, next.kind}))
 		}, entries(languages))
+
+	DescribeTable("go on when a reply is lost, of each call:",
+		func(ctx SpecContext, kind string) {
+			server := startServer()
+			between, err := proxy.New(server.Addr())
+			Expect(err).NotTo(HaveOccurred())
+			DeferCleanup(between.Close)
+			f := newFleet(ctx, server.Addr())
+			f.env = []string{"ADDR=" + between.Addr(), "LEASE=6"}
+			dropped := func(call string) <-chan struct{} {
+				return between.DropReply(func(request []byte) bool { return bytes.Contains(request, []byte(call)) })
+			}
+
+			lost := dropped("lock_acquire")
+			w := f.start(kind)
+			Eventually(w.lines).Should(ConsistOf(HavePrefix("held ")))
+			Eventually(lost).Should(BeClosed())
+			state := f.state(ctx)
+
+			Eventually(dropped("lock_extend")).Should(BeClosed())
+			var renewals atomic.Int32
+			between.DropReply(func(request []byte) bool { // none
+				if bytes.Contains(request, []byte("lock_extend")) {
+					renewals.Add(1)
+				}
+				return false
+			})
+			Eventually(renewals.Load).Should(BeNumerically(">=", 2)) // tried again, and goes on
+			Expect(f.state(ctx)).To(And(HaveField("Holder", state.Holder), HaveField("Fence", state.Fence), HaveField("Waiting", 0)))
+
+			lost = dropped("lock_release")
+			w.turn()
+			Eventually(w.lines).Should(HaveExactElements("held "+strconv.FormatInt(state.Fence, 10), "wrote 1", "released"))
+			Eventually(lost).Should(BeClosed())
+			Expect(f.state(ctx).Holder).To(BeEmpty())
+		}, entries(names()))
 })

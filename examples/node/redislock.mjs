@@ -152,8 +152,10 @@ export class Lock {
     let unsure = false // it may have been released, and only the reply was lost
     for (const end = performance.now() + GIVE_UP_MS; ; await sleep(100)) {
       const inTime = performance.now() < this.#deadline
+      const breaks = this.#functions.client.breaks()
       try {
         const reply = await this.#functions.release(this.token)
+        unsure ||= inTime && this.#functions.client.breaks() > breaks
         if (reply === 1 || (reply === 0 && unsure)) return
         throw new LostError(`lock "${this.name}" had been lost before it was released`)
       } catch (error) {
@@ -254,12 +256,19 @@ class Functions {
   }
 }
 
-/** What is needed of a client: run(key, args), load(code), closed(), duplicate() with close(). */
+const BREAKS = Symbol('how many connections broke')
+
+/** What is needed of a client: run(key, args), breaks(), load(code), closed(), duplicate() with close(). */
 function adapt(client) {
   const quietly = (copy) => copy.on('error', () => {}) // the call that fails tells
   if (typeof client.call === 'function') { // ioredis
+    if (client[BREAKS] === undefined) { // what then got no answer, it sends again by itself
+      client[BREAKS] = 0
+      client.on(client.isCluster ? '-node' : 'close', () => client[BREAKS]++)
+    }
     return {
       run: (_key, args) => client.call(...args),
+      breaks: () => client[BREAKS],
       load: (code) => Promise.all((client.isCluster ? client.nodes('master') : [client]).map((node) => node.call('FUNCTION', 'LOAD', code))),
       closed: () => client.status === 'end',
       duplicate: async () => adapt(quietly(client.duplicate())),
@@ -272,6 +281,7 @@ function adapt(client) {
     : (_key, args) => client.sendCommand(args)
   return {
     run,
+    breaks: () => 0,
     load: (code) => run(undefined, ['FUNCTION', 'LOAD', code]), // in a cluster, to all primaries
     closed: () => !client.isOpen,
     duplicate: async () => {
