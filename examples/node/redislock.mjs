@@ -53,7 +53,7 @@ export async function withLock(client, name, work, options) {
 export async function acquire(client, name, options = {}) {
   const { leaseMs = 10_000, timeoutMs = Infinity, signal, renew = true, token = randomBytes(16).toString('hex') } = options
   checkLease(leaseMs)
-  if (!(timeoutMs >= 0)) throw new RangeError(`timeoutMs must not be negative: ${timeoutMs}`)
+  if (typeof timeoutMs !== 'number' || !(timeoutMs >= 0)) throw new RangeError(`timeoutMs must be a number, not negative: ${timeoutMs}`)
   const functions = new Functions(client, name, options)
   const end = performance.now() + timeoutMs
   let blocker // connected when there is something to wait for
@@ -275,8 +275,11 @@ function adapt(client) {
       close: () => client.disconnect(),
     }
   }
-  if (typeof client.sendCommand !== 'function') throw new TypeError('the client must be one of the packages redis or ioredis')
-  const run = Array.isArray(client.masters) // a cluster sends by key
+  const cluster = Array.isArray(client.masters)
+  if (!cluster && typeof client.createPool !== 'function') { // a pool, or one of createSentinel, is something else
+    throw new TypeError("the client must be of redis' createClient or createCluster, or of ioredis' Redis (for Sentinel, too) or Cluster")
+  }
+  const run = cluster // which sends by key
     ? (key, args) => client.sendCommand(key, false, args)
     : (_key, args) => client.sendCommand(args)
   return {
@@ -297,7 +300,7 @@ function adapt(client) {
 }
 
 function checkLease(ms) {
-  if (!(ms >= 1000)) throw new RangeError(`leaseMs must be at least 1000, or Infinity for never: ${ms}`)
+  if (typeof ms !== 'number' || !(ms >= 1000)) throw new RangeError(`leaseMs must be a number, at least 1000, or Infinity for never: ${ms}`)
 }
 
 const millis = (ms) => String(ms === Infinity ? 0 : Math.ceil(ms))
