@@ -320,7 +320,7 @@ class WrongCalls(TestCase):
             Lock(redis.Redis(port=1, socket_timeout=1), self.name).acquire(timeout=0.1)
 
     def test_keys(self):
-        for name, key in {"a": "lock:{a}", "a:{b}": "lock:a:{b}", "{}a": "lock:{{}a}", "a{b": "lock:{a{b}"}.items():
+        for name, key in {"a": "lock:{a}", "a:{b}": "lock:a:{b}", "{}a": "lock:{{}a}", "a{b": "lock:{a{b}", "a}b": "lock:{a}b}"}.items():
             self.client.delete(key)
             with Lock(self.client, name, library=LIBRARY) as lock:
                 self.assertEqual(self.client.get(key).decode(), lock.id)
