@@ -36,6 +36,21 @@ var _ = Describe("README.md", func() {
 		}
 	})
 
+	It("has only targets of make that there are, as the other documents", func(ctx SpecContext) {
+		called := regexp.MustCompile("(?m)(?:^|`)(?:[A-Z_]+=\\S+ )*make ([a-z-]+)")
+		targets := []string{}
+		for _, file := range []string{"README.md", "SECURITY.md", "lua/README.md", "lua/OPERATIONS.md", "bench/README.md", "examples/top/README.md"} {
+			text, err := os.ReadFile(file)
+			Expect(err).NotTo(HaveOccurred())
+			for _, found := range called.FindAllStringSubmatch(string(text), -1) {
+				targets = append(targets, found[1])
+			}
+		}
+		Expect(targets).To(ContainElements("demo", "top", "test", "load", "chaos", "bench"))
+		output, err := exec.CommandContext(ctx, "make", append([]string{"-n"}, targets...)...).CombinedOutput()
+		Expect(err).NotTo(HaveOccurred(), string(output))
+	})
+
 	It("has redis-cli lines that work as they stand", func(ctx SpecContext) {
 		Expect(redislock.Load(ctx, connect(server.Addr()))).To(Succeed())
 		outputs := map[string]string{}
