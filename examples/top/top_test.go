@@ -316,40 +316,49 @@ func TestResetTakesItFromNobodyElse(t *testing.T) {
 	top.shows(`> orders +other`, `orders was not held by shown any more: nothing was reset`)
 }
 
-// oncall makes a user with the rights that README.md names.
-func oncall(t *testing.T, servers []*redistest.Server) {
+// user makes one of those of SECURITY.md, with the rights that README.md adds for a cluster, and more.
+func user(t *testing.T, servers []*redistest.Server, name string, more ...string) {
 	g := NewWithT(t)
 	readme, err := os.ReadFile("README.md")
 	g.Expect(err).NotTo(HaveOccurred())
-	rule := regexp.MustCompile(`ACL SETUSER oncall .*`).FindString(string(readme))
+	security, err := os.ReadFile("../../SECURITY.md")
+	g.Expect(err).NotTo(HaveOccurred())
+	rule := regexp.MustCompile(`ACL SETUSER ` + name + ` (?:.*\\\n)*.*`).FindString(string(security))
 	g.Expect(rule).NotTo(BeEmpty())
+	rule = strings.NewReplacer("\\\n", "", "'", "").Replace(rule)
 	if len(servers) > 1 {
-		more := regexp.MustCompile("In a cluster it needs `([^`]+)`").FindStringSubmatch(string(readme))
-		g.Expect(more).NotTo(BeEmpty())
-		rule += " " + more[1]
+		needs := regexp.MustCompile("In a cluster it needs `([^`]+)`").FindStringSubmatch(string(readme))
+		g.Expect(needs).NotTo(BeEmpty())
+		more = append(more, strings.Fields(needs[1])...)
 	}
 	for _, s := range servers {
-		g.Expect(s.Do(strings.Fields(rule)...).Error()).NotTo(HaveOccurred())
+		g.Expect(s.Do(append(strings.Fields(rule), more...)...).Error()).NotTo(HaveOccurred())
 	}
 }
 
 func TestReadOnlyUser(t *testing.T) {
 	s, client := server(t)
 	g := NewWithT(t)
-	oncall(t, []*redistest.Server{s})
+	user(t, []*redistest.Server{s}, "lock-observer")
 	queue(t, client, "{orders}", "anna", "bert")
 
-	url := "redis://oncall:secret@" + s.Addr()
+	url := "redis://lock-observer:observer-password@" + s.Addr()
 	out, problems, code := output(url)
 	g.Expect([]any{problems, code}).To(Equal([]any{"", 0}))
 	g.Expect(out).To(MatchRegexp(`orders +anna .* 1 `))
 
 	top := open(t, url)
-	top.shows(`redis://oncall:xxxxx@`, `> orders +anna`)
+	top.shows(`redis://lock-observer:xxxxx@`, `> orders +anna`)
 	top.press("Enter")
 	top.shows(`> +1 bert`)
 	top.press("r", "y")
 	top.shows(`held by anna`, `not reset: NOPERM .*fcall`)
+
+	user(t, []*redistest.Server{s}, "lock-app", "+scan") // who may
+	top = open(t, "redis://lock-app:app-password@"+s.Addr())
+	top.shows(`> orders +anna`)
+	top.press("r", "y")
+	top.shows(`> orders +bert`, `orders was taken away from anna`)
 }
 
 func TestCluster(t *testing.T) {
@@ -374,8 +383,8 @@ func TestCluster(t *testing.T) {
 	top.press("Enter")
 	top.shows(`1 waiting\nheld by anna`, `1 bert`)
 
-	oncall(t, cluster.Servers)
-	out, problems, code := output("redis://oncall:secret@" + cluster.Addrs()[0])
+	user(t, cluster.Servers, "lock-observer")
+	out, problems, code := output("redis://lock-observer:observer-password@" + cluster.Addrs()[0])
 	g.Expect([]any{problems, code}).To(Equal([]any{"", 0}))
 	g.Expect(out).To(SatisfyAll(ContainSubstring(names[0]), ContainSubstring(names[1]), ContainSubstring(names[2])))
 
@@ -425,13 +434,13 @@ func TestSentinel(t *testing.T) {
 
 	// The lines that start it in README.md, with these servers. Their output is no terminal.
 	s, client := server(t)
-	oncall(t, []*redistest.Server{s})
+	user(t, []*redistest.Server{s}, "lock-observer")
 	queue(t, client, "{orders}", "anna", "bert")
 	readme, err := os.ReadFile("README.md")
 	g.Expect(err).NotTo(HaveOccurred())
 	lines := regexp.MustCompile(`(?m)^make top.*`).FindAllString(string(readme), -1)
 	g.Expect(lines).To(HaveLen(3))
-	here := strings.NewReplacer("HOST:26379", sentinel.Addrs()[0], "NAME", redistest.PrimarySet, "HOST:6379", s.Addr(), "USER:PASSWORD", "oncall:secret")
+	here := strings.NewReplacer("HOST:26379", sentinel.Addrs()[0], "NAME", redistest.PrimarySet, "HOST:6379", s.Addr(), "USER:PASSWORD", "lock-observer:observer-password")
 	for _, line := range lines {
 		cmd := exec.CommandContext(t.Context(), "sh", "-c", here.Replace(line))
 		cmd.Dir, cmd.Env = "../..", append(os.Environ(), "REDIS_URL=redis://"+s.Addr())
