@@ -75,7 +75,11 @@ var _ = Describe("Go, Python, Node.js and shell processes on one lock", func() {
 		Expect(isRising(append([]int64{lock.Fence()}, fences...))).To(BeTrue(), "%v", fences)
 	}, SpecTimeout(2*time.Minute))
 
-	DescribeTable("keep their order when a replica takes over in a cluster:",
+	isPrimary := func(s *redistest.Server) {
+		GinkgoHelper()
+		Eventually(func() string { role, _ := s.Role(); return role }).Should(Equal("master"))
+	}
+	DescribeTable("keep their order when another node of a cluster takes over:",
 		func(ctx SpecContext, takeOver func(*redistest.Cluster, *redistest.Server, *redistest.Server) error) {
 			cluster, err := redistest.StartCluster(3, 1, 1500*time.Millisecond)
 			Expect(err).NotTo(HaveOccurred())
@@ -96,7 +100,6 @@ var _ = Describe("Go, Python, Node.js and shell processes on one lock", func() {
 				workers, expected = append(workers, w), append(expected, w.kind)
 			}
 			Expect(takeOver(cluster, owner, replica)).To(Succeed())
-			Eventually(func() string { role, _ := replica.Role(); return role }).Should(Equal("master"))
 			// Who is told before it has found the new primary may lose its turn, as one that died.
 			since := time.Now()
 			Eventually(func(g Gomega) {
@@ -117,7 +120,14 @@ var _ = Describe("Go, Python, Node.js and shell processes on one lock", func() {
 			Expect(isRising(fences)).To(BeTrue(), "%v", fences)
 		},
 		Entry("CLUSTER FAILOVER", SpecTimeout(3*time.Minute),
-			func(cluster *redistest.Cluster, _, replica *redistest.Server) error { return cluster.Failover(replica) }),
+			func(cluster *redistest.Cluster, _, replica *redistest.Server) error {
+				defer isPrimary(replica)
+				return cluster.Failover(replica)
+			}),
+		Entry("the slot moves", SpecTimeout(3*time.Minute),
+			func(cluster *redistest.Cluster, _, _ *redistest.Server) error {
+				return cluster.Move("lock:{orders}", cluster.Owner("register"), func(int) {})
+			}),
 		Entry("the primary is killed", SpecTimeout(3*time.Minute),
 			func(_ *redistest.Cluster, primary, replica *redistest.Server) error {
 				// What follows is only about writes that have been replicated. The check-ins go on.
@@ -131,6 +141,7 @@ var _ = Describe("Go, Python, Node.js and shell processes on one lock", func() {
 				}
 				queued := offset(primary)
 				Eventually(func() int64 { return offset(replica) }).Should(BeNumerically(">=", queued))
+				defer isPrimary(replica)
 				return primary.Kill()
 			}),
 	)

@@ -13,13 +13,13 @@
         try: ...
         finally: lock.release()
 
-A Lock is for one holder at a time: each thread makes its own, they cost nothing. While it is held a
-thread renews its lease, and `lock.lost` (a threading.Event) is set when the lock may be lost: stop
-then. A process made by os.fork() does not hold what its parent does. Whoever waits uses a connection
-of the client's pool: one with a max_connections needs more of them than threads wait at once, or the
-lock is lost because the renewal finds none. The server must have lua/lock.lua (`redis-cli -x FUNCTION
-LOAD < lua/lock.lua`), or give its path as `library` and it is loaded when it is missing. Log messages
-go to the logger "redislock".
+A Lock is for one holder at a time: each thread makes its own, they cost nothing. Until release(), or
+the end of the process, a thread renews its lease, and `lock.lost` (a threading.Event) is set when the
+lock may be lost: stop then. A process made by os.fork() does not hold what its parent does. Whoever
+waits uses a connection of the client's pool: one with a max_connections needs more of them than threads
+wait at once, or the lock is lost because the renewal finds none. The server must have lua/lock.lua
+(`redis-cli -x FUNCTION LOAD < lua/lock.lua`), or give its path as `library` and it is loaded when it is
+missing. Log messages go to the logger "redislock".
 """
 import logging
 import math
