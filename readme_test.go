@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"strings"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -34,6 +35,26 @@ var _ = Describe("README.md", func() {
 		for _, block := range codeBlocks("README.md", "go") {
 			Expect(string(examples)).To(ContainSubstring(block))
 		}
+		// And the log that one of them writes, which leaves out what differs each time.
+		for _, line := range strings.SplitAfter(codeBlocks("README.md", "text")[0], "\n") {
+			line = regexp.MustCompile(` lock\.(fence|waited|held)=\S+`).ReplaceAllString(line, "")
+			Expect(string(examples)).To(ContainSubstring(line))
+		}
+	})
+
+	It("has only targets of make that there are, as the other documents", func(ctx SpecContext) {
+		called := regexp.MustCompile("(?m)(?:^|`)(?:[A-Z_]+=\\S+ )*make ([a-z-]+)")
+		targets := []string{}
+		for _, file := range []string{"README.md", "SECURITY.md", "lua/README.md", "lua/OPERATIONS.md", "bench/README.md", "examples/top/README.md"} {
+			text, err := os.ReadFile(file)
+			Expect(err).NotTo(HaveOccurred())
+			for _, found := range called.FindAllStringSubmatch(string(text), -1) {
+				targets = append(targets, found[1])
+			}
+		}
+		Expect(targets).To(ContainElements("demo", "top", "test", "load", "chaos", "bench"))
+		output, err := exec.CommandContext(ctx, "make", append([]string{"-n"}, targets...)...).CombinedOutput()
+		Expect(err).NotTo(HaveOccurred(), string(output))
 	})
 
 	It("has redis-cli lines that work as they stand", func(ctx SpecContext) {

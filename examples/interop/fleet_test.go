@@ -1,16 +1,20 @@
 package interop_test
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/seed-ee05a192/redislock/internal/proxy"
 	"github.com/seed-ee05a192/redislock/internal/redistest"
 )
 
@@ -35,6 +39,10 @@ func entries(of []string) []TableEntry {
 	}
 	return list
 }
+
+// deadWaiter is what one may cost, see "Rules" in lua/README.md: 2 s until the next one checks in, 2 s for its unread signal.
+// A stall of a lease (a minute), or of a place in the queue (30 s), is more than three times that.
+const deadWaiter = 4 * time.Second
 
 // isRising: each is greater than the one before.
 func isRising(fences []int64) bool {
@@ -68,8 +76,12 @@ var _ = Describe("Go, Python, Node.js and shell processes on one lock", func() {
 		Expect(isRising(append([]int64{lock.Fence()}, fences...))).To(BeTrue(), "%v", fences)
 	}, SpecTimeout(2*time.Minute))
 
-	DescribeTable("keep their order when a replica takes over in a cluster:",
-		func(ctx SpecContext, takeOver func(*redistest.Cluster, *redistest.Server, *redistest.Server) error) {
+	isPrimary := func(s *redistest.Server) {
+		GinkgoHelper()
+		Eventually(func() string { role, _ := s.Role(); return role }).Should(Equal("master"))
+	}
+	DescribeTable("keep their order when another node of a cluster takes over:",
+		func(ctx SpecContext, takeOver func(cluster *redistest.Cluster, owner, replica *redistest.Server, turn func(), next *worker) error) {
 			cluster, err := redistest.StartCluster(3, 1, 1500*time.Millisecond)
 			Expect(err).NotTo(HaveOccurred())
 			DeferCleanup(cluster.Stop)
@@ -88,8 +100,8 @@ var _ = Describe("Go, Python, Node.js and shell processes on one lock", func() {
 				w.turn()
 				workers, expected = append(workers, w), append(expected, w.kind)
 			}
-			Expect(takeOver(cluster, owner, replica)).To(Succeed())
-			Eventually(func() string { role, _ := replica.Role(); return role }).Should(Equal("master"))
+			turn := sync.OnceFunc(holder.turn)
+			Expect(takeOver(cluster, owner, replica, turn, workers[1])).To(Succeed())
 			// Who is told before it has found the new primary may lose its turn, as one that died.
 			since := time.Now()
 			Eventually(func(g Gomega) {
@@ -99,7 +111,7 @@ var _ = Describe("Go, Python, Node.js and shell processes on one lock", func() {
 					g.Expect(waiter.LapsesIn).To(BeNumerically(">", 30*time.Second-time.Since(since)))
 				}
 			}).Should(Succeed())
-			holder.turn()
+			turn()
 
 			for _, w := range workers {
 				Eventually(w.lines).Should(HaveLen(3), w.kind)
@@ -110,9 +122,27 @@ var _ = Describe("Go, Python, Node.js and shell processes on one lock", func() {
 			Expect(isRising(fences)).To(BeTrue(), "%v", fences)
 		},
 		Entry("CLUSTER FAILOVER", SpecTimeout(3*time.Minute),
-			func(cluster *redistest.Cluster, _, replica *redistest.Server) error { return cluster.Failover(replica) }),
+			func(cluster *redistest.Cluster, _, replica *redistest.Server, _ func(), _ *worker) error {
+				defer isPrimary(replica)
+				return cluster.Failover(replica)
+			}),
+		Entry("the slot moves", SpecTimeout(3*time.Minute),
+			func(cluster *redistest.Cluster, _, _ *redistest.Server, _ func(), _ *worker) error {
+				return cluster.Move("lock:{orders}", cluster.Owner("register"), func(int) {})
+			}),
+		// While it does, the server refuses to push a signal: who is next finds the lock free at its check-in.
+		Entry("the slot moves, and the lock is released meanwhile", SpecTimeout(3*time.Minute),
+			func(cluster *redistest.Cluster, _, _ *redistest.Server, turn func(), next *worker) error {
+				defer func() { Expect(next.lines()).To(HaveLen(3)) }()
+				return cluster.Move("lock:{orders}", cluster.Owner("register"), func(moved int) {
+					if moved == 3 { // all: lock, queue and state
+						turn()
+						Eventually(next.lines).Should(HaveLen(3))
+					}
+				})
+			}),
 		Entry("the primary is killed", SpecTimeout(3*time.Minute),
-			func(_ *redistest.Cluster, primary, replica *redistest.Server) error {
+			func(_ *redistest.Cluster, primary, replica *redistest.Server, _ func(), _ *worker) error {
 				// What follows is only about writes that have been replicated. The check-ins go on.
 				offset := func(s *redistest.Server) int64 {
 					text, err := s.Do("INFO", "replication").ToString()
@@ -124,6 +154,7 @@ var _ = Describe("Go, Python, Node.js and shell processes on one lock", func() {
 				}
 				queued := offset(primary)
 				Eventually(func() int64 { return offset(replica) }).Should(BeNumerically(">=", queued))
+				defer isPrimary(replica)
 				return primary.Kill()
 			}),
 	)
@@ -146,6 +177,7 @@ var _ = Describe("Go, Python, Node.js and shell processes on one lock", func() {
 			waiter.signal(syscall.SIGKILL)
 			holder.signal(syscall.SIGKILL)
 			f.expire(ctx)
+			granted := f.serverTime(ctx)
 
 			for _, w := range others {
 				Eventually(w.lines).Should(HaveLen(3), w.kind)
@@ -155,6 +187,12 @@ var _ = Describe("Go, Python, Node.js and shell processes on one lock", func() {
 			Expect(who).To(Equal(expected))
 			Expect(isRising(fences)).To(BeTrue(), "%v", fences)
 			Expect(waiter.lines()).To(BeEmpty())
+			// A fencing token is the server's time of the grant. The first to be served waits for the lease of the
+			// dead waiter, all others for nobody.
+			for i, fence := range fences[1:] {
+				Expect(time.Duration(fence-granted)*time.Microsecond).To(BeNumerically("<", 3*deadWaiter), others[i].kind)
+				granted = fence
+			}
 		}, entries([]string{"go", "python", "redis RESP2", "ioredis RESP3", "shell"}))
 
 	DescribeTable("refuse what a holder writes that does not know that its lease is over, and it is told:",
@@ -176,4 +214,40 @@ var _ = Describe("Go, Python, Node.js and shell processes on one lock", func() {
 			who, _ := f.writers(ctx)
 			Expect(who).To(Equal([]string{stale.kind, next.kind}))
 		}, entries(languages))
+
+	DescribeTable("go on when a reply is lost, of each call:",
+		func(ctx SpecContext, kind string) {
+			server := startServer()
+			between, err := proxy.New(server.Addr())
+			Expect(err).NotTo(HaveOccurred())
+			DeferCleanup(between.Close)
+			f := newFleet(ctx, server.Addr())
+			f.env = []string{"ADDR=" + between.Addr(), "LEASE=6"}
+			dropped := func(call string) <-chan struct{} {
+				return between.DropReply(func(request []byte) bool { return bytes.Contains(request, []byte(call)) })
+			}
+
+			lost := dropped("lock_acquire")
+			w := f.start(kind)
+			Eventually(w.lines).Should(ConsistOf(HavePrefix("held ")))
+			Eventually(lost).Should(BeClosed())
+			state := f.state(ctx)
+
+			Eventually(dropped("lock_extend")).Should(BeClosed())
+			var renewals atomic.Int32
+			between.DropReply(func(request []byte) bool { // none
+				if bytes.Contains(request, []byte("lock_extend")) {
+					renewals.Add(1)
+				}
+				return false
+			})
+			Eventually(renewals.Load).Should(BeNumerically(">=", 2)) // tried again, and goes on
+			Expect(f.state(ctx)).To(And(HaveField("Holder", state.Holder), HaveField("Fence", state.Fence), HaveField("Waiting", 0)))
+
+			lost = dropped("lock_release")
+			w.turn()
+			Eventually(w.lines).Should(HaveExactElements("held "+strconv.FormatInt(state.Fence, 10), "wrote 1", "released"))
+			Eventually(lost).Should(BeClosed())
+			Expect(f.state(ctx).Holder).To(BeEmpty())
+		}, entries(names()))
 })

@@ -174,8 +174,8 @@ func (f *fleet) start(kind string) *worker {
 	f.count++
 	dir, env, args := kinds[kind]()
 	w := &worker{kind: fmt.Sprintf("%s #%d", kind, f.count)}
-	w.cmd = command(context.Background(), dir, append(append(env, f.env...), "NAME="+f.name,
-		"REGISTER=register", "WHO="+w.kind, "LEASE="+strconv.Itoa(lease)), args[0], args[1:]...)
+	env = append(env, "NAME="+f.name, "REGISTER=register", "WHO="+w.kind, "LEASE="+strconv.Itoa(lease))
+	w.cmd = command(context.Background(), dir, append(env, f.env...), args[0], args[1:]...)
 	w.cmd.Stderr = GinkgoWriter
 	var err error
 	w.in, err = w.cmd.StdinPipe()
@@ -221,6 +221,14 @@ func (f *fleet) expire(ctx context.Context) {
 	GinkgoHelper()
 	key := "lock:{" + f.name + "}"
 	Expect(f.client.Do(ctx, f.client.B().Pexpire().Key(key).Milliseconds(1).Build()).AsInt64()).To(BeEquivalentTo(1))
+}
+
+// serverTime is the server's clock in microseconds.
+func (f *fleet) serverTime(ctx context.Context) int64 {
+	GinkgoHelper()
+	now, err := f.client.Do(ctx, f.client.B().Time().Build()).AsIntSlice()
+	Expect(err).NotTo(HaveOccurred())
+	return now[0]*1_000_000 + now[1]
 }
 
 // writers are those whose writes the register took, in order, and their fences.

@@ -53,7 +53,7 @@ export async function withLock(client, name, work, options) {
 export async function acquire(client, name, options = {}) {
   const { leaseMs = 10_000, timeoutMs = Infinity, signal, renew = true, token = randomBytes(16).toString('hex') } = options
   checkLease(leaseMs)
-  if (!(timeoutMs >= 0)) throw new RangeError(`timeoutMs must not be negative: ${timeoutMs}`)
+  if (typeof timeoutMs !== 'number' || !(timeoutMs >= 0)) throw new RangeError(`timeoutMs must be a number, not negative: ${timeoutMs}`)
   const functions = new Functions(client, name, options)
   const end = performance.now() + timeoutMs
   let blocker // connected when there is something to wait for
@@ -152,8 +152,10 @@ export class Lock {
     let unsure = false // it may have been released, and only the reply was lost
     for (const end = performance.now() + GIVE_UP_MS; ; await sleep(100)) {
       const inTime = performance.now() < this.#deadline
+      const breaks = this.#functions.client.breaks()
       try {
         const reply = await this.#functions.release(this.token)
+        unsure ||= inTime && this.#functions.client.breaks() > breaks
         if (reply === 1 || (reply === 0 && unsure)) return
         throw new LostError(`lock "${this.name}" had been lost before it was released`)
       } catch (error) {
@@ -254,24 +256,35 @@ class Functions {
   }
 }
 
-/** What is needed of a client: run(key, args), load(code), closed(), duplicate() with close(). */
+const BREAKS = Symbol('how many connections broke')
+
+/** What is needed of a client: run(key, args), breaks(), load(code), closed(), duplicate() with close(). */
 function adapt(client) {
   const quietly = (copy) => copy.on('error', () => {}) // the call that fails tells
   if (typeof client.call === 'function') { // ioredis
+    if (client[BREAKS] === undefined) { // what then got no answer, it sends again by itself
+      client[BREAKS] = 0
+      client.on(client.isCluster ? '-node' : 'close', () => client[BREAKS]++)
+    }
     return {
       run: (_key, args) => client.call(...args),
+      breaks: () => client[BREAKS],
       load: (code) => Promise.all((client.isCluster ? client.nodes('master') : [client]).map((node) => node.call('FUNCTION', 'LOAD', code))),
       closed: () => client.status === 'end',
       duplicate: async () => adapt(quietly(client.duplicate())),
       close: () => client.disconnect(),
     }
   }
-  if (typeof client.sendCommand !== 'function') throw new TypeError('the client must be one of the packages redis or ioredis')
-  const run = Array.isArray(client.masters) // a cluster sends by key
+  const cluster = Array.isArray(client.masters)
+  if (!cluster && typeof client.createPool !== 'function') { // a pool, or one of createSentinel, is something else
+    throw new TypeError("the client must be of redis' createClient or createCluster, or of ioredis' Redis (for Sentinel, too) or Cluster")
+  }
+  const run = cluster // which sends by key
     ? (key, args) => client.sendCommand(key, false, args)
     : (_key, args) => client.sendCommand(args)
   return {
     run,
+    breaks: () => 0,
     load: (code) => run(undefined, ['FUNCTION', 'LOAD', code]), // in a cluster, to all primaries
     closed: () => !client.isOpen,
     duplicate: async () => {
@@ -287,7 +300,7 @@ function adapt(client) {
 }
 
 function checkLease(ms) {
-  if (!(ms >= 1000)) throw new RangeError(`leaseMs must be at least 1000, or Infinity for never: ${ms}`)
+  if (typeof ms !== 'number' || !(ms >= 1000)) throw new RangeError(`leaseMs must be a number, at least 1000, or Infinity for never: ${ms}`)
 }
 
 const millis = (ms) => String(ms === Infinity ? 0 : Math.ceil(ms))

@@ -6,7 +6,7 @@ import { randomUUID } from 'node:crypto'
 import { fileURLToPath } from 'node:url'
 import { after, before, describe, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { createClient, createCluster } from 'redis'
+import { createClient, createClientPool, createCluster, createSentinel } from 'redis'
 import { Cluster, Redis } from 'ioredis'
 import { acquire, inspect, LostError, NotAcquiredError, reset, withLock } from './redislock.mjs'
 
@@ -137,6 +137,22 @@ for (const [kind, connect] of Object.entries(kinds)) {
       await (await result).release()
     })
 
+    test('a waiter survives that the library is flushed', async () => {
+      const name = newName()
+      const holder = await acquire(client, name, { library })
+      const { result } = await queued(name, { library })
+      await run(client, 'FUNCTION', 'DELETE', 'lock')
+      await holder.release()
+      await (await result).release()
+    })
+
+    test('keys', async () => {
+      for (const [name, key] of Object.entries({ a: 'lock:{a}', 'a:{b}': 'lock:a:{b}', '{}a': 'lock:{{}a}', 'a{b': 'lock:{a{b}', 'a}b': 'lock:{a}b}' })) {
+        await run(client, 'DEL', key)
+        await withLock(client, name, async (lock) => assert.equal(String(await run(client, 'GET', key)), lock.token))
+      }
+    })
+
     timed('the lease is renewed', async () => {
       const name = newName()
       await withLock(client, name, async (lock) => {
@@ -152,6 +168,14 @@ for (const [kind, connect] of Object.entries(kinds)) {
       assert(lock.signal.reason instanceof LostError)
       await assert.rejects(lock.extend(5000), LostError)
       await lock.release().catch((error) => assert(error instanceof LostError)) // the server's lease ends a little later
+    })
+
+    timed('an event loop that was blocked past the lease finds the lock lost', async () => {
+      const lock = await acquire(client, newName(), { leaseMs: 1000 })
+      while (lock.leftMs > 0); // nothing else gets its turn
+      assert.equal(lock.leftMs, 0)
+      await aborted(lock.signal)
+      await lock.release().catch((error) => assert(error instanceof LostError))
     })
 
     timed('the holder is told while a renewal hangs', async () => {
@@ -190,10 +214,14 @@ for (const [kind, connect] of Object.entries(kinds)) {
       for (const [pattern, ...args] of [
         [/must be a string, not empty/, ''],
         [/not beginning with '}'/, '}x'],
-        [/leaseMs must be at least 1000/, 'x', { leaseMs: 10 }],
-        [/timeoutMs must not be negative/, 'x', { timeoutMs: -1 }],
+        ...[10, 0, -1, NaN, '5000'].map((leaseMs) => [/leaseMs must be a number, at least 1000, or Infinity/, 'x', { leaseMs }]),
+        ...[-1, NaN, '5000'].map((timeoutMs) => [/timeoutMs must be a number, not negative/, 'x', { timeoutMs }]),
+        [/LEASE_MS must be a whole number of milliseconds, 13 digits/, 'x', { leaseMs: 1e22 }],
+        [/TOKEN must not be empty/, 'x', { token: '' }],
       ]) await assert.rejects(acquire(client, ...args), pattern)
-      await assert.rejects(acquire({}, 'x'), /packages redis or ioredis/)
+      for (const other of [{}, createClientPool(), createSentinel({ name: 'x', sentinelRootNodes: [] })]) {
+        await assert.rejects(acquire(other, 'x'), /createClient or createCluster/)
+      }
       const name = newName()
       await run(client, 'LPUSH', `lock:{${name}}`, 'not a lock')
       await assert.rejects(acquire(client, name), /WRONGTYPE/)

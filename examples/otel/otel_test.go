@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
 	"testing"
 	"time"
 
@@ -105,6 +106,8 @@ func TestSpansAndMetrics(t *testing.T) {
 
 			var out bytes.Buffer
 			g.Expect(seen.print(t.Context(), &out)).To(Succeed())
+			readme, err := os.ReadFile("README.md")
+			g.Expect(err).NotTo(HaveOccurred())
 			for _, line := range []string{
 				`(?m)^turn +[\d.]+ ms`, `(?m)^  lock\.acquire +[\d.]+ ms +name=orders handed_over=\w+ fence=\d+$`,
 				`(?m)^    FCALL lock_acquire +[\d.]+ ms`, `(?m)^  lock.hold +[\d.]+ ms +name=report error: .*not held$`,
@@ -112,6 +115,7 @@ func TestSpansAndMetrics(t *testing.T) {
 				`(?m)^redislock\.hold\.duration +6 +[\d.]+ ms +[\d.]+ ms +redislock.name=orders$`,
 			} {
 				g.Expect(out.String()).To(MatchRegexp(line))
+				g.Expect(string(readme)).To(MatchRegexp(line))
 			}
 		})
 	}

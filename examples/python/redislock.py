@@ -8,16 +8,22 @@
     with Lock(client, "orders") as lock:     # waits its turn, first come, first served
         pay(order, fence=lock.fence)         # storage refuses a fence lower than the last it saw
 
-    if Lock(client, "orders").acquire(blocking=False): ...
-    if Lock(client, "orders").acquire(timeout=5): ...
+    lock = Lock(client, "orders")
+    if lock.acquire(timeout=5):              # or acquire(blocking=False)
+        try: ...
+        finally: lock.release()
 
-A Lock is for one holder at a time: each thread makes its own, they cost nothing. While it is held a
-thread renews its lease, and `lock.lost` (a threading.Event) is set when the lock may be lost: stop
-then. The server must have lua/lock.lua (`redis-cli -x FUNCTION LOAD < lua/lock.lua`), or give its
-path as `library` and it is loaded when it is missing. Log messages go to the logger "redislock".
+A Lock is for one holder at a time: each thread makes its own, they cost nothing. Until release(), or
+the end of the process, a thread renews its lease, and `lock.lost` (a threading.Event) is set when the
+lock may be lost: stop then. A process made by os.fork() does not hold what its parent does. Whoever
+waits uses a connection of the client's pool: one with a max_connections needs more of them than threads
+wait at once, or the lock is lost because the renewal finds none. The server must have lua/lock.lua
+(`redis-cli -x FUNCTION LOAD < lua/lock.lua`), or give its path as `library` and it is loaded when it is
+missing. Log messages go to the logger "redislock".
 """
 import logging
 import math
+import os
 import random
 import re
 import secrets
@@ -41,8 +47,8 @@ if not hasattr(RedisCluster, "__deepcopy__"):
     RedisCluster.__deepcopy__ = lambda self, memo: self
 
 
-class LockError(Exception):
-    """What the exceptions of this file have in common."""
+class LockError(RuntimeError):
+    """What the exceptions of this file have in common; threading.Lock raises RuntimeErrors, too."""
 
 
 class NotAcquired(LockError):
@@ -94,7 +100,7 @@ class Lock:
         timeout = -1 if timeout is None else timeout
         if not blocking and timeout != -1:
             raise ValueError("can't specify a timeout for a non-blocking call")
-        if timeout < 0 and timeout != -1:
+        if not timeout >= 0 and timeout != -1:
             raise ValueError("timeout value must be a non-negative number")
         if not self._one.acquire(blocking=False):
             raise AlreadyAcquired(f"lock {self.name!r}: this object holds it or waits for it, "
@@ -144,8 +150,13 @@ class Lock:
                 time.sleep(min(1, 0.02 * 2 ** min(failures, 6)) * random.uniform(0.5, 1))
 
     def release(self):
-        """Hands the lock on. NotAcquired: it was not held any more."""
-        hold, self._hold = self._hold, None
+        """Hands the lock on. NotAcquired: it was not held any more.
+
+        A client that sends again by itself what got no answer (RedisCluster; redis-py 6, unless told
+        otherwise by `retry`) can have released it with a call of which only the reply was lost: that
+        is NotAcquired, too.
+        """
+        hold, self._hold = self._held_here(), None
         if hold:
             hold.end()
         elif not self._given_id:
@@ -174,11 +185,15 @@ class Lock:
     def extend(self, expire=None):
         """The lease now ends that long from now (default: as in the constructor)."""
         lease = self._lease if expire is None else _milliseconds(expire)
-        hold = self._hold
+        hold = self._held_here()
         if hold is None and not self._given_id or self.lost.is_set():
             raise NotAcquired(f"lock {self.name!r}: extend of a lock that is not held")
         if not (hold.renew(lease) if hold else self._call("lock_extend", self._keys, self.id, lease)):
             raise NotAcquired(f"lock {self.name!r} has been lost")
+
+    def _held_here(self):
+        """The _Hold, None if there is none or a parent process has it: its threads are not here."""
+        return self._hold if self._hold and self._hold.pid == os.getpid() else None
 
     def reset(self):
         """Takes the lock away from whoever holds it, and hands it on. False: nobody held it."""
@@ -237,6 +252,7 @@ class _Hold:
 
     def __init__(self, lock, token, lease, deadline):
         self._lock, self._token, self._lease, self.deadline = lock, token, lease, deadline
+        self.pid = os.getpid()
         self._changed = threading.Condition()
         self._calls = threading.Lock()  # one at a time: the last that the server saw is the last here
         self._over = False
@@ -283,7 +299,7 @@ class _Hold:
 
 
 def _milliseconds(seconds):
-    if seconds is not None and seconds < 1:
+    if seconds is not None and not 1 <= seconds < math.inf:
         raise ValueError(f"expire must be at least 1 second, or None for never, not {seconds!r}")
     return 0 if seconds is None else math.ceil(seconds * 1000)
 

@@ -110,6 +110,14 @@ class AcquireAndRelease(TestCase):
             self.assertEqual(self.waiting(), 0)
             self.assertFalse(self.lock().acquire(timeout=0))
 
+    def test_infinity_waits_for_ever(self):
+        holder, waiter = self.lock(), self.lock()
+        holder.acquire()
+        result = self.queued(waiter, timeout=float("inf"))
+        holder.release()
+        self.assertTrue(result())
+        waiter.release()
+
     def test_first_come_first_served(self):
         holder, waiters, order = self.lock(), [self.lock() for _ in range(4)], []
         holder.acquire()
@@ -167,6 +175,15 @@ class AcquireAndRelease(TestCase):
             self.assertTrue(result())
         waiter.release()
 
+    def test_a_waiter_survives_that_the_library_is_flushed(self):
+        holder, waiter = self.lock(), self.lock()
+        holder.acquire()
+        result = self.queued(waiter)
+        self.client.function_delete("lock")
+        holder.release()
+        self.assertTrue(result())
+        waiter.release()
+
     def test_one_object_is_for_one_holder(self):
         with self.lock() as lock, self.assertRaises(AlreadyAcquired):
             lock.acquire()
@@ -179,6 +196,30 @@ class AcquireAndRelease(TestCase):
         there.release()
         with self.assertRaises(NotAcquired):
             here.release()
+
+
+    def test_the_child_of_a_fork_does_not_hold_it(self):
+        with self.lock() as lock:
+            pid = os.fork()
+            if pid == 0:  # what it finds is its exit status
+                try:
+                    with self.assertRaises(NotAcquired):
+                        lock.extend()
+                    with self.assertRaises(NotAcquired):
+                        lock.release()
+                    with self.assertRaises(AlreadyAcquired):
+                        lock.acquire()
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            self.assertEqual(os.waitpid(pid, 0)[1], 0)
+            self.assertEqual(lock.get_owner_id(), lock.id)
+
+    def test_a_client_that_decodes_replies(self):
+        self.client = connect(decode_responses=True)
+        with self.lock() as lock:
+            self.assertEqual(lock.get_owner_id(), lock.id)
+            self.assertFalse(self.lock().acquire(timeout=0.01))
 
 
 class Lease(TestCase):
@@ -235,6 +276,7 @@ class Lease(TestCase):
             eventually(lambda: self.left() > 5000)
 
     def test_release_of_what_was_never_acquired(self):
+        self.assertTrue(issubclass(NotAcquired, RuntimeError))  # which threading.Lock raises
         for call in self.lock().release, self.lock().extend:
             with self.assertRaises(NotAcquired):
                 call()
@@ -251,7 +293,12 @@ class WrongCalls(TestCase):
         }.items():
             with self.assertRaisesRegex(ValueError, text):
                 Lock(**{"client": self.client, "name": self.name, **options})
-        for options in {"blocking": False, "timeout": 1}, {"timeout": -2}:
+        for expire in 0, -1, float("inf"), float("nan"):
+            with self.assertRaisesRegex(ValueError, "or None for never"):
+                self.lock(expire=expire)
+        with self.assertRaisesRegex(redis.ResponseError, "LEASE_MS must be a whole number of milliseconds, 13 digits"):
+            self.lock(expire=1e11).acquire()
+        for options in {"blocking": False, "timeout": 1}, {"timeout": -2}, {"timeout": float("nan")}:
             with self.assertRaisesRegex(ValueError, "timeout"):
                 self.lock().acquire(**options)
 
@@ -273,7 +320,7 @@ class WrongCalls(TestCase):
             Lock(redis.Redis(port=1, socket_timeout=1), self.name).acquire(timeout=0.1)
 
     def test_keys(self):
-        for name, key in {"a": "lock:{a}", "a:{b}": "lock:a:{b}", "{}a": "lock:{{}a}", "a{b": "lock:{a{b}"}.items():
+        for name, key in {"a": "lock:{a}", "a:{b}": "lock:a:{b}", "{}a": "lock:{{}a}", "a{b": "lock:{a{b}", "a}b": "lock:{a}b}"}.items():
             self.client.delete(key)
             with Lock(self.client, name, library=LIBRARY) as lock:
                 self.assertEqual(self.client.get(key).decode(), lock.id)

@@ -171,6 +171,14 @@ end mine" ]
   said served
 }
 
+@test "keys" {
+  for pair in 'a lock:{a}' 'a:{b} lock:a:{b}' '{}a lock:{{}a}' 'a{b lock:{a{b}' 'a}b lock:{a}b}'; do
+    $REDIS_CLI DEL "${pair#* }"
+    run ./redislock.sh "${pair% *}" sh -c '[ "$('"$REDIS_CLI"' GET "$1")" = "$LOCK_TOKEN" ]' - "${pair#* }"
+    [ "$status" = 0 ]
+  done
+}
+
 @test "a wrong call says what to do" {
   for wrong in "|x" "}a|x" "a|"; do
     run ./redislock.sh "${wrong%|*}" ${wrong#*|}
@@ -179,8 +187,10 @@ end mine" ]
   [[ $output == usage:* ]]
   LOCK_LEASE=1 run ./redislock.sh a true
   [ "$status $output" = "64 with_lock: LOCK_LEASE must be 3 or more, not 1" ]
-  LOCK_TIMEOUT=1s run ./redislock.sh a true
-  [[ $status == 64 && $output == *"must be whole seconds, not 1s" ]]
+  for wrong in 1s -1 1.5 1000000000000000000000; do
+    LOCK_TIMEOUT=$wrong run ./redislock.sh a true
+    [[ $status == 64 && $output == *"must be whole seconds, 9 digits at most, not $wrong" ]]
+  done
   REDIS_CLI=no-such-cli run ./redislock.sh a true
   [[ $status == 69 && $output == *no-such-cli* ]]
   $REDIS_CLI LPUSH "lock:$tagged" 'not a lock'

@@ -36,7 +36,7 @@ _lock_main() { # ends the process
   _lock_lease=${LOCK_LEASE:-10}
   for _lock_rest in "${LOCK_TIMEOUT:-0}" "$_lock_lease"; do
     case $_lock_rest in
-      *[!0-9]* | 0?*) _lock_wrong="LOCK_TIMEOUT and LOCK_LEASE must be whole seconds, not $_lock_rest" ;;
+      *[!0-9]* | 0?* | ??????????*) _lock_wrong="LOCK_TIMEOUT and LOCK_LEASE must be whole seconds, 9 digits at most, not $_lock_rest" ;;
     esac
   done
   [ -n "$_lock_wrong" ] || [ "$_lock_lease" -ge 3 ] || _lock_wrong="LOCK_LEASE must be 3 or more, not $_lock_lease"

@@ -371,12 +371,13 @@ func (m *model) queueView() string {
 	shown := cells(l)
 	about := "nobody holds it"
 	if l.Holder != "" {
-		about = fmt.Sprintf("held by %s for %s, lease left %s, fence %s", shown[1], shown[2], shown[3], shown[6])
+		about = fmt.Sprintf("held by %s for %s, lease left %s", shown[1], shown[2], shown[3]) // 80 columns, with 128 random bits
 	}
-	lines := []string{bold.Render(shown[0]) + "  " + strconv.FormatInt(l.Waiting, 10) + " waiting", about}
+	title := bold.Render(shown[0]) + "  fence " + shown[6] + ", " + strconv.FormatInt(l.Waiting, 10) + " waiting"
 	if int(l.Waiting) > len(m.waiters) && len(m.waiters) > 0 {
-		lines[0] += fmt.Sprintf(", the first %s are shown", thousands(len(m.waiters)))
+		title += fmt.Sprintf(", the first %s are shown", thousands(len(m.waiters)))
 	}
+	lines := []string{title, about}
 	widths := []int{5, max(8, m.width-2-5-3*9-4), 9, 9, 9}
 	right := func(column int) bool { return column != 1 }
 	lines = append(lines, bold.Render("  "+line([]string{"PLACE", "TOKEN", "WAITED", "LAPSES IN", "LEASE"}, widths, right)))
@@ -407,12 +408,17 @@ func (m *model) statusLine() string {
 			ansi.Truncate(quote(m.asked.Name), room, "…"), ansi.Truncate(quote(m.asked.Holder), room, "…")))
 	case m.typing:
 		return m.input.View()
-	case m.status != "":
-		return bold.Render(m.status)
-	case m.open != nil && m.open.Error != "":
-		return bad.Render(quote(m.open.Error))
-	case len(m.snap.Errors) > 0:
-		return bad.Render(quote(strings.Join(m.snap.Errors, "; ")))
 	}
-	return ""
+	// What was answered to a key stays until the next one. It must not hide that the list is old.
+	var parts []string
+	if m.status != "" {
+		parts = append(parts, bold.Render(m.status))
+	}
+	switch {
+	case m.open != nil && m.open.Error != "":
+		parts = append(parts, bad.Render(quote(m.open.Error)))
+	case len(m.snap.Errors) > 0:
+		parts = append(parts, bad.Render(quote(strings.Join(m.snap.Errors, "; "))))
+	}
+	return strings.Join(parts, "; ")
 }
