@@ -1,0 +1,94 @@
+package redislock
+
+import (
+	"context"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/redis/rueidis"
+
+	"github.com/seed-ee05a192/redislock/internal/redistest"
+)
+
+// What has to happen at the same moment for these to be seen from outside is made to happen here.
+var _ = Describe("a waiter", func() {
+	var l *Locker
+	BeforeEach(func() {
+		server, err := redistest.Start()
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(server.Stop)
+		client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{server.Addr()}, DisableCache: true})
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(client.Close)
+		l, err = New(client, Options{})
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(l.Close)
+	})
+
+	// begun is a waiter for the lock "x" whose first call was answered.
+	begun := func(ctx context.Context) *waiter {
+		w := &waiter{request: l.opts.request(), l: l, ctx: ctx, ended: make(chan struct{})}
+		w.begin("x")
+		return w
+	}
+
+	It("that is granted the lock when its ctx ends gives it back", func(ctx SpecContext) {
+		short, cancel := context.WithCancel(ctx)
+		w := begun(short)
+		Expect(w.ended).To(BeClosed())
+		Expect(w.err).NotTo(HaveOccurred())
+		cancel()
+		w.quit()
+		Expect(w.result()).Error().To(And(MatchError(ErrNotAcquired), MatchError(context.Canceled)))
+		Expect(l.Inspect(ctx, "x")).To(HaveField("Holder", ""))
+	})
+
+	It("that comes while the Locker is being closed is refused", func(ctx SpecContext) {
+		l.hub.refuse()
+		w := begun(ctx)
+		Expect(w.ended).To(BeClosed())
+		Expect(w.result()).Error().To(MatchError(ErrClosed))
+	})
+
+	Describe("that is told of a hand-over while it checks in", func() {
+		var w *waiter
+		var told signal
+		BeforeEach(func(ctx SpecContext) {
+			lock, err := l.Acquire(ctx, "x")
+			Expect(err).NotTo(HaveOccurred())
+			w = begun(ctx)
+			Expect(w.ended).NotTo(BeClosed())
+			state, err := l.Inspect(ctx, "x")
+			Expect(err).NotTo(HaveOccurred())
+			l.hub.mu.Lock()
+			defer l.hub.mu.Unlock()
+			told = signal{fence: state.Fence + 1, deadline: w.seen + time.Since(w.seenAt).Milliseconds() + handedLease.Milliseconds()}
+			DeferCleanup(func() {
+				_, _ = w.result()
+				Expect(lock.Release(context.Background())).To(Succeed())
+			})
+		})
+
+		It("does not go on before that is answered: sent on another connection, it could come after the release", func() {
+			l.hub.mu.Lock()
+			w.calling = make(chan struct{})
+			w.tell(told)
+			Expect(w.over).To(BeFalse())
+			w.calling = nil
+			w.undo(ErrClosed)
+			l.hub.mu.Unlock()
+			Eventually(w.ended).Should(BeClosed())
+		})
+
+		It("has the lock when it is answered", func() {
+			l.hub.mu.Lock()
+			w.told = told
+			w.call()
+			l.hub.mu.Unlock()
+			Expect(w.ended).To(BeClosed())
+			Expect(w.err).NotTo(HaveOccurred())
+			Expect(w.grant.fence).To(Equal(told.fence))
+		})
+	})
+})
