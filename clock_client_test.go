@@ -58,7 +58,7 @@ var _ = Describe("a client's clock", func() {
 			lease   = 3 * time.Second // of the child
 			renewal = lease / 3       // and not sooner
 			checkIn = time.Second     // of the first in the queue, and not sooner
-			block   = 5 * time.Second // of its BLPOP
+			block   = 2 * time.Second // of its BLPOP
 		)
 		program := steppable(ctx)
 		s := ownServer()

@@ -13,9 +13,10 @@ import (
 )
 
 const (
-	// blockFor is how long one BLPOP blocks. When nobody waits any more, the connection is given
-	// back after this at the latest.
-	blockFor = 5 * time.Second
+	// blockFor is how long one BLPOP blocks. It may block on a primary that is none any more, as nobody
+	// tells it: then signals are heard again after this at the latest, and what is handed to waits that
+	// are over is passed on. When nobody waits any more, the connection is given back likewise.
+	blockFor = 2 * time.Second
 	// blockGrace is what BLPOP's reply may be late; after that the connection is given up. A server
 	// can ignore the timeout of a BLPOP (CLIENT PAUSE), and a silent network does.
 	blockGrace = 2 * time.Second

@@ -176,6 +176,7 @@ var _ = describe("Locker", func() {
 		}
 		waiting, cancel := context.WithCancel(ctx)
 		first, leave := context.WithCancel(ctx)
+		defer leave()
 		acquiring(first, l, name, 101)
 		for i := range 9 {
 			acquiring(waiting, l, name, 102+i)
