@@ -196,7 +196,7 @@ func (c *Cluster) Move(key string, to *Server, during func(moved int)) error {
 
 // Settle returns when each primary has its replicas, in sync, and all nodes say that all is well.
 func (c *Cluster) Settle() error {
-	return within(30*time.Second, "the cluster does not settle", func() bool {
+	return within(time.Minute, "the cluster does not settle", func() bool {
 		primaries, replicas := 0, 0
 		for _, s := range c.Servers {
 			role, synced := s.Role()

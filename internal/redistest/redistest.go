@@ -20,9 +20,9 @@ import (
 )
 
 const (
-	startTimeout = 30 * time.Second // until a new server must answer
-	stopTimeout  = 5 * time.Second  // from SIGTERM to SIGKILL
-	attempts     = 10               // ports tried
+	startTimeout = time.Minute     // until a new server must answer
+	stopTimeout  = 5 * time.Second // from SIGTERM to SIGKILL
+	attempts     = 10              // ports tried
 )
 
 var errPortTaken = errors.New("redistest: the port is taken")

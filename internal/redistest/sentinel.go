@@ -119,7 +119,7 @@ func (t *Sentinel) Replaced(old *Server) error {
 // failover can come. A failover that came while a server was down takes some ten seconds more to
 // settle: Sentinel turns an old primary into a replica only then.
 func (t *Sentinel) Settle() error {
-	return within(30*time.Second, "the Sentinels do not agree on a primary with replicas in sync", func() bool {
+	return within(time.Minute, "the Sentinels do not agree on a primary with replicas in sync", func() bool {
 		p := t.Primary()
 		if p == nil {
 			return false
