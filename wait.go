@@ -19,9 +19,9 @@ const (
 	foremostCheckIn = time.Second
 	// placeOfMany times the number of waiters that this Locker has for a lock is how long their places
 	// are kept, if that is longer than Options.WaitTTL: a third of it is how often each calls, so all of
-	// them together call some 45 times a second. If they die, nobody waits so long: the server sees that
-	// their signals lie unread.
-	placeOfMany = 67 * time.Millisecond
+	// them together call 40 times a second, and those in front a few times more. If they die, nobody
+	// waits so long: the server sees that their signals lie unread.
+	placeOfMany = 75 * time.Millisecond
 	// promptly is how long a wait that ended goes on for its place in the queue to be given up.
 	// After that it does so in the background.
 	promptly = time.Second

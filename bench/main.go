@@ -73,13 +73,13 @@ func fullPlan() plan {
 
 func quickPlan() plan {
 	return plan{
-		rounds: 3, slice: 60 * time.Millisecond, farRounds: 1, farSlice: 300 * time.Millisecond,
+		rounds: 2, slice: 60 * time.Millisecond, farRounds: 1, farSlice: 150 * time.Millisecond,
 		cells: []cell{
-			{contenders: 16, hold: 0, rounds: 2, more: 4, length: 120 * time.Millisecond},
-			{contenders: 16, hold: time.Millisecond, rounds: 1, length: 200 * time.Millisecond},
-			{contenders: 64, hold: time.Millisecond, rounds: 1, length: 300 * time.Millisecond},
+			{contenders: 16, hold: 0, rounds: 1, more: 5, length: 120 * time.Millisecond},
+			{contenders: 16, hold: time.Millisecond, rounds: 1, length: 100 * time.Millisecond},
+			{contenders: 64, hold: time.Millisecond, rounds: 1, length: 200 * time.Millisecond},
 		},
-		crowd: 5000, idlers: 1000, idle: 10 * time.Second, kills: 1,
+		crowd: 5000, idlers: 1000, idle: 8 * time.Second, kills: 1,
 		depths: []int{10, 1000, 10_000}, batches: 8,
 	}
 }
