@@ -48,7 +48,7 @@ type plan struct {
 func fullPlan() plan {
 	p := plan{
 		rounds: 8, slice: 250 * time.Millisecond, farRounds: 5, farSlice: 750 * time.Millisecond,
-		crowd: 100_000, idlers: 1000, idle: 20 * time.Second, kills: 3,
+		crowd: 100_000, idlers: 1000, idle: 50 * time.Second, kills: 3,
 		depths: []int{10, 1000, 100_000}, batches: 30,
 	}
 	for _, hold := range []time.Duration{0, time.Millisecond, 10 * time.Millisecond} {
@@ -79,7 +79,7 @@ func quickPlan() plan {
 			{contenders: 16, hold: time.Millisecond, rounds: 1, length: 100 * time.Millisecond},
 			{contenders: 64, hold: time.Millisecond, rounds: 1, length: 200 * time.Millisecond},
 		},
-		crowd: 5000, idlers: 1000, idle: 8 * time.Second, kills: 1,
+		crowd: 5000, idlers: 1000, idle: 12 * time.Second, kills: 1,
 		depths: []int{10, 1000, 10_000}, batches: 8,
 	}
 }
