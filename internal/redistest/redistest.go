@@ -4,6 +4,7 @@ package redistest
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -174,7 +175,7 @@ func (s *Server) run() error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.Now().Add(startTimeout); time.Now().Before(deadline); {
-		if answers(s.Addr(), cmd.Process.Pid) {
+		if s.isReady(offset) && answers(s.Addr(), cmd.Process.Pid) {
 			unlinkShared(cmd.Process.Pid)
 			return nil
 		}
@@ -191,6 +192,13 @@ func (s *Server) run() error {
 	_ = cmd.Process.Kill()
 	<-done
 	return fmt.Errorf("redistest: no answer from redis-server within %v\n%s", startTimeout, s.log(offset))
+}
+
+// isReady tells whether the process says in its log that it has the port: an error that answers a PING
+// could be a stranger's. A Sentinel says no such thing.
+func (s *Server) isReady(offset int64) bool {
+	text, _ := os.ReadFile(s.logPath())
+	return s.conf != "" || bytes.Contains(text[min(int(offset), len(text)):], []byte("Ready to accept connections"))
 }
 
 func (s *Server) logPath() string { return filepath.Join(s.dir, "redis.log") }
