@@ -34,7 +34,7 @@ lint: golangci ## gofmt, go vet, golangci-lint, luacheck, shellcheck
 	luacheck lua
 	shellcheck examples/shell/*
 
-bench: ## the lock beside its peers, about 8 minutes, into bench/results (REDIS_URL: not a server of its own)
+bench: ## the lock beside its peers, about 10 minutes, into bench/results (REDIS_URL: not a server of its own)
 	@$(need) go redis-server
 	cd bench && go run .
 
