@@ -77,14 +77,15 @@ local function misuse(usage, keys, args)
       #usage.args, table.concat(usage.args, ' '), #args)
   end
   for i = 2, #keys do
+    local key = keys[i]
     for j = 1, i - 1 do
-      if keys[i] == keys[j] then
+      if key == keys[j] then
         return string.format('keys %s and %s must differ', usage.keys[j], usage.keys[i])
       end
     end
   end
-  for i, name in ipairs(usage.args) do
-    local value = args[i]
+  for i = 1, #args do
+    local name, value = usage.args[i], args[i]
     if name == 'TOKEN' then
       if value == '' then
         return 'TOKEN must not be empty'
@@ -116,9 +117,18 @@ end
 local function tell_time(c)
   if not c.now then
     local time = redis.call('TIME')
-    c.micros = time[1] * 1000000 + time[2]
+    c.micros_text = time[1] .. string.sub('00000' .. time[2], -6)
+    c.micros = tonumber(c.micros_text)
     c.now = math.floor(c.micros / 1000)
   end
+end
+
+-- What comes after a number, and not before the clock: max(number + 1, microseconds). Also as text.
+local function after(c, number)
+  if number < c.micros then
+    return c.micros, c.micros_text
+  end
+  return number + 1, decimal(number + 1)
 end
 
 -- What the state says of a waiter. Without an entry (the hash was lost) its signal is nil, and it
@@ -171,13 +181,11 @@ local function find_first(c)
       return
     end
     tell_time(c)
-    local fields = { 'fence' }
-    if c.asks then
-      fields = { 'fence', 'last', '@' .. c.token }
-    end
-    local more = #fields
-    for i, token in ipairs(tokens) do
-      fields[more + i] = '@' .. token
+    local fields = c.asks and { 'fence', 'last', '@' .. c.token, '@' .. tokens[1] }
+      or { 'fence', '@' .. tokens[1] }
+    local more = #fields - 1
+    for i = 2, #tokens do
+      fields[more + i] = '@' .. tokens[i]
     end
     local values = redis.call('HMGET', c.state, unpack(fields))
     c.fence = tonumber(values[1]) or 0
@@ -185,7 +193,8 @@ local function find_first(c)
       c.last, c.mine = values[2], values[3]
     end
     c.first = nil
-    for i, token in ipairs(tokens) do
+    for i = 1, #tokens do
+      local token = tokens[i]
       local waiter = waiter_of(c, token, values[more + i])
       local unread_since = c.dead[waiter.signal or '']
       local dead = unread_since and waiter.called <= unread_since and token ~= c.token
@@ -203,17 +212,20 @@ end
 -- The lock as it is: c.holder (false: free), and what find_first finds.
 local function look(keys, token, asks)
   local c = {
-    lock = keys[1], queue = keys[2], state = keys[3], token = token, asks = asks, dead = {},
+    lock = keys[1], queue = keys[2], state = keys[3], token = token, asks = asks,
+    holder = redis.call('GET', keys[1]),
+    dead = {}, fence = nil, first = nil, last = nil, mine = nil, -- by find_first
+    now = nil, micros = nil, micros_text = nil, -- by tell_time
   }
-  c.holder = redis.call('GET', c.lock)
   find_first(c)
   return c
 end
 
 local function next_fence(c)
   tell_time(c)
-  c.fence = math.max(c.fence + 1, c.micros)
-  redis.call('HSET', c.state, 'fence', decimal(c.fence))
+  local text
+  c.fence, text = after(c, c.fence)
+  redis.call('HSET', c.state, 'fence', text)
 end
 
 -- The caller holds the lock, from now on for this lease. The state outlives it.
@@ -258,8 +270,7 @@ local function hand_over(c)
     if waiter.lease > 0 then
       lease = math.min(waiter.lease, CLAIM_MS)
     end
-    local fence = math.max(c.fence + 1, c.micros)
-    local fence_text = decimal(fence)
+    local fence, fence_text = after(c, c.fence)
     -- The only step that can be refused comes first: nothing would be rolled back.
     local unread = redis.pcall('RPUSH', waiter.signal,
       fence_text .. ' ' .. decimal(c.now + lease) .. ' ' .. waiter.token)
@@ -305,7 +316,7 @@ local function enqueue(c, signal, lease, wait)
   if c.first and not last then
     last = redis.call('ZRANGE', c.queue, -1, -1, 'WITHSCORES')[2] -- the hash was lost
   end
-  local place = decimal(math.max((last or 0) + 1, c.micros))
+  local _, place = after(c, tonumber(last) or 0)
   local added = redis.call('ZADD', c.queue, 'NX', place, c.token) == 1
   local position = 1
   if not added then
@@ -316,7 +327,7 @@ local function enqueue(c, signal, lease, wait)
   local alone = added and position == 1
   local new = not alone and not c.last
 
-  local now, wait_ms = decimal(c.now), decimal(wait)
+  local now, wait_ms = string.sub(c.micros_text, 1, -4), decimal(wait)
   local fields = {
     '@' .. c.token, now .. ' ' .. wait_ms .. ' ' .. decimal(lease) .. ' ' .. signal,
     'last', added and place or last,
