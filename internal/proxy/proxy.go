@@ -246,7 +246,7 @@ func (l *link) write(queue <-chan chunk, send func([]byte)) bool {
 		case <-l.ctx.Done():
 			return false
 		}
-		if wait := time.Until(c.due); wait > 0 {
+		if wait := time.Until(c.due) - timersAreLate; wait > 0 {
 			timer := time.NewTimer(wait)
 			select {
 			case <-timer.C:
@@ -254,6 +254,9 @@ func (l *link) write(queue <-chan chunk, send func([]byte)) bool {
 				timer.Stop()
 				return false
 			}
+		}
+		if wait := time.Until(c.due); wait > 0 {
+			sleepExactly(wait)
 		}
 		switch {
 		case l.p.isHole():
