@@ -3,15 +3,20 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/redis/rueidis"
+
+	"github.com/seed-ee05a192/redislock"
 	"github.com/seed-ee05a192/redislock/internal/redistest"
 )
 
@@ -59,12 +64,12 @@ func TestRun(t *testing.T) {
 	n := len(peers)
 	want(t, "rows", rows, map[string]int{
 		"Who is compared":                                head + n,
-		"Hand-over with a round trip of 10 ms":           head + n, // a PING more, and only one of the rings
+		"Hand-over with a round trip of 10 ms":           head + n, // a PING more, and no piped ring
 		"Hand-over on loopback":                          head + n - 1,
 		"2 contenders, hold 0s":                          head + n,
 		"16 contenders, hold 1ms":                        head + n,
 		"16 contenders, hold 0s":                         head + n,
-		"A free lock: acquire and release":               head + 2*7,
+		"A free lock: acquire and release":               head + 2*8,
 		"Time of each function on the server, µs a call": head + 9,
 		"Memory of Redis":                                head + 2,
 		"Idle waiters":                                   head + 1,
@@ -108,6 +113,60 @@ func TestRun(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// What the bare functions run is what lock.lua runs, command by command.
+func TestBare(t *testing.T) {
+	ctx := t.Context()
+	s, err := redistest.Start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Stop() }()
+	client, err := newTarget(fmt.Sprint("redis://", s.Addr())).rueidis()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if err := errors.Join(redislock.Load(ctx, client), loadBare(client)); err != nil {
+		t.Fatal(err)
+	}
+	l := &rawLock{name: "x", holder: "h"}
+	do := func(calls ...rueidis.Completed) {
+		t.Helper()
+		if err := send(ctx, client, calls); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// ran returns how often each command was run by these calls.
+	ran := func(calls ...rueidis.Completed) map[string]string {
+		t.Helper()
+		do(client.B().ConfigResetstat().Build())
+		do(calls...)
+		stats, err := client.Do(ctx, client.B().Info().Section("commandstats").Build()).ToString()
+		if err != nil {
+			t.Fatal(err)
+		}
+		counts := make(map[string]string)
+		for _, m := range regexp.MustCompile(`(?m)^cmdstat_(\w+)[^:]*:calls=(\d+)`).FindAllStringSubmatch(stats, -1) {
+			counts[m[1]] = m[2]
+		}
+		for _, own := range []string{"config", "hello", "client"} { // of new connections
+			delete(counts, own)
+		}
+		return counts
+	}
+	bare := func(function string, n int, args ...string) rueidis.Completed {
+		keys := append(l.keys(), l.signal())[:n]
+		return client.B().Fcall().Function(function).Numkeys(int64(n)).Key(keys...).Arg(args...).Build()
+	}
+	acquire, release := ran(l.acquire(client, l.holder, longWait)), ran(l.call(client, "lock_release", l.holder))
+	want(t, "a free acquire", ran(bare("bare_acquire", 4, "t", "1", "1")), acquire)
+	want(t, "a release that nobody waits for", ran(bare("bare_release", 3, "t")), release)
+	do(append([]rueidis.Completed{l.acquire(client, l.holder, longWait)}, l.join(client, 3)...)...)
+	enqueue, handOver := ran(l.acquire(client, "one more", "30000")), ran(l.call(client, "lock_release", l.holder))
+	want(t, "queueing", ran(bare("bare_enqueue", 4, "t", "1", "1")), enqueue)
+	want(t, "a hand-over", ran(bare("bare_hand_over", 3, "t", "list")), handOver)
 }
 
 func TestRunOfNothing(t *testing.T) {

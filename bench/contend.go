@@ -20,6 +20,7 @@ type contest struct {
 	name    string
 	hold    time.Duration
 	sent    *atomic.Int64 // commands of all of them
+	blocked *atomic.Int64 // BLPOPs of these
 	pinger  rueidis.Client
 }
 
@@ -37,6 +38,7 @@ type window struct {
 	from, to int // of the grants
 	took     time.Duration
 	sent     int64 // commands
+	blocked  int64
 }
 
 // run has all contenders begin at once and go on for the given time, to the end of a whole round (a
@@ -62,9 +64,12 @@ func (c *contest) run(ctx context.Context, length time.Duration) (*slice, error)
 		switch {
 		case up.Load():
 		case n == len(c.clients):
-			s.steady = window{n, n, got, c.sent.Load()}
+			s.steady = window{n, n, got, c.sent.Load(), c.blocked.Load()}
 		case got > length && whole || got > length+max(length, time.Second):
-			s.steady = window{s.steady.from, n, got - s.steady.took, c.sent.Load() - s.steady.sent}
+			s.steady = window{
+				s.steady.from, n, got - s.steady.took,
+				c.sent.Load() - s.steady.sent, c.blocked.Load() - s.steady.blocked,
+			}
 			up.Store(true)
 		}
 	}
@@ -107,7 +112,7 @@ func (c *contest) run(ctx context.Context, length time.Duration) (*slice, error)
 		s.slack = max(longest, time.Millisecond)
 		return err
 	})
-	s.steady.sent = c.sent.Load()
+	s.steady.sent, s.steady.blocked = c.sent.Load(), c.blocked.Load()
 	began = time.Now()
 	close(start)
 	err := g.Wait()
@@ -211,6 +216,7 @@ type contended struct {
 	GrantP50   time.Duration `json:"grant_wait_p50_ns"` // where each grant counts the same
 	GrantP99   time.Duration `json:"grant_wait_p99_ns"`
 	Commands   float64       `json:"commands_per_cycle"`
+	Blocking   float64       `json:"blpops_per_cycle"` // of these
 	ServerCPU  time.Duration `json:"server_cpu_per_cycle_ns"`
 	Doubles    int           `json:"doubles"`
 
@@ -219,6 +225,7 @@ type contended struct {
 	jains  []float64
 	steady int // grants of all slices in their windows
 	sent   int64
+	blpops int64
 	done   int // all grants
 	cpu    time.Duration
 }
@@ -234,6 +241,7 @@ func (r *contended) add(s *slice) {
 	}
 	r.steady += s.steady.to - s.steady.from
 	r.sent += s.steady.sent
+	r.blpops += s.steady.blocked
 	r.done += len(s.grants)
 }
 
@@ -254,6 +262,7 @@ func (r *contended) finish() {
 	r.P50, r.P99, r.Max = quantile(r.waits, 50), quantile(r.waits, 99), time.Duration(r.waits.Max())
 	r.GrantP50, r.GrantP99 = quantile(grants, 50), quantile(grants, 99)
 	r.Commands = float64(r.sent) / float64(r.steady)
+	r.Blocking = float64(r.blpops) / float64(r.steady)
 	r.ServerCPU = r.cpu / time.Duration(r.done)
 }
 
@@ -277,7 +286,7 @@ func (c cell) run(ctx context.Context, b *bench, among []peer) ([]*contended, er
 			return nil, err
 		}
 		defer closeAll(clients)
-		contest := &contest{clients: clients, name: b.name(p.name), hold: c.hold, sent: t.sent, pinger: b.admin}
+		contest := &contest{clients: clients, name: b.name(p.name), hold: c.hold, sent: t.sent, blocked: t.blocked, pinger: b.admin}
 		if err := contest.warmUp(ctx, !p.polls); err != nil {
 			return nil, fmt.Errorf("%s: %w", p.name, err)
 		}

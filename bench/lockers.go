@@ -48,6 +48,7 @@ var peers = []peer{
 	{name: ringName, note: "no lock: RPUSH to the next one's list, then BLPOP on one's own, two calls", ring: true},
 	{name: pipedRingName, note: "the same in one write: the limit of two commands", ring: true},
 	{name: threeRingName, note: "no lock, with the calls of ours: FCALL, BLPOP, FCALL: the limit of three", ring: true},
+	{name: twentyRingName, note: "that, and in the functions the 20 commands that ours run, with no thought in between", ring: true},
 }
 
 // client is a locker of which is seen when it sends.
@@ -89,6 +90,8 @@ type target struct {
 	url  string
 	addr string // dialled in place of the URL's, if there is one
 	sent *atomic.Int64
+	// blocked are those of them that are BLPOP.
+	blocked *atomic.Int64
 	// asked is when one client sent its first command since this was 0, in ns since processStart.
 	// BLPOP does not count: our library sends one for the next signals whenever one came.
 	asked *atomic.Int64
@@ -97,12 +100,12 @@ type target struct {
 var processStart = time.Now()
 
 func newTarget(url string) target {
-	return target{url: url, sent: new(atomic.Int64), asked: new(atomic.Int64)}
+	return target{url: url, sent: new(atomic.Int64), blocked: new(atomic.Int64), asked: new(atomic.Int64)}
 }
 
 // counted is the same server with counts of its own.
 func (t target) counted() target {
-	t.sent, t.asked = new(atomic.Int64), new(atomic.Int64)
+	t.sent, t.blocked, t.asked = new(atomic.Int64), new(atomic.Int64), new(atomic.Int64)
 	return t
 }
 
@@ -166,7 +169,9 @@ func (c *countingConn) Write(b []byte) (int, error) {
 			return
 		}
 		c.t.sent.Add(1)
-		if !bytes.EqualFold(name, []byte("BLPOP")) && c.t.asked.Load() == 0 {
+		if bytes.EqualFold(name, []byte("BLPOP")) {
+			c.t.blocked.Add(1)
+		} else if c.t.asked.Load() == 0 {
 			c.t.asked.CompareAndSwap(0, int64(time.Since(processStart)))
 		}
 	})

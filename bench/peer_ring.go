@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/redis/rueidis"
 )
@@ -17,22 +18,19 @@ import (
 // "ring" makes two calls, as a user would: RPUSH, and when that is answered, BLPOP. "ring piped"
 // sends both in one write on one connection, so that its client is back in the queue at once.
 // "ring of three" makes the calls of a lock without the lock: FCALL of a function that does nothing,
-// BLPOP, FCALL of one that does the RPUSH. It is the limit of what a lock can reach that is made of
-// these three calls.
+// BLPOP, FCALL of one that does the RPUSH. "ring of twenty" has these two functions run the twenty
+// commands that lock_acquire and lock_release run in a cycle, with fixed arguments and no thought in
+// between: the limit of what a lock can reach that keeps in Redis what this one keeps there.
 const (
-	ringName      = "ring"
-	pipedRingName = "ring piped"
-	threeRingName = "ring of three"
+	ringName       = "ring"
+	pipedRingName  = "ring piped"
+	threeRingName  = "ring of three"
+	twentyRingName = "ring of twenty"
 )
 
 func isRing(name string) bool {
-	return name == ringName || name == pipedRingName || name == threeRingName
+	return slices.Contains([]string{ringName, pipedRingName, threeRingName, twentyRingName}, name)
 }
-
-const threeRingLibrary = `#!lua name=benchring
-redis.register_function('benchring_enter', function() return { 0, 1, 1000, 1795457705672 } end)
-redis.register_function('benchring_pass', function(keys, args) return redis.call('RPUSH', keys[1], args[1]) end)
-`
 
 type ringClient struct {
 	client    rueidis.Client
@@ -40,8 +38,10 @@ type ringClient struct {
 	giveBack  func()
 	own, next int
 	first     bool   // has to put the token into the ring
-	three     bool   // by functions
+	enter     string // the functions by which it queues and pushes, if it does
+	pass      string
 	passing   string // piped: the list to push to with the next call
+	name      string
 	list      string // its own
 }
 
@@ -55,9 +55,12 @@ func openRing(t target, i, n int, name string) (locker, error) {
 	case pipedRingName:
 		r.dedicated, r.giveBack = client.Dedicate()
 	case threeRingName:
-		r.three = true
-		load := client.B().FunctionLoad().Replace().FunctionCode(threeRingLibrary).Build()
-		err = client.Do(context.Background(), load).Error()
+		r.enter, r.pass = "bare_enter", "bare_push"
+	case twentyRingName:
+		r.enter, r.pass = "bare_enqueue", "bare_hand_over"
+	}
+	if r.enter != "" {
+		err = loadBare(client)
 	}
 	return r, err
 }
@@ -67,15 +70,16 @@ func ringList(name string, i int) string { return fmt.Sprintf("ring:%s:%d", name
 // lock waits for the token. It leaves a BLPOP behind when ctx ends: then the ring is done with.
 func (r *ringClient) lock(ctx context.Context, name string) (func() error, error) {
 	own, next := ringList(name, r.own), ringList(name, r.next)
-	r.list = own
+	r.name, r.list = name, own
 	if r.first {
 		r.first = false
 		if err := r.push(ctx, own); err != nil {
 			return nil, err
 		}
 	}
-	if r.three {
-		enter := r.client.B().Fcall().Function("benchring_enter").Numkeys(1).Key(own).Build()
+	if r.enter != "" {
+		keys := append((&rawLock{name: name}).keys(), own)
+		enter := r.client.B().Fcall().Function(r.enter).Numkeys(4).Key(keys...).Arg(own, longLease, longWait).Build()
 		if err := r.client.Do(ctx, enter).Error(); err != nil {
 			return nil, err
 		}
@@ -116,16 +120,16 @@ func (r *ringClient) flush(ctx context.Context) error {
 }
 
 func (r *ringClient) push(ctx context.Context, list string) error {
-	if r.three {
-		pass := r.client.B().Fcall().Function("benchring_pass").Numkeys(1).Key(list).Arg("token").Build()
-		return r.client.Do(ctx, pass).Error()
+	if r.pass != "" {
+		return r.client.Do(ctx, (&rawLock{name: r.name}).call(r.client, r.pass, r.list, list)).Error()
 	}
 	return r.client.Do(ctx, r.client.B().Rpush().Key(list).Element("token").Build()).Error()
 }
 
 func (r *ringClient) close() {
 	if r.list != "" {
-		r.client.Do(context.Background(), r.client.B().Del().Key(r.list).Build())
+		keys := append((&rawLock{name: r.name}).keys(), r.list)
+		r.client.Do(context.Background(), r.client.B().Del().Key(keys...).Build())
 	}
 	if r.giveBack != nil {
 		r.giveBack()

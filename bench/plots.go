@@ -34,14 +34,14 @@ func newPlot(title, x, y string) *plot.Plot {
 	return p
 }
 
-// colors tell eleven lines apart, also for most of the colour-blind; the first is ours.
+// colors tell twelve lines apart, also for most of the colour-blind; the first is ours.
 var colors = []color.Color{
 	color.RGBA{R: 213, G: 30, B: 40, A: 255}, color.RGBA{R: 0, G: 114, B: 178, A: 255},
 	color.RGBA{R: 86, G: 180, B: 233, A: 255}, color.RGBA{R: 150, G: 90, B: 0, A: 255},
 	color.RGBA{R: 230, G: 159, B: 0, A: 255}, color.RGBA{R: 0, G: 140, B: 100, A: 255},
 	color.RGBA{R: 190, G: 100, B: 170, A: 255}, color.RGBA{R: 150, G: 150, B: 150, A: 255},
 	color.RGBA{R: 50, G: 50, B: 50, A: 255}, color.RGBA{R: 120, G: 170, B: 40, A: 255},
-	color.RGBA{R: 90, G: 60, B: 160, A: 255},
+	color.RGBA{R: 90, G: 60, B: 160, A: 255}, color.RGBA{R: 0, G: 190, B: 190, A: 255},
 }
 
 // addLine adds one of several; each lock has the same look in all plots.
@@ -109,7 +109,7 @@ func (b *bench) waitPlot(all []*contended) error {
 	drawn := false
 	for i, peer := range peers {
 		r := of(all, peer.name, 16, time.Millisecond)
-		if r == nil || peer.name == pipedRingName || peer.name == threeRingName {
+		if r == nil || isRing(peer.name) && peer.name != ringName {
 			continue
 		}
 		var points plotter.XYs
