@@ -38,6 +38,7 @@ local VERSION = '1.0.0'
 local CLAIM_MS = 2000       -- a handed-over lease, until its holder has called
 local HEAD_CHECK_MS = 1000  -- the first in the queue looks that often; the tenth, every 10 s
 local MEMORY_MS = 600000    -- lock-state outlives the last user by this: the memory of the fence
+local MAX_EXACT = 2 ^ 53    -- a larger number is not one of ours
 local MAX_DIGITS = 13       -- the longest number taken: 10^13 ms are 317 years
 local DROP_BATCH = '100'    -- waiters looked at together, if the first one is to be dropped
 local LIST_MAX = 1000       -- lock_inspect lists so many waiters; it counts all of them
@@ -64,6 +65,12 @@ local function decimal(number)
   end
   local low = number % 1000000000
   return string.format('%d%09d', (number - low) / 1000000000, low)
+end
+
+-- A number that was read from a key, nil if it is none that this library wrote.
+local function stored(text)
+  local n = text and string.find(text, '^%d+$') and tonumber(text)
+  return n and n < MAX_EXACT and n or nil
 end
 
 -- The text of what is wrong with a call, nil if nothing is.
@@ -135,9 +142,9 @@ end
 -- has CLAIM_MS to call and be known again.
 local function waiter_of(c, token, entry)
   local called, wait, lease, signal = string.match(entry or '', '^(%d+) (%d+) (%d+) (.*)$')
-  if not called then
-    c.since = c.since or redis.call('HGET', c.state, 'since') or c.now
-    called, wait, lease = c.since, CLAIM_MS, CLAIM_MS
+  if not called or #called > MAX_DIGITS or #wait > MAX_DIGITS or #lease > MAX_DIGITS then
+    c.since = c.since or stored(redis.call('HGET', c.state, 'since')) or c.now
+    called, wait, lease, signal = c.since, CLAIM_MS, CLAIM_MS, nil
   end
   return { token = token, called = called + 0, wait = wait + 0, lease = lease + 0, signal = signal }
 end
@@ -176,7 +183,7 @@ local function find_first(c)
   while true do
     local tokens = redis.call('ZRANGE', c.queue, '0', last)
     if #tokens == 0 then
-      c.fence = tonumber(redis.call('HGET', c.state, 'fence')) or 0
+      c.fence = stored(redis.call('HGET', c.state, 'fence')) or 0
       c.first = nil
       return
     end
@@ -188,9 +195,9 @@ local function find_first(c)
       fields[more + i] = '@' .. tokens[i]
     end
     local values = redis.call('HMGET', c.state, unpack(fields))
-    c.fence = tonumber(values[1]) or 0
+    c.fence = stored(values[1]) or 0
     if c.asks then
-      c.last, c.mine = values[2], values[3]
+      c.last, c.mine = stored(values[2]), values[3]
     end
     c.first = nil
     for i = 1, #tokens do
@@ -314,9 +321,9 @@ local function enqueue(c, signal, lease, wait)
   end
   local last = c.last
   if c.first and not last then
-    last = redis.call('ZRANGE', c.queue, -1, -1, 'WITHSCORES')[2] -- the hash was lost
+    last = stored(redis.call('ZRANGE', c.queue, -1, -1, 'WITHSCORES')[2]) -- the hash was lost
   end
-  local _, place = after(c, tonumber(last) or 0)
+  local _, place = after(c, last or 0)
   local added = redis.call('ZADD', c.queue, 'NX', place, c.token) == 1
   local position = 1
   if not added then
@@ -330,7 +337,7 @@ local function enqueue(c, signal, lease, wait)
   local now, wait_ms = string.sub(c.micros_text, 1, -4), decimal(wait)
   local fields = {
     '@' .. c.token, now .. ' ' .. wait_ms .. ' ' .. decimal(lease) .. ' ' .. signal,
-    'last', added and place or last,
+    'last', added and place or decimal(last or 0),
   }
   if alone then
     redis.call('PEXPIRE', c.queue, wait_ms)
@@ -498,7 +505,7 @@ local function inspect(keys)
     else
       waiters[#waiters + 1] = {
         waiter.token,
-        math.max(0, c.now - math.floor(places[i + 1] / 1000)),
+        math.max(0, c.now - math.floor((stored(places[i + 1]) or c.micros) / 1000)),
         waiter.called + waiter.wait - c.now,
         waiter.lease,
         waiter.signal or '',
@@ -507,7 +514,7 @@ local function inspect(keys)
   end
   return {
     'holder', redis.call('GET', keys[1]) or '',
-    'fence', tonumber(values[1]) or 0,
+    'fence', stored(values[1]) or 0,
     'ttl_ms', redis.call('PTTL', keys[1]),
     'waiting', waiting,
     'waiters', waiters,
