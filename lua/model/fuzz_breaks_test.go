@@ -67,6 +67,18 @@ var breaks = []struct{ name, text, instead string }{
 `, ``},
 	{"signals without a TTL", `    redis.call('PEXPIRE', waiter.signal, decimal(CLAIM_MS + waiter.wait))
 `, ``},
+	{"entries stay behind, dropped", `    redis.call('HDEL', c.state, unpack(fields))
+`, ``},
+	{"entries stay behind, left", `  redis.call('HDEL', c.state, '@' .. token)
+  return true`, `  return true`},
+	{"entries stay behind, handed over", `      redis.call('HDEL', c.state, '@' .. waiter.token)
+`, ``},
+	{"fence not noted", `      redis.call('HSET', c.state, 'fence', fence_text)
+`, ``},
+	{"lock stays behind", `    redis.call('DEL', c.lock)
+`, ``},
+	{"state of the holder not kept", `    redis.call('PERSIST', c.state)
+`, ``},
 }
 
 // TestBreaks shows that the inputs above find each break.

@@ -233,6 +233,8 @@ func (v *verdict) acquired() (class string, err error) {
 			err = fmt.Errorf("the lock expires at another time")
 		case digits(v.after.hash(v.hash)["fence"]) != r[1]:
 			err = fmt.Errorf("the state has another fence")
+		case !v.outlived():
+			err = fmt.Errorf("the state ends before the lock")
 		case !held && place >= 0:
 			err = fmt.Errorf("the caller is still queued")
 		}
@@ -265,6 +267,12 @@ func (v *verdict) acquired() (class string, err error) {
 	return class, err
 }
 
+// outlived tells whether the state outlives the lock, or there is none.
+func (v *verdict) outlived() bool {
+	lock, state := v.after.keys[v.lock].expires, v.after.keys[v.hash]
+	return state.kind == "" || state.expires < 0 || lock >= 0 && lock < state.expires
+}
+
 // fenceOf is the fence that a state knows, 0 if it is none, or the last one possible.
 func (v *verdict) fenceOf(s state) int64 {
 	fence := digits(s.hash(v.hash)["fence"])
@@ -294,8 +302,8 @@ func (v *verdict) numbered() (class string, err error) {
 		n == 2 && !waits:
 		return class, fmt.Errorf("the lock was held: %v, by the caller: %v; it waited: %v", held, mine, waits)
 	case v.name == "lock_extend" && n == 1:
-		if lease := digits(v.lease); v.lasts(lease) && (!v.holds(v.token) || !v.ends(v.lock, lease)) {
-			return class, fmt.Errorf("the lease is not renewed")
+		if lease := digits(v.lease); v.lasts(lease) && (!v.holds(v.token) || !v.ends(v.lock, lease) || !v.outlived()) {
+			return class, fmt.Errorf("the lease is not renewed, or longer than the state")
 		}
 	case v.name == "lock_extend":
 		if now, still := v.after.text(v.lock); now != holder || still != held || v.after.keys[v.lock].expires != v.before.keys[v.lock].expires {
@@ -309,8 +317,20 @@ func (v *verdict) numbered() (class string, err error) {
 	return class, nil
 }
 
-// wrote judges what any call may have done to the keys: a lock that was handed over, and keys that stay behind.
+// wrote judges what any call may have done to the keys: a lock that was handed over, and what stays behind.
 func (v *verdict) wrote() error {
+	gone := map[string]bool{}
+	for _, token := range v.before.members(v.queue) {
+		gone[token] = v.name != "lock_acquire" || v.lasts(digits(v.wait)) // else the queue's time may be up
+	}
+	for _, token := range v.after.members(v.queue) {
+		gone[token] = false
+	}
+	for field := range v.after.hash(v.hash) {
+		if token, ok := strings.CutPrefix(field, "@"); ok && gone[token] {
+			return fmt.Errorf("%q has left and its entry stays", token)
+		}
+	}
 	for key, k := range v.after.keys {
 		_, old := v.before.keys[key]
 		endless := key == v.lock || key == v.hash && v.after.keys[v.lock].kind != "" && v.after.keys[v.lock].expires < 0

@@ -51,6 +51,7 @@ var calls = [][]byte{
 	join([]byte{call, 0}, tok("h"), num("5000"), num("30000")),
 	join([]byte{call, 1}, tok("a")),
 	join([]byte{call, 2}, tok("h"), num("5000")),
+	join([]byte{call, 2}, tok("h"), num("0")),
 	{call, 3},
 }
 
@@ -148,6 +149,14 @@ func oddities() (all [][]byte) {
 	for _, start := range starts {
 		all = append(all, each(start)...)
 	}
+	asks := func(token string) []byte { return join([]byte{sane}, tok(token), []byte{2 | 2<<2}) }
+	releases := func(token string) []byte { return join([]byte{call, 1}, tok(token)) }
+	all = append(all,
+		join(asks("a"), []byte{call, 2}, tok("a"), num("0"), releases("a")),
+		join(asks("a"), asks("b"), asks("c"), releases("b"), releases("a"), []byte{call, 3}, asks("a"), releases("c")),
+		join(asks("a"), asks("b"), []byte{del}, key("L"), asks("c"), []byte{del}, key("S"), asks("b"), releases("b"), asks("c")),
+		join(asks("a"), asks("b"), []byte{del}, key("Q"), asks("c"), []byte{call, 4}, releases("a"), asks("b")),
+	)
 	for f := range byte(8) {
 		for numkeys := range numberTable[:8] {
 			for keys := range byte(6) {
