@@ -8,16 +8,16 @@ import (
 
 // breaks are changes of lock.lua that fuzzing must find: what is there now, and what instead.
 var breaks = []struct{ name, text, instead string }{
-	{"fence of the state as it is", `number(values[1]) or 0
+	{"fence of the state as it is", `stored(values[1]) or 0
     if`, `tonumber(values[1]) or 0
     if`},
-	{"fence as it is, nobody waits", `number(redis.call('HGET', c.state, 'fence'))`, `tonumber(redis.call('HGET', c.state, 'fence'))`},
-	{"fence shown as it is", `'fence', number(values[1]) or 0`, `'fence', tonumber(values[1]) or 0`},
-	{"last as it is", `number(values[2])`, `values[2]`},
-	{"since as it is", `number(redis.call('HGET', c.state, 'since'))`, `redis.call('HGET', c.state, 'since')`},
+	{"fence as it is, nobody waits", `stored(redis.call('HGET', c.state, 'fence'))`, `tostored(redis.call('HGET', c.state, 'fence'))`},
+	{"fence shown as it is", `'fence', stored(values[1]) or 0`, `'fence', tonumber(values[1]) or 0`},
+	{"last as it is", `stored(values[2])`, `values[2]`},
+	{"since as it is", `stored(redis.call('HGET', c.state, 'since'))`, `redis.call('HGET', c.state, 'since')`},
 	{"entries of any digits", ` or #called > MAX_DIGITS or #wait > MAX_DIGITS or #lease > MAX_DIGITS`, ``},
-	{"scores as they are, shown", `(number(places[i + 1]) or c.micros)`, `places[i + 1]`},
-	{"scores as they are", `number(redis.call('ZRANGE', c.queue, -1, -1, 'WITHSCORES')[2])`, `redis.call('ZRANGE', c.queue, -1, -1, 'WITHSCORES')[2]`},
+	{"scores as they are, shown", `(stored(places[i + 1]) or c.micros)`, `places[i + 1]`},
+	{"scores as they are", `stored(redis.call('ZRANGE', c.queue, -1, -1, 'WITHSCORES')[2])`, `redis.call('ZRANGE', c.queue, -1, -1, 'WITHSCORES')[2]`},
 	{"signals as they are", `tonumber(string.match(oldest, '^%d+ (%d+) ')) or 0`, `string.match(oldest, '^%d+ (%d+) ') + 0`},
 	{"no pcall", `pcall(body, keys, args)`, `true, body(keys, args)`},
 	{"errors in other words", `type(reply) == 'table' and reply.err or tostring(reply)`, `'ERR ' .. tostring(reply)`},
@@ -48,7 +48,7 @@ var breaks = []struct{ name, text, instead string }{
 	{"any number of arguments", `#args ~= #usage.args`, `#args < #usage.args`},
 	{"missing keys", `#keys ~= #usage.keys`, `false`},
 	{"missing arguments", `#args ~= #usage.args`, `false`},
-	{"one key twice", `keys[i] == keys[j]`, `false`},
+	{"one key twice", `== keys[j]`, `== nil`},
 	{"empty tokens", `value == ''`, `false`},
 	{"numbers of any length", `#value > MAX_DIGITS or `, ``},
 	{"numbers in any form", `not string.find(value, '^%d+$')`, `not tonumber(value)`},
@@ -62,7 +62,11 @@ var breaks = []struct{ name, text, instead string }{
 	{"signal missing", `waiter.signal or '',
       }`, `waiter.signal,
       }`},
-	{"fence as Lua writes it", `local fence_text = decimal(fence)`, `local fence_text = tostring(fence)`},
+	{"times as Lua writes them", `    c.micros = tonumber(c.micros_text)
+`, `    c.micros = tonumber(c.micros_text)
+    c.micros_text = tostring(c.micros)
+`},
+	{"fences as Lua writes them", `return number + 1, decimal(number + 1)`, `return number + 1, tostring(number + 1)`},
 	{"queue without a TTL", `    redis.call('PEXPIRE', c.queue, wait_ms)
 `, ``},
 	{"signals without a TTL", `    redis.call('PEXPIRE', waiter.signal, decimal(CLAIM_MS + waiter.wait))
