@@ -1,12 +1,13 @@
 # What a person types. Every target installs what it needs first and asks nothing.
 GOLANGCI := 2.15.0
 REDIS_URL ?= redis://127.0.0.1:6379
+FUZZ_TIME ?= 5m
 
 need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo top test lint bench bench-quick chaos chaos-quick load golangci
+.PHONY: help demo top test lint bench bench-quick chaos chaos-quick fuzz load golangci
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +50,11 @@ chaos: ## faults and judges for CHAOS_MINUTES (2): CHAOS_SEED, CHAOS_TOPOLOGY, C
 chaos-quick: # 30 s of that for each topology, as in make test
 	@$(need) go redis-server redis-cli
 	cd bench && go test -count=1 -v -run TestFaults ./chaos
+
+fuzz: ## any words and any keys into the functions, FUZZ_TIME (5m) each; what it finds is in lua/model/testdata
+	@$(need) go redis-server
+	cd lua/model && for f in FuzzGarbage FuzzCall; do \
+		go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZ_TIME) -fuzzminimizetime 1s . || exit; done
 
 load: ## load the function library into the server at REDIS_URL
 	@$(need) redis-cli

@@ -1,0 +1,119 @@
+package model_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// breaks are changes of lock.lua that fuzzing must find: what is there now, and what instead.
+var breaks = []struct{ name, text, instead string }{
+	{"fence of the state as it is", `stored(values[1]) or 0
+    if`, `tonumber(values[1]) or 0
+    if`},
+	{"fence as it is, nobody waits", `stored(redis.call('HGET', c.state, 'fence'))`, `tostored(redis.call('HGET', c.state, 'fence'))`},
+	{"fence shown as it is", `'fence', stored(values[1]) or 0`, `'fence', tonumber(values[1]) or 0`},
+	{"last as it is", `stored(values[2])`, `values[2]`},
+	{"since as it is", `stored(redis.call('HGET', c.state, 'since'))`, `redis.call('HGET', c.state, 'since')`},
+	{"entries of any digits", ` or #called > MAX_DIGITS or #wait > MAX_DIGITS or #lease > MAX_DIGITS`, ``},
+	{"scores as they are, shown", `(stored(places[i + 1]) or c.micros)`, `places[i + 1]`},
+	{"scores as they are", `stored(redis.call('ZRANGE', c.queue, -1, -1, 'WITHSCORES')[2])`, `redis.call('ZRANGE', c.queue, -1, -1, 'WITHSCORES')[2]`},
+	{"signals as they are", `tonumber(string.match(oldest, '^%d+ (%d+) ')) or 0`, `string.match(oldest, '^%d+ (%d+) ') + 0`},
+	{"no pcall", `pcall(body, keys, args)`, `true, body(keys, args)`},
+	{"errors in other words", `type(reply) == 'table' and reply.err or tostring(reply)`, `'ERR ' .. tostring(reply)`},
+	{"refused signals are thrown", `redis.pcall('RPUSH'`, `redis.call('RPUSH'`},
+	{"lock before signal", `    local unread = redis.pcall(`, `    redis.call('SET', c.lock, waiter.token, 'PX', decimal(lease))
+    local unread = redis.pcall(`},
+	{"signal list not looked at", `  redis.call('LLEN', signal)
+`, ``},
+	{"signal list looked at late", `  redis.call('LLEN', signal)
+  local c = look(keys, token, true)
+`, `  local c = look(keys, token, true)
+  leave(c, token)
+  redis.call('LLEN', signal)
+`},
+	{"release leaves before it reads", `  local c = look(keys, args[1])
+  if c.holder == c.token then
+    give_up`, `  redis.call('ZREM', keys[2], args[1])
+  local c = look(keys, args[1])
+  if c.holder == c.token then
+    give_up`},
+	{"extend writes before it reads", `  local c = look(keys, args[1])
+  if c.holder ~= c.token then
+    return 0`, `  redis.call('PEXPIRE', keys[1], args[2])
+  local c = look(keys, args[1])
+  if c.holder ~= c.token then
+    return 0`},
+	{"any number of keys", `#keys ~= #usage.keys`, `#keys < #usage.keys`},
+	{"any number of arguments", `#args ~= #usage.args`, `#args < #usage.args`},
+	{"missing keys", `#keys ~= #usage.keys`, `false`},
+	{"missing arguments", `#args ~= #usage.args`, `false`},
+	{"one key twice", `== keys[j]`, `== nil`},
+	{"empty tokens", `value == ''`, `false`},
+	{"numbers of any length", `#value > MAX_DIGITS or `, ``},
+	{"numbers in any form", `not string.find(value, '^%d+$')`, `not tonumber(value)`},
+	{"numbers that begin with digits", `(value, '^%d+$')`, `(value, '^%d+')`},
+	{"bytes of the caller in errors", `(string.gsub(string.sub(value, 1, 40), '[^ -~]', '?'))`, `value`},
+	{"nobody is dropped", `    redis.call('ZREMRANGEBYRANK', c.queue, 0, n - 1)
+`, ``},
+	{"the dead are forgotten", `      c.dead[waiter.signal] = deadline
+`, ``},
+	{"holder missing", `redis.call('GET', keys[1]) or ''`, `redis.call('GET', keys[1])`},
+	{"signal missing", `waiter.signal or '',
+      }`, `waiter.signal,
+      }`},
+	{"times as Lua writes them", `    c.micros = tonumber(c.micros_text)
+`, `    c.micros = tonumber(c.micros_text)
+    c.micros_text = tostring(c.micros)
+`},
+	{"fences as Lua writes them", `return number + 1, decimal(number + 1)`, `return number + 1, tostring(number + 1)`},
+	{"queue without a TTL", `    redis.call('PEXPIRE', c.queue, wait_ms)
+`, ``},
+	{"signals without a TTL", `    redis.call('PEXPIRE', waiter.signal, decimal(CLAIM_MS + waiter.wait))
+`, ``},
+	{"entries stay behind, dropped", `    redis.call('HDEL', c.state, unpack(fields))
+`, ``},
+	{"entries stay behind, left", `  redis.call('HDEL', c.state, '@' .. token)
+  return true`, `  return true`},
+	{"entries stay behind, handed over", `      redis.call('HDEL', c.state, '@' .. waiter.token)
+`, ``},
+	{"fence not noted", `      redis.call('HSET', c.state, 'fence', fence_text)
+`, ``},
+	{"lock stays behind", `    redis.call('DEL', c.lock)
+`, ``},
+	{"state of the holder not kept", `    redis.call('PERSIST', c.state)
+`, ``},
+}
+
+// TestBreaks shows that the inputs above find each break.
+func TestBreaks(t *testing.T) {
+	text := library(t)
+	programs := append(seeds(), everyNumber()...)
+	for _, b := range breaks {
+		t.Run(b.name, func(t *testing.T) {
+			if strings.Count(text, b.text) != 1 {
+				t.Fatalf("not once in lock.lua: %s", b.text)
+			}
+			p := newPrey(t, strings.Replace(text, b.text, b.instead, 1))
+			p.patience = time.Second
+			for _, words := range callSeeds() {
+				if err := p.runCall(append([]string{"FCALL"}, words...)); err != nil {
+					t.Log("found by a call:", firstLine(err))
+					return
+				}
+			}
+			for i, program := range programs {
+				if err := p.run(program); err != nil {
+					t.Logf("found by program %d: %s", i, firstLine(err))
+					return
+				}
+			}
+			t.Error("not found")
+		})
+	}
+}
+
+func firstLine(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
+}

@@ -1,0 +1,438 @@
+package model_test
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/seed-ee05a192/redislock"
+)
+
+const (
+	claim    = 2000    // a handed-over lease, ms, at most
+	most     = 1 << 53 // a fence, at most
+	slack    = 2       // ms that two readings of a clock may differ by
+	listMost = 1000    // waiters that lock_inspect lists
+)
+
+// signature is what the contract says of a function.
+type signature struct {
+	name       string
+	keys, args []string
+	reads      bool // FCALL_RO takes it
+}
+
+var signatures = []signature{
+	{"lock_acquire", []string{"lock", "queue", "state", "signal"}, []string{"TOKEN", "LEASE_MS", "WAIT_MS"}, false},
+	{"lock_release", []string{"lock", "queue", "state"}, []string{"TOKEN"}, false},
+	{"lock_extend", []string{"lock", "queue", "state"}, []string{"TOKEN", "LEASE_MS"}, false},
+	{"lock_reset", []string{"lock", "queue", "state"}, nil, false},
+	{"lock_inspect", []string{"lock", "queue", "state"}, nil, true},
+	{"lock_version", nil, nil, true},
+}
+
+var kinds = map[string]string{"lock": "string", "queue": "zset", "state": "hash", "signal": "list"}
+
+// verdict is one call with what came before and after, to be judged.
+type verdict struct {
+	words         []string
+	reply         any
+	before, after state
+
+	class string // the kind of reply
+
+	signature
+	lock, queue, hash, signal string // the keys
+	token, lease, wait        string
+}
+
+// judge says what is wrong with the reply to a call, or with what it did.
+func judge(words []string, reply any, before, after state) error {
+	v := &verdict{words: words, reply: reply, before: before, after: after}
+	var err error
+	if v.class, err = v.judge(); err != nil {
+		return fmt.Errorf("%w\ncall:   %.2000q\nreply:  %.2000q\nbefore: %.3000q\nafter:  %.3000q", err, words, fmt.Sprint(reply), fmt.Sprint(before), fmt.Sprint(after))
+	}
+	v.note()
+	return nil
+}
+
+func (v *verdict) judge() (class string, err error) {
+	text, failed := v.reply.(replyError)
+	if failed {
+		if err := v.before.changes(v.after); err != nil {
+			return "", fmt.Errorf("an error, but something was written: %w", err)
+		}
+		class, _, _ = strings.Cut(string(text), " ")
+		if err := speaks(string(text)); err != nil {
+			return class, err
+		}
+	}
+	want, about := v.expected()
+	switch {
+	case v.unsure() && (want == "" || want == "WRONGTYPE") && (!failed || class == "WRONGTYPE"):
+		return "unsure", nil
+	case failed && class != want:
+		return class, fmt.Errorf("an error of the class %q, not %q", class, want)
+	case failed && !strings.Contains(string(text), about):
+		return class, fmt.Errorf("the error does not tell of %q", about)
+	case failed:
+		return class, nil
+	case want != "":
+		return "ok", fmt.Errorf("no error, where %s about %q is due", want, about)
+	}
+	switch v.name {
+	case "lock_acquire":
+		class, err = v.acquired()
+	case "lock_version":
+		if v.reply != redislock.Version {
+			err = fmt.Errorf("the version is not %q", redislock.Version)
+		}
+	case "lock_inspect":
+		err = v.inspected()
+	default:
+		class, err = v.numbered()
+	}
+	if err == nil && v.reads {
+		err = v.before.changes(v.after)
+	}
+	if err == nil && !v.reads {
+		err = v.wrote()
+	}
+	return class, err
+}
+
+// speaks says what an error text must not have: what Lua says of itself.
+func speaks(text string) error {
+	said, _, _ := strings.Cut(text, ` got "`) // what follows are the caller's own words
+	for _, word := range []string{"user_function", "script:", "@", "attempt to", "stack", "nil", ".lua", "bad argument", "table", "unpack"} {
+		if strings.Contains(said, word) {
+			return fmt.Errorf("an error of Lua: it says %q", word)
+		}
+	}
+	for _, r := range []byte(text) {
+		if r < ' ' || r > '~' {
+			return fmt.Errorf("an error with the byte %q", r)
+		}
+	}
+	return nil
+}
+
+// expected is the first word of the error that the call must get, and what it must tell of; "" for a call in good order.
+func (v *verdict) expected() (class, about string) {
+	i := slices.IndexFunc(signatures, func(s signature) bool { return s.name == strings.ToLower(v.words[1]) })
+	if i < 0 {
+		return "ERR", "Function not found"
+	}
+	v.signature = signatures[i]
+	rest := v.words[3:]
+	n, err := strconv.ParseInt(v.words[2], 10, 64)
+	switch {
+	case err != nil || strconv.FormatInt(n, 10) != v.words[2]:
+		return "ERR", "umber of keys"
+	case n < 0 || n > int64(len(rest)):
+		return "ERR", "umber of keys can't be"
+	case v.words[0] == "FCALL_RO" && !v.reads:
+		return "ERR", "write flag"
+	}
+	keys, args := rest[:n], rest[n:]
+	switch {
+	case len(keys) != len(v.keys):
+		return "LOCKARG", fmt.Sprintf("expected %d keys", len(v.keys))
+	case len(args) != len(v.args):
+		return "LOCKARG", fmt.Sprintf("expected %d arguments", len(v.args))
+	}
+	for i := range keys {
+		if slices.Index(keys, keys[i]) < i {
+			return "LOCKARG", v.keys[i] + " must differ"
+		}
+	}
+	for i, name := range v.args {
+		if bad := name == "TOKEN" && args[i] == "" || name != "TOKEN" && (digits(args[i]) < 0 || len(args[i]) > 13); bad {
+			return "LOCKARG", name
+		}
+	}
+	for i, to := range []*string{&v.lock, &v.queue, &v.hash, &v.signal}[:len(keys)] {
+		*to = keys[i]
+	}
+	for i, to := range []*string{&v.token, &v.lease, &v.wait}[:len(args)] {
+		*to = args[i]
+	}
+	for i, name := range v.keys {
+		if k, ok := v.before.keys[keys[i]]; ok && k.kind != kinds[name] {
+			return "WRONGTYPE", ""
+		}
+	}
+	return "", ""
+}
+
+// expiring tells whether a key's time may have been up during the call.
+func (v *verdict) expiring(key string) bool {
+	k, ok := v.before.keys[key]
+	return ok && k.expires >= 0 && k.expires <= v.after.micros/1000+slack
+}
+
+// unsure tells whether the call may have seen less than is in before.
+func (v *verdict) unsure() bool {
+	return v.expiring(v.lock) || v.expiring(v.queue) || v.expiring(v.hash) || v.expiring(v.signal)
+}
+
+// lasts tells whether what was set for some ms cannot be over yet.
+func (v *verdict) lasts(ms int64) bool {
+	return ms == 0 || v.before.micros/1000+ms > v.after.micros/1000+slack
+}
+
+func (v *verdict) during(ms int64) bool {
+	return ms >= v.before.micros/1000-slack && ms <= v.after.micros/1000+slack
+}
+
+// ends tells whether a key expires so many ms after the call, or never if 0.
+func (v *verdict) ends(key string, ms int64) bool {
+	at := v.after.keys[key].expires
+	return ms == 0 && at == -1 || ms > 0 && v.during(at-ms)
+}
+
+func (v *verdict) acquired() (class string, err error) {
+	r, err := integers(v.reply, 4)
+	if err != nil {
+		return "", err
+	}
+	lease, wait := digits(v.lease), digits(v.wait)
+	holder, held := v.before.text(v.lock)
+	place := slices.Index(v.after.members(v.queue), v.token)
+	if !v.during(r[3]) {
+		return "", fmt.Errorf("now_ms is not the time of the call")
+	}
+	if held && (holder == v.token) != (r[0] == 1) {
+		return "", fmt.Errorf("the lock was %q's", holder)
+	}
+	switch {
+	case r[0] == 1:
+		class = "held"
+		left := lease
+		if lease == 0 {
+			left = -1
+		}
+		known := v.fenceOf(v.before)
+		switch {
+		case r[2] != left:
+			err = fmt.Errorf("lease_left_ms is not that of the lease")
+		case r[1] < 1 || r[1] > most:
+			err = fmt.Errorf("no fence")
+		case !held && r[1] < v.before.micros-slack*1000:
+			err = fmt.Errorf("the fence is less than the time")
+		case !held && r[1] <= known:
+			err = fmt.Errorf("the fence was given out before")
+		case held && known > 0 && r[1] != known:
+			err = fmt.Errorf("the holder's fence has changed")
+		case !v.lasts(lease):
+		case !v.holds(v.token):
+			err = fmt.Errorf("the lock is not the caller's")
+		case !v.ends(v.lock, lease):
+			err = fmt.Errorf("the lock expires at another time")
+		case digits(v.after.hash(v.hash)["fence"]) != r[1]:
+			err = fmt.Errorf("the state has another fence")
+		case !v.outlived():
+			err = fmt.Errorf("the state ends before the lock")
+		case !held && place >= 0:
+			err = fmt.Errorf("the caller is still queued")
+		}
+	case r[0] != 0:
+		err = fmt.Errorf("neither 1 nor 0")
+	case r[1] == 0:
+		class = "busy"
+		if wait != 0 || r[2] < -1 || place >= 0 {
+			err = fmt.Errorf("busy, but WAIT_MS is %d, and the place %d", wait, place+1)
+		}
+	default:
+		class = "queued"
+		waiting := int64(len(v.after.members(v.queue)))
+		switch {
+		case wait == 0:
+			err = fmt.Errorf("queued, but WAIT_MS is 0")
+		case r[2] < 1 || r[2] > max(1, wait/3):
+			err = fmt.Errorf("check_in_ms is not within WAIT_MS/3")
+		case !v.lasts(wait):
+		case place < 0 || r[1] < int64(place)+1 || r[1] > waiting:
+			err = fmt.Errorf("the place is %d of %d", place+1, waiting)
+		case v.after.hash(v.hash)["@"+v.token] != fmt.Sprintf("%d %d %d %s", r[3], wait, lease, v.signal):
+			err = fmt.Errorf("the entry is not what the caller asked for")
+		case digits(v.after.hash(v.hash)["last"]) < 0:
+			err = fmt.Errorf("`last` is no number")
+		case v.after.keys[v.queue].expires >= 0 && v.after.keys[v.queue].expires < r[3]+wait:
+			err = fmt.Errorf("the queue ends before the wait")
+		}
+	}
+	return class, err
+}
+
+// outlived tells whether the state outlives the lock, or there is none.
+func (v *verdict) outlived() bool {
+	lock, state := v.after.keys[v.lock].expires, v.after.keys[v.hash]
+	return state.kind == "" || state.expires < 0 || lock >= 0 && lock < state.expires
+}
+
+// fenceOf is the fence that a state knows, 0 if it is none, or the last one possible.
+func (v *verdict) fenceOf(s state) int64 {
+	fence := digits(s.hash(v.hash)["fence"])
+	if fence < 0 || fence >= most {
+		return 0
+	}
+	return fence
+}
+
+func (v *verdict) holds(token string) bool {
+	holder, held := v.after.text(v.lock)
+	return held && holder == token
+}
+
+// numbered judges the functions that return a number.
+func (v *verdict) numbered() (class string, err error) {
+	n, ok := v.reply.(int64)
+	holder, held := v.before.text(v.lock)
+	mine := held && holder == v.token
+	waits := slices.Contains(v.before.members(v.queue), v.token)
+	class = strconv.FormatInt(n, 10)
+	switch {
+	case !ok || n < 0 || n > 2 || n == 2 && v.name != "lock_release":
+		return "", fmt.Errorf("not a number of the contract")
+	case v.name == "lock_reset" && (n == 1) != held,
+		v.name != "lock_reset" && (n == 1) != mine,
+		n == 2 && !waits:
+		return class, fmt.Errorf("the lock was held: %v, by the caller: %v; it waited: %v", held, mine, waits)
+	case v.name == "lock_extend" && n == 1:
+		if lease := digits(v.lease); v.lasts(lease) && (!v.holds(v.token) || !v.ends(v.lock, lease) || !v.outlived()) {
+			return class, fmt.Errorf("the lease is not renewed, or longer than the state")
+		}
+	case v.name == "lock_extend":
+		if now, still := v.after.text(v.lock); now != holder || still != held || v.after.keys[v.lock].expires != v.before.keys[v.lock].expires {
+			return class, fmt.Errorf("the lock has changed")
+		}
+	case v.holds(v.token) && v.name == "lock_release":
+		return class, fmt.Errorf("the caller holds the lock")
+	case n != 1 && slices.Contains(v.after.members(v.queue), v.token) && v.name == "lock_release":
+		return class, fmt.Errorf("the caller is still queued")
+	}
+	return class, nil
+}
+
+// wrote judges what any call may have done to the keys: a lock that was handed over, and what stays behind.
+func (v *verdict) wrote() error {
+	gone := map[string]bool{}
+	for _, token := range v.before.members(v.queue) {
+		gone[token] = v.name != "lock_acquire" || v.lasts(digits(v.wait)) // else the queue's time may be up
+	}
+	for _, token := range v.after.members(v.queue) {
+		gone[token] = false
+	}
+	for field := range v.after.hash(v.hash) {
+		if token, ok := strings.CutPrefix(field, "@"); ok && gone[token] {
+			return fmt.Errorf("%q has left and its entry stays", token)
+		}
+	}
+	for key, k := range v.after.keys {
+		_, old := v.before.keys[key]
+		endless := key == v.lock || key == v.hash && v.after.keys[v.lock].kind != "" && v.after.keys[v.lock].expires < 0
+		if !old && k.expires < 0 && !endless {
+			return fmt.Errorf("%q is new and never expires", key)
+		}
+	}
+	was, held := v.before.text(v.lock)
+	is, holds := v.after.text(v.lock)
+	if !holds || held && is == was || v.name == "lock_acquire" && is == v.token {
+		return nil
+	}
+	entry := v.before.hash(v.hash)["@"+is]
+	parts := strings.SplitN(entry, " ", 4)
+	fence, known := digits(v.after.hash(v.hash)["fence"]), v.fenceOf(v.before)
+	deadline := v.after.keys[v.lock].expires
+	switch {
+	case !slices.Contains(v.before.members(v.queue), is):
+		return fmt.Errorf("handed to %q, which did not wait", is)
+	case slices.Contains(v.after.members(v.queue), is):
+		return fmt.Errorf("handed to %q, which still waits", is)
+	case len(parts) < 4:
+		return fmt.Errorf("handed to %q, which cannot be told", is)
+	case deadline < 0 || deadline > v.after.micros/1000+claim+slack:
+		return fmt.Errorf("handed over for longer than %d ms", claim)
+	case fence <= known || fence < v.before.micros-slack*1000 && known == 0:
+		return fmt.Errorf("handed over with the fence %d after %d", fence, known)
+	}
+	if slices.Contains([]string{v.lock, v.queue, v.hash}, parts[3]) {
+		return nil
+	}
+	signals := v.after.keys[parts[3]].items
+	if len(signals) == 0 {
+		return fmt.Errorf("handed to %q without a signal", is)
+	}
+	told := strings.SplitN(signals[len(signals)-1], " ", 3)
+	late := deadline - digits(told[min(1, len(told)-1)]) // SET reads the clock once more
+	if len(told) < 3 || digits(told[0]) != fence || told[2] != is || late < -slack || late > v.after.micros/1000-v.before.micros/1000+slack {
+		return fmt.Errorf("handed to %q with the signal %q", is, told)
+	}
+	return nil
+}
+
+func (v *verdict) inspected() error {
+	reply, _ := v.reply.([]any)
+	fields := map[string]any{}
+	for i := 0; i+1 < len(reply); i += 2 {
+		name, _ := reply[i].(string)
+		fields[name] = reply[i+1]
+	}
+	holder, isText := fields["holder"].(string)
+	waiters, isList := fields["waiters"].([]any)
+	numbers, err := integers([]any{fields["fence"], fields["ttl_ms"], fields["waiting"], fields["now_ms"]}, 4)
+	if len(reply)%2 != 0 || !isText || !isList || err != nil {
+		return fmt.Errorf("not the fields of the contract")
+	}
+	fence, ttl, waiting, now := numbers[0], numbers[1], numbers[2], numbers[3]
+	is, held := v.before.text(v.lock)
+	members := v.before.members(v.queue)
+	switch {
+	case holder != is || (ttl == -2) == held || ttl < -2:
+		return fmt.Errorf("the lock is %q's", is)
+	case fence != v.fenceOf(v.before) && fence != most:
+		return fmt.Errorf("the fence is not that of the state")
+	case !v.during(now):
+		return fmt.Errorf("now_ms is not the time of the call")
+	case waiting < int64(len(waiters)) || waiting > int64(len(members)) || len(waiters) > listMost:
+		return fmt.Errorf("%d waiters and %d waiting, of %d", len(waiters), waiting, len(members))
+	}
+	for _, one := range waiters {
+		details, _ := one.([]any)
+		if len(details) != 5 {
+			return fmt.Errorf("a waiter that is not 5 values: %v", one)
+		}
+		numbers, err := integers(details[1:4], 3)
+		token, isToken := details[0].(string)
+		signal, isSignal := details[4].(string)
+		i := slices.Index(members, token)
+		switch {
+		case err != nil || !isToken || !isSignal || i < 0:
+			return fmt.Errorf("not a waiter, or not in this order: %v", one)
+		case slices.Min(numbers) < 0:
+			return fmt.Errorf("a waiter with a negative number: %v", one)
+		case signal != "" && !strings.HasSuffix(v.before.hash(v.hash)["@"+token], " "+signal):
+			return fmt.Errorf("another signal: %v", one)
+		}
+		members = members[i+1:]
+	}
+	return nil
+}
+
+func integers(reply any, n int) ([]int64, error) {
+	elements, _ := reply.([]any)
+	all := make([]int64, len(elements))
+	for i, element := range elements {
+		var ok bool
+		if all[i], ok = element.(int64); !ok {
+			return nil, fmt.Errorf("%v is no integer", element)
+		}
+	}
+	if len(all) != n {
+		return nil, fmt.Errorf("%d elements, not %d", len(all), n)
+	}
+	return all, nil
+}
