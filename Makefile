@@ -7,7 +7,7 @@ need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo top test lint bench bench-quick chaos chaos-quick fuzz load golangci
+.PHONY: help demo top test lint model bench bench-quick chaos chaos-quick fuzz load golangci
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -33,7 +33,11 @@ lint: golangci ## gofmt, go vet, golangci-lint, luacheck, shellcheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
 	for module in . bench examples/top examples/otel; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
 	luacheck lua
-	shellcheck examples/shell/*
+	shellcheck examples/shell/* lua/model/run
+
+model: ## spin checks the model of the protocol, and that broken ones are caught (ARGS=last-first: how that one breaks)
+	@$(need) spin gcc
+	@lua/model/run $(ARGS)
 
 bench: ## the lock beside its peers, about 10 minutes, into bench/results (REDIS_URL: not a server of its own)
 	@$(need) go redis-server
