@@ -136,8 +136,7 @@ func (w *waiter) begin(name string) {
 	}
 }
 
-// call makes one lock_acquire and takes the step that its reply asks for. It needs hub.mu, which it gives
-// up meanwhile.
+// call makes one lock_acquire. It needs hub.mu, which it gives up meanwhile.
 func (w *waiter) call() {
 	h := w.l.hub
 	if w.over || w.calling != nil {
@@ -155,9 +154,13 @@ func (w *waiter) call() {
 	h.mu.Lock()
 	w.calling = nil
 	close(answered)
-	if w.over {
-		return // it is being undone
+	if !w.over { // else it is being undone
+		w.answered(reply, err)
 	}
+}
+
+// answered takes the step that a reply asks for, and then that of a signal which came meanwhile.
+func (w *waiter) answered(reply acquired, err error) {
 	told := w.told
 	w.told = signal{}
 	switch {
@@ -179,7 +182,7 @@ func (w *waiter) call() {
 	default:
 		w.known, w.seen, w.seenAt = true, reply.now, w.sent
 		w.trouble, w.retry = nil, backoff{}
-		h.listen(w)
+		w.l.hub.listen(w)
 		w.callAt(time.Now().Add(reply.checkIn))
 	}
 	if told.fence != 0 && !w.over {
@@ -212,11 +215,14 @@ func (w *waiter) tell(s signal) {
 		w.callAt(time.Now())
 	default:
 		g := w.handedOver(s)
-		if g.at.After(time.Now()) { // yet to come: the server's clock has jumped
+		switch {
+		case g.at.After(time.Now()): // yet to come: the server's clock has jumped
 			w.callAt(time.Now())
-			return
+		case s.deadline-ceilMillis(w.handed()) < w.seen: // the server has said since that we wait: it was taken back
+			w.callAt(time.Now())
+		default:
+			w.take(g)
 		}
-		w.take(g)
 	}
 }
 
@@ -227,13 +233,8 @@ func (w *waiter) tell(s signal) {
 func (w *waiter) handedOver(s signal) grant {
 	drift := time.Since(w.seenAt) / 1000
 	deadline := w.seenAt.Add(time.Duration(s.deadline-w.seen)*time.Millisecond - time.Millisecond - drift)
-	lease := w.firstLease()
-	g := grant{fence: s.fence, deadline: deadline, short: lease == 0 || lease > handedLease, queued: true}
-	if g.short {
-		lease = handedLease
-	}
-	g.at = deadline.Add(-lease)
-	return g
+	lease := w.handed()
+	return grant{fence: s.fence, at: deadline.Add(-lease), deadline: deadline, short: lease != w.firstLease(), queued: true}
 }
 
 // callAt has call run at that time, or sooner if this is the foremost waiter.
@@ -352,6 +353,14 @@ func (r *request) firstLease() time.Duration {
 		return r.maxHold
 	}
 	return r.lease
+}
+
+// handed is the lease that a lock is handed over with.
+func (r *request) handed() time.Duration {
+	if lease := r.firstLease(); lease > 0 && lease < handedLease {
+		return lease
+	}
+	return handedLease
 }
 
 func (l *Locker) hold(lock *Lock) bool {

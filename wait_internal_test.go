@@ -81,14 +81,34 @@ var _ = Describe("a waiter", func() {
 			Eventually(w.ended).Should(BeClosed())
 		})
 
-		It("has the lock when it is answered", func() {
+		answered := func(now int64) {
 			l.hub.mu.Lock()
-			w.told = told
-			w.call()
-			l.hub.mu.Unlock()
+			defer l.hub.mu.Unlock()
+			w.told, w.sent = told, time.Now()
+			w.answered(acquired{position: 1, checkIn: time.Minute, now: now}, nil)
+		}
+
+		It("has the lock when it is answered", func() {
+			answered(told.deadline - handedLease.Milliseconds())
 			Expect(w.ended).To(BeClosed())
 			Expect(w.err).NotTo(HaveOccurred())
 			Expect(w.grant.fence).To(Equal(told.fence))
+		})
+
+		It("asks again if the answer is newer: what it was given was taken back (reset, failover)", func() {
+			asked := w.asked
+			answered(told.deadline - handedLease.Milliseconds() + 1)
+			Expect(w.ended).NotTo(BeClosed())
+			Eventually(func() int {
+				l.hub.mu.Lock()
+				defer l.hub.mu.Unlock()
+				return w.asked
+			}).Should(BeNumerically(">", asked))
+			Expect(w.ended).NotTo(BeClosed())
+			l.hub.mu.Lock()
+			w.undo(ErrClosed)
+			l.hub.mu.Unlock()
+			Eventually(w.ended).Should(BeClosed())
 		})
 	})
 })
