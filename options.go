@@ -18,7 +18,8 @@ type Options struct {
 	// third of this, so it only ends by itself if the holder dies or is cut off. At least 1 ms;
 	// rounded up to whole milliseconds. Default 10 s.
 	Lease time.Duration
-	// WithoutExpiry: a lock is held until it is released or reset, even if its holder has died.
+	// WithoutExpiry: a lock is held until it is released or reset, even if its holder has died. See the
+	// option of that name.
 	WithoutExpiry bool
 	// WithoutRenewal: the lease ends once, Lease after the grant.
 	WithoutRenewal bool
@@ -119,8 +120,9 @@ func WithLease(d time.Duration) Option {
 	}
 }
 
-// WithoutExpiry gives a lock that is held until it is released or reset: if its holder dies,
-// somebody has to Reset it.
+// WithoutExpiry gives a lock that is held until it is released or reset: if its holder dies, somebody
+// has to Reset it. Likewise after a failover that loses the release, or if a call gets through only
+// after its waiter gave up (its connection broke while the server stood still).
 func WithoutExpiry() Option { return func(r *request) { r.lease = 0 } }
 
 // WithoutRenewal gives a lock that ends by itself one lease after the grant, unless Extend is called.

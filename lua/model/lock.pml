@@ -44,6 +44,7 @@ bool refuses;                   /* it does not push to keys that were not declar
 
 /* On the way */
 bool signal[CLIENTS];           /* the last one that was sent; an older one tells nothing more */
+bool stale[CLIENTS];            /* it is older than the last reply of the server */
 mtype late[CLIENTS];            /* a call that its client has given up, and that still arrives */
 
 /* The clients */
@@ -169,7 +170,7 @@ inline hand_over(caller) {
     if
     :: first != NONE && first != caller && entry[first] != UNKNOWN && !refuses ->
         must(still_waits, (line & BIT(first)) && (is[first] != LEFT || astray));
-        signal[first] = true;
+        signal[first] = true; stale[first] = false;
         holder = first;
         endless = false;
         next_fence(); written = true;
@@ -190,6 +191,7 @@ inline enqueue(c) {
     if :: queue??[eval(c)] && entry[c] == LAPSED -> leave(c) :: else fi;
     if :: !queue??[eval(c)] -> queue!c :: else fi;
     entry[c] = KEPT; unnoted[c] = false;
+    stale[c] = signal[c];
     joins_line(c)
 }
 
@@ -328,7 +330,13 @@ sent:
         if
         :: what == RELEASE && reply == FAILED -> send(RELEASE)
         :: reply == DONE || reply == BUSY -> finish(LEFT)
-        :: reply == QUEUED -> wait()
+        :: reply == QUEUED ->
+            if
+            :: stale[c] -> deadline[c] = OFF    /* what it tells of was taken back */
+            :: else
+            fi;
+            taken[c] = taken[c] && signal[c] && !stale[c];
+            wait()
         :: reply == HELD && pending[c] != OFF -> act()
         :: what == ACQUIRE && (reply == FAILED || reply == HELD && pending[c] == OFF) ->
             send(ACQUIRE)
@@ -341,7 +349,7 @@ waits:
     if
     :: atomic { signal[c] ->
         printf("%d is told\n", c);
-        signal[c] = false;
+        signal[c] = false; stale[c] = false;
         if
         :: deadline[c] != OFF -> pending[c] = deadline[c]; act()
         :: else -> send(ACQUIRE)
@@ -447,7 +455,7 @@ end:
         pending[c] = OFF; printf("%d: call timer\n", c) }
     /* Its signal is lost. */
     :: d_step { signal[c] && faults > 0 -> faults--;
-        signal[c] = false; printf("%d: signal lost\n", c) }
+        signal[c] = false; stale[c] = false; printf("%d: signal lost\n", c) }
     od
 }
 
