@@ -28,6 +28,7 @@ func StartWithClock(args ...string) (*Server, error) {
 		"FAKETIME_TIMESTAMP_FILE=" + filepath.Join(s.dir, clockFile),
 		"FAKETIME_NO_CACHE=1",
 		"FAKETIME_DONT_FAKE_MONOTONIC=1",
+		"TZ=UTC", // of StopClock's times
 	}
 	if err := s.writeClock(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(s.dir))
@@ -68,10 +69,21 @@ func (s *Server) StepClock(d time.Duration) error {
 	return nil
 }
 
-// writeClock replaces the file, so that it is never read by half.
+// StopClock has the server's clock stand still at this microsecond, until the next StopClock or StepClock.
+// The next command sees it.
+func (s *Server) StopClock(at time.Time) error {
+	// Half a microsecond more: libfaketime computes with a float, and the server cuts it off.
+	return s.setClock(at.UTC().Format("2006-01-02 15:04:05.000000") + "5")
+}
+
 func (s *Server) writeClock() error {
+	return s.setClock(fmt.Sprintf("%+.3f", s.ahead.Seconds()))
+}
+
+// setClock replaces the file, so that it is never read by half.
+func (s *Server) setClock(to string) error {
 	file := filepath.Join(s.dir, clockFile)
-	err := os.WriteFile(file+".new", fmt.Appendf(nil, "%+.3f\n", s.ahead.Seconds()), 0o600)
+	err := os.WriteFile(file+".new", []byte(to+"\n"), 0o600)
 	return errors.Join(err, os.Rename(file+".new", file))
 }
 

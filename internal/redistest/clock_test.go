@@ -31,6 +31,28 @@ func TestClock(t *testing.T) {
 	}
 }
 
+func TestStoppedClock(t *testing.T) {
+	s, err := StartWithClock()
+	must(t, err)
+	t.Cleanup(func() { must(t, s.Stop()) })
+	for _, micros := range []int64{1_767_225_600_000_000, 1_767_225_600_999_999, 1_767_225_600_123_456} {
+		must(t, s.StopClock(time.UnixMicro(micros)))
+		for range 2 {
+			shown, err := s.Do("TIME").AsIntSlice()
+			must(t, err)
+			if got := shown[0]*1_000_000 + shown[1]; got != micros {
+				t.Fatalf("stopped at %d, and shows %d", micros, got)
+			}
+		}
+	}
+	want(t, s, "SET k v PX 1000", "+OK")
+	must(t, s.StopClock(time.UnixMicro(1_767_225_601_123_456)))
+	want(t, s, "PTTL k", ":0")
+	must(t, s.StopClock(time.UnixMicro(1_767_225_601_124_000)))
+	want(t, s, "PTTL k", ":-2")
+	must(t, s.StepClock(0)) // it runs again, or this fails
+}
+
 func TestStepOfAServerWithoutClock(t *testing.T) {
 	s, err := Start()
 	must(t, err)

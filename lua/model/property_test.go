@@ -1,0 +1,496 @@
+package model
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/rueidis"
+	"pgregory.net/rapid"
+
+	"github.com/seed-ee05a192/redislock"
+	"github.com/seed-ee05a192/redislock/internal/redistest"
+)
+
+// began is what the server's clock shows at the start of each run, in microseconds.
+const began = 1_767_225_600_000_000
+
+const millisecond = 1000 // of microseconds
+
+// real is the server of all tests: its clock stands still but when a test sets it, so replies, TTLs and
+// expiry are exact to the microsecond, with lock.lua as it is shipped.
+var real struct {
+	*redistest.Server
+	client rueidis.Client
+	narrow rueidis.Client // of a user who may write only one of the signal lists
+	dump   string
+	steps  int
+}
+
+// dumpScript returns the time and all keys.
+const dumpScript = `
+local keys = {}
+for i, name in ipairs(redis.call('KEYS', '*')) do
+  local kind = redis.call('TYPE', name).ok
+  local content
+  if kind == 'string' then
+    content = { redis.call('GET', name) }
+  elseif kind == 'zset' then
+    content = redis.call('ZRANGE', name, 0, -1, 'WITHSCORES')
+  elseif kind == 'hash' then
+    content = redis.call('HGETALL', name)
+  elseif kind == 'list' then
+    content = redis.call('LRANGE', name, 0, -1)
+  else
+    content = redis.call('SMEMBERS', name)
+  end
+  keys[i] = { name, kind, redis.call('PEXPIRETIME', name), content }
+end
+return { redis.call('TIME'), keys }`
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		if err := start(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer func() { _ = real.Stop() }()
+		return m.Run()
+	}())
+}
+
+func start() (err error) {
+	if real.Server, err = redistest.StartWithClock(); err != nil {
+		return err
+	}
+	if real.client, err = connect("default"); err != nil {
+		return err
+	}
+	if real.dump, err = real.client.Do(context.Background(),
+		real.client.B().ScriptLoad().Script(dumpScript).Build()).ToString(); err != nil {
+		return err
+	}
+	if err := redis("ACL", "SETUSER", "narrow", "on", "nopass", "+@all", "~lock:*", "~lock-queue:*", "~lock-state:*", "~"+narrowList); err != nil {
+		return err
+	}
+	real.narrow, err = connect("narrow")
+	return err
+}
+
+func connect(user string) (rueidis.Client, error) {
+	return rueidis.NewClient(rueidis.ClientOption{
+		InitAddress: []string{real.Addr()}, Username: user, Password: "x",
+		ForceSingleClient: true, DisableCache: true, PipelineMultiplex: -1,
+	})
+}
+
+func redis(words ...string) error {
+	return real.client.Do(context.Background(), real.client.B().Arbitrary(words...).Build()).Error()
+}
+
+// world is one run: the real server, and the reference beside it.
+type world struct {
+	*rapid.T
+	reference *server // nil: not compared
+	micros    int64   // the server's clock
+	keys      []key   // after the last step
+	script    []string
+}
+
+func newWorld(t *rapid.T, compared bool) *world {
+	w := &world{T: t}
+	if compared {
+		w.reference = newServer()
+	}
+	w.setClock(began)
+	w.do("FLUSHALL")
+	return w
+}
+
+// do is a step: a command, and the look at all keys, in one round trip.
+func (w *world) do(words ...string) any {
+	return w.as(real.client, words...)
+}
+
+func (w *world) as(client rueidis.Client, words ...string) any {
+	dump := real.client.B().Evalsha().Sha1(real.dump).Numkeys(0).Build()
+	command := client.B().Arbitrary(words...).Build()
+	var replies []rueidis.RedisResult
+	user := ""
+	if client == real.client {
+		replies = client.DoMulti(context.Background(), command, dump)
+	} else {
+		user = "--user narrow --pass x "
+		replies = []rueidis.RedisResult{
+			client.Do(context.Background(), command), real.client.Do(context.Background(), dump),
+		}
+	}
+	reply := parse(w.T, replies[0])
+	w.look(replies[1])
+	w.script = append(w.script, fmt.Sprintf("redis-cli %s%s  # %v", user, quoted(words), reply))
+	real.steps++
+	return reply
+}
+
+// parse turns a reply into int64, string, nil, failure or []any of those.
+func parse(t *rapid.T, result rueidis.RedisResult) any {
+	reply, err := result.ToAny()
+	if rueidis.IsRedisNil(err) {
+		return nil
+	}
+	if refused := (*rueidis.RedisError)(nil); errors.As(err, &refused) {
+		word, _, _ := strings.Cut(refused.Error(), " ")
+		return failure(word)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reply
+}
+
+func (w *world) look(result rueidis.RedisResult) {
+	reply, _ := parse(w.T, result).([]any)
+	if len(reply) != 2 {
+		w.Fatalf("the dump: %v", reply)
+	}
+	text := func(v any) string { s, _ := v.(string); return s }
+	number := func(v any) int64 { n, _ := strconv.ParseInt(text(v), 10, 64); return n }
+	time := reply[0].([]any)
+	if shown := number(time[0])*1_000_000 + number(time[1]); shown != w.micros {
+		w.Fatalf("the server's clock shows %d, not %d", shown, w.micros)
+	}
+	w.keys = w.keys[:0:0]
+	for _, v := range reply[1].([]any) {
+		fields := v.([]any)
+		k := key{name: text(fields[0]), kind: text(fields[1])}
+		if end := fields[2].(int64); end != -1 {
+			k.end = end
+		}
+		for _, item := range fields[3].([]any) {
+			k.items = append(k.items, text(item))
+		}
+		k.sort()
+		w.keys = append(w.keys, k)
+	}
+	slices.SortFunc(w.keys, func(a, b key) int { return strings.Compare(a.name, b.name) })
+}
+
+// compare fails the run unless reply and keys are those of the reference.
+func (w *world) compare(got, want any) {
+	if w.reference == nil {
+		return
+	}
+	if !reflect.DeepEqual(got, want) {
+		w.fail("differs from the reference", "replies %v, the reference: %v", got, want)
+	}
+	if keys := w.reference.keys(); !slices.EqualFunc(w.keys, keys, func(a, b key) bool { return reflect.DeepEqual(a, b) }) {
+		w.fail("differs from the reference", "leaves behind\n%s\nthe reference:\n%s", listed(w.keys), listed(keys))
+	}
+}
+
+func listed(keys []key) string {
+	var b strings.Builder
+	for _, k := range keys {
+		fmt.Fprintf(&b, "  %s %s, until %d\n", k.kind, k.name, k.end)
+		for _, item := range k.items {
+			fmt.Fprintf(&b, "      %s\n", item)
+		}
+	}
+	return b.String()
+}
+
+// fail ends the run. What is the same for all failures of a kind comes first.
+func (w *world) fail(what, format string, args ...any) {
+	w.Helper()
+	w.Logf("%s: %s\n\nAll commands, for a shell at the top of the repository:\n%s\n%s\n",
+		what, fmt.Sprintf(format, args...), replay, strings.Join(w.script, "\n"))
+	w.Fatal(what)
+}
+
+// replay starts a server whose clock stands still.
+const replay = `
+clock() { echo "$1" >/tmp/clock.new && mv /tmp/clock.new /tmp/clock; }
+clock '2026-01-01 00:00:00.0000005'
+TZ=UTC LD_PRELOAD="$(echo /usr/lib/*/faketime/libfaketime.so.1):libc.so.6" FAKETIME_TIMESTAMP_FILE=/tmp/clock \
+  FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1 redis-server --port 6379 --save '' >/dev/null & sleep 1
+redis-cli -x FUNCTION LOAD REPLACE <lua/lock.lua
+redis-cli ACL SETUSER narrow on nopass +@all '~lock:*' '~lock-queue:*' '~lock-state:*' '~` + narrowList + `'
+`
+
+func quoted(words []string) string {
+	var b strings.Builder
+	for i, word := range words {
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		if word == "" || strings.ContainsAny(word, " {}'\"\\*@\n") {
+			word = "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+		}
+		b.WriteString(word)
+	}
+	return b.String()
+}
+
+func (w *world) fcall(client rueidis.Client, function string, keys []string, args ...string) any {
+	command := "FCALL"
+	if function == "lock_inspect" || function == "lock_version" {
+		command = "FCALL_RO"
+	}
+	words := append([]string{command, function, strconv.Itoa(len(keys))}, keys...)
+	reply := w.as(client, append(words, args...)...)
+	if w.reference != nil {
+		w.compare(reply, w.reference.fcall(function, keys, args, func(key string) bool {
+			return client == real.client || key == narrowList
+		}))
+	}
+	return reply
+}
+
+func (w *world) setClock(micros int64) {
+	at := time.UnixMicro(micros).UTC()
+	if err := real.StopClock(at); err != nil {
+		w.Fatal(err)
+	}
+	w.micros = micros
+	w.script = append(w.script, "clock '"+at.Format("2006-01-02 15:04:05.000000")+"5'")
+	if w.reference != nil {
+		w.reference.setClock(micros)
+	}
+}
+
+func (w *world) now() int64 { return w.micros / millisecond }
+
+func (w *world) pop(list string) (signal string, ok bool) {
+	reply := w.do("LPOP", list)
+	if w.reference != nil {
+		w.compare(reply, w.reference.pop(list))
+	}
+	signal, ok = reply.(string)
+	return signal, ok
+}
+
+func (w *world) del(name string) {
+	reply := w.do("DEL", name)
+	if w.reference != nil {
+		w.reference.del(name)
+	}
+	w.compare(reply, reply)
+}
+
+// snapshot is all that a server knew at some time.
+type snapshot struct {
+	keys      []key
+	reference *server
+}
+
+func (w *world) snapshot() snapshot {
+	s := snapshot{keys: w.keys}
+	if w.reference != nil {
+		s.reference = w.reference.clone()
+	}
+	return s
+}
+
+// failOver goes on with an older state, as a replica does that had not got the last writes.
+func (w *world) failOver(to snapshot) {
+	w.do("FLUSHALL")
+	for _, k := range to.keys {
+		words := []string{map[string]string{"string": "SET", "zset": "ZADD", "hash": "HSET", "list": "RPUSH", "set": "SADD"}[k.kind], k.name}
+		if k.kind == "zset" {
+			for i := 0; i < len(k.items); i += 2 {
+				words = append(words, k.items[i+1], k.items[i])
+			}
+		} else {
+			words = append(words, k.items...)
+		}
+		w.do(words...)
+		if k.end != 0 {
+			w.do("PEXPIREAT", k.name, strconv.FormatInt(k.end, 10))
+		}
+	}
+	if w.reference != nil {
+		w.reference = to.reference.clone()
+		w.reference.setClock(w.micros + millisecond) // PEXPIREAT removes what has not a millisecond left
+		w.reference.micros = w.micros
+	}
+	w.compare(nil, nil)
+}
+
+// moments are the milliseconds at which something happens by itself: a key, a lease, a place or a
+// signal runs out.
+func (w *world) moments() []int64 {
+	var all []int64
+	add := func(at int64) {
+		if at >= w.now() && at < 8_000_000_000_000 { // the fences of this year 2223 still fit in 2^53
+			all = append(all, at)
+		}
+	}
+	for _, k := range w.keys {
+		if k.end != 0 {
+			add(k.end)
+		}
+		for i, item := range k.items {
+			var a, b int64
+			switch {
+			case k.kind == "list":
+				if _, err := fmt.Sscanf(item, "%d %d", &a, &b); err == nil {
+					add(b)
+				}
+			case k.kind == "hash" && strings.HasPrefix(item, "@"):
+				if _, err := fmt.Sscanf(k.items[i+1], "%d %d", &a, &b); err == nil {
+					add(a + b)
+				}
+			case k.kind == "hash" && item == "since":
+				if _, err := fmt.Sscanf(k.items[i+1], "%d", &a); err == nil {
+					add(a + claim)
+				}
+			}
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// one draws one of some values, those written twice twice as often.
+func one[V any](t *rapid.T, label string, values ...V) V {
+	return rapid.SampledFrom(values).Draw(t, label)
+}
+
+// pass is a step in which only time goes by. Who looks at a key that has run out removes it: if the
+// clock is put back then, it does not come back.
+func (w *world) pass(micros int64) {
+	w.setClock(micros)
+	look := []string{"EXISTS", "-"}
+	for _, k := range w.keys {
+		look = append(look, k.name)
+	}
+	w.do(look...)
+	w.compare(nil, nil)
+}
+
+// later has time pass: a little, or until just before, at or just after something happens.
+func (w *world) later() {
+	if all := w.moments(); len(all) > 0 && one(w.T, "until something happens", true, true, false) {
+		at := one(w.T, "moment", all...) + one(w.T, "and", int64(0), -1, 1)
+		w.pass(max(w.micros, at*millisecond+one(w.T, "micros", int64(0), 1, 999)))
+		return
+	}
+	w.pass(w.micros + one(w.T, "passes", int64(1), 999, 1000, 1001, 333_000, 1_000_000, 2_000_000, 3_600_000_000))
+}
+
+// The keys of two locks of one slot, and the signal lists that their waiters use.
+var (
+	locks = [][]string{
+		{"lock:{x}", "lock-queue:{x}", "lock-state:{x}"},
+		{"lock:y{x}", "lock-queue:y{x}", "lock-state:y{x}"},
+	}
+	lists  = []string{narrowList, "lock-signal:{x}:2", "lock-signal:{x}:3"}
+	tokens = []string{"a", "b", "c", "d", "e 0 1", "@f"}
+	leases = []string{"0", "1", "1000", "1999", "2000", "2001", "30000", "30000", "9999999999999"}
+	waits  = []string{"1", "2", "1000", "3000", "3001", "30000", "30000", "700000"}
+)
+
+const narrowList = "lock-signal:{x}:1"
+
+// calls are any calls in any order, and whatever else can happen to a server.
+func calls(w *world) map[string]func(*rapid.T) {
+	lock := func() []string { return one(w.T, "lock", locks[0], locks[0], locks[0], locks[1]) }
+	token := func() string { return one(w.T, "token", tokens...) }
+	anyKey := func() string {
+		return one(w.T, "key", slices.Concat(lock(), lists)...)
+	}
+	client := func() rueidis.Client {
+		if one(w.T, "as", "anybody", "anybody", "anybody", "narrow") == "narrow" {
+			return real.narrow
+		}
+		return real.client
+	}
+	acquire := func(t *rapid.T, wait string) {
+		as, list := client(), one(t, "list", lists...)
+		if as == real.narrow {
+			list = narrowList
+		}
+		w.fcall(as, "lock_acquire", append(slices.Clone(lock()), list), token(), one(t, "lease", leases...), wait)
+	}
+	saved := w.snapshot()
+
+	return map[string]func(*rapid.T){
+		"acquire":       func(t *rapid.T) { acquire(t, one(t, "wait", waits...)) },
+		"acquire again": func(t *rapid.T) { acquire(t, one(t, "wait", waits...)) },
+		"try":           func(t *rapid.T) { acquire(t, "0") },
+		"release":       func(*rapid.T) { w.fcall(client(), "lock_release", lock(), token()) },
+		"release the holder": func(t *rapid.T) {
+			keys := lock()
+			for _, k := range w.keys {
+				if k.name == keys[0] && k.kind == "string" {
+					w.fcall(client(), "lock_release", keys, k.items[0])
+					return
+				}
+			}
+			t.Skip("free")
+		},
+		"extend":  func(t *rapid.T) { w.fcall(client(), "lock_extend", lock(), token(), one(t, "lease", leases...)) },
+		"reset":   func(*rapid.T) { w.fcall(client(), "lock_reset", lock()) },
+		"inspect": func(*rapid.T) { w.fcall(real.client, "lock_inspect", lock()) },
+		"pop":     func(t *rapid.T) { w.pop(one(t, "list", lists...)) },
+		"later":   func(*rapid.T) { w.later() },
+		"sooner": func(t *rapid.T) {
+			w.pass(w.micros - one(t, "back by", int64(1), 1000, 2_000_000, 60_000_000))
+		},
+		"accident": func(t *rapid.T) {
+			switch one(t, "accident", "delete", "delete", "delete", "spoil", "load", "save", "fail over", "misuse", "misuse") {
+			case "delete":
+				w.del(anyKey())
+			case "spoil":
+				name := anyKey()
+				w.del(name)
+				w.do("SADD", name, "strange")
+				w.reference.spoil(name)
+				w.compare(nil, nil)
+			case "load":
+				w.do("FUNCTION", "LOAD", "REPLACE", loaded)
+				w.script[len(w.script)-1] = "redis-cli -x FUNCTION LOAD REPLACE <lua/lock.lua"
+				w.compare(nil, nil)
+			case "save":
+				saved = w.snapshot()
+			case "fail over":
+				w.failOver(saved)
+			case "misuse":
+				function := one(t, "function", "lock_acquire", "lock_release", "lock_extend", "lock_reset", "lock_inspect", "lock_version")
+				keys := rapid.SliceOfN(rapid.SampledFrom(slices.Concat(locks[0], lists)), 0, 5).Draw(t, "keys")
+				args := rapid.SliceOfN(rapid.SampledFrom([]string{"a", "1", "30000", "", "-1", "1e3", "0x1", " 1", "1.5", "10000000000000"}), 0, 4).Draw(t, "args")
+				if _, wrong := newServer().fcall(function, keys, args, nil).(failure); wrong {
+					w.fcall(real.client, function, keys, args...)
+				}
+			}
+		},
+	}
+}
+
+// loaded is the library that the server has.
+var loaded string
+
+func load(source string) error {
+	loaded = source
+	return redis("FUNCTION", "LOAD", "REPLACE", source)
+}
+
+// TestLockLua drives lock.lua through at least 100,000 steps.
+func TestLockLua(t *testing.T) {
+	if err := load(redislock.Source()); err != nil {
+		t.Fatal(err)
+	}
+	before := real.steps
+	t.Run("calls", rapid.MakeCheck(func(t *rapid.T) {
+		w := newWorld(t, true)
+		t.Repeat(calls(w))
+	}))
+	t.Logf("%d steps", real.steps-before)
+}

@@ -1,0 +1,539 @@
+// Package model ties lua/lock.lua to its model: a plain Go reference of the functions, and tests that
+// compare the two step by step. See README.md.
+package model
+
+import (
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/seed-ee05a192/redislock"
+)
+
+// Milliseconds, as in lock.lua.
+const (
+	claim     = 2_000
+	headCheck = 1_000
+	memory    = 600_000
+)
+
+// server is all that a server knows. A key's end is the last millisecond at which it is there; 0: it
+// has no TTL.
+type server struct {
+	micros  int64 // its clock
+	locks   map[string]*lock
+	lists   map[string]*list // the signal lists
+	strange map[string]bool  // keys of a type that is not theirs
+}
+
+type lock struct {
+	lockKey, queueKey, stateKey string
+
+	holder    string // "": free
+	holderEnd int64  // of the lease
+	line      []place
+	lineEnd   int64
+	numbers   map[string]int64 // of the state: fence, last, since
+	entries   map[string]entry // of the state: by token
+	stateEnd  int64
+}
+
+type place struct {
+	token string
+	score int64
+}
+
+type entry struct {
+	called, wait, lease int64
+	signal              string
+}
+
+type list struct {
+	signals []signal
+	end     int64
+}
+
+type signal struct {
+	fence, deadline int64
+	token           string
+}
+
+func newServer() *server {
+	return &server{locks: map[string]*lock{}, lists: map[string]*list{}, strange: map[string]bool{}}
+}
+
+// at returns the lock with these keys, which begins free.
+func (s *server) at(keys []string) *lock {
+	l := s.locks[keys[0]]
+	if l == nil {
+		l = &lock{lockKey: keys[0], queueKey: keys[1], stateKey: keys[2], numbers: map[string]int64{}, entries: map[string]entry{}}
+		s.locks[keys[0]] = l
+	}
+	return l
+}
+
+func (s *server) now() int64 { return s.micros / 1000 }
+
+// failure is an error reply: its first word.
+type failure string
+
+// call is one FCALL. May tells which keys the caller may write besides its own: hand-over pushes to
+// signal lists that the call did not declare.
+type call struct {
+	*server
+	*lock
+	token  string
+	may    func(key string) bool
+	unread map[string]int64 // lists of dead clients: the deadline of the signal that they never read
+}
+
+var arguments = map[string]struct{ keys, args int }{
+	"lock_acquire": {4, 3}, "lock_release": {3, 1}, "lock_extend": {3, 2}, "lock_reset": {3, 0},
+	"lock_inspect": {3, 0}, "lock_version": {0, 0},
+}
+
+var wholeNumber = regexp.MustCompile(`^[0-9]{1,13}$`)
+
+func (s *server) fcall(function string, keys, args []string, may func(string) bool) any {
+	want := arguments[function]
+	if len(keys) != want.keys || len(args) != want.args || len(args) > 0 && args[0] == "" {
+		return failure("LOCKARG")
+	}
+	if len(slices.Compact(slices.Sorted(slices.Values(keys)))) < len(keys) {
+		return failure("LOCKARG")
+	}
+	var numbers [2]int64
+	for i := 1; i < len(args); i++ {
+		if !wholeNumber.MatchString(args[i]) {
+			return failure("LOCKARG")
+		}
+		numbers[i-1], _ = strconv.ParseInt(args[i], 10, 64)
+	}
+	if function == "lock_version" {
+		return redislock.Version
+	}
+	if slices.ContainsFunc(keys, func(key string) bool { return s.strange[key] }) {
+		return failure("WRONGTYPE")
+	}
+	c := &call{server: s, lock: s.at(keys), may: may, unread: map[string]int64{}}
+	if len(args) > 0 {
+		c.token = args[0]
+	}
+	defer c.forgetEmpty()
+	switch function {
+	case "lock_acquire":
+		return c.acquire(keys[3], numbers[0], numbers[1])
+	case "lock_release":
+		return c.release()
+	case "lock_extend":
+		return c.extend(numbers[0])
+	case "lock_reset":
+		return c.reset()
+	default:
+		return c.inspect()
+	}
+}
+
+func (c *call) acquire(signal string, lease, wait int64) any {
+	var last int64
+	if len(c.line) > 0 {
+		last = c.numbers["last"] // of an older queue it does not count
+	}
+	c.first()
+	if c.holder == c.token {
+		if c.numbers["fence"] == 0 {
+			c.raiseFence()
+		}
+		return c.hold(lease)
+	}
+	left := c.leaseLeft()
+	if c.holder == "" {
+		next, given := c.handOver()
+		if next == "" || next == c.token {
+			c.leave()
+			c.raiseFence()
+			return c.hold(lease)
+		}
+		left = given
+	}
+	if wait == 0 {
+		c.leave()
+		return []any{int64(0), int64(0), left, c.now()}
+	}
+	position, fresh := c.enqueue(signal, lease, wait, last)
+	checkIn := min(position*headCheck, wait/3)
+	if position == 1 && left >= 0 {
+		checkIn = min(checkIn, left+1)
+	}
+	if fresh && left >= 0 {
+		c.stateEnd = c.now() + max(left, wait) + memory
+	}
+	return []any{int64(0), position, max(1, checkIn), c.now()}
+}
+
+func (c *call) release() int64 {
+	c.first()
+	if c.holder == c.token {
+		c.giveUp()
+		return 1
+	}
+	left := c.leave()
+	if c.holder == "" {
+		c.giveUp()
+	}
+	if left {
+		return 2
+	}
+	return 0
+}
+
+func (c *call) extend(lease int64) int64 {
+	c.first()
+	if c.holder != c.token {
+		return 0
+	}
+	c.hold(lease)
+	return 1
+}
+
+func (c *call) reset() (taken int64) {
+	c.first()
+	if c.holder != "" {
+		taken = 1
+	}
+	c.giveUp()
+	return taken
+}
+
+func (c *call) inspect() any {
+	waiters := []any{}
+	for _, p := range c.line {
+		if e := c.entryOf(p.token); !c.lapsed(e) {
+			waiters = append(waiters, []any{
+				p.token, max(0, c.now()-p.score/1000), e.called + e.wait - c.now(), e.lease, e.signal,
+			})
+		}
+	}
+	ttl := int64(-2)
+	if c.holder != "" {
+		ttl = c.leaseLeft()
+	}
+	return []any{
+		"holder", c.holder, "fence", c.numbers["fence"], "ttl_ms", ttl,
+		"waiting", int64(len(waiters)), "waiters", waiters, "now_ms", c.now(),
+	}
+}
+
+// leaseLeft is -1 for a lease that never expires.
+func (c *call) leaseLeft() int64 {
+	if c.holderEnd == 0 {
+		return -1
+	}
+	return c.holderEnd - c.now()
+}
+
+// entryOf is what is known of a waiter. If that was lost, it has a claim's time from when the state began.
+func (c *call) entryOf(token string) entry {
+	if e, ok := c.entries[token]; ok {
+		return e
+	}
+	since, ok := c.numbers["since"]
+	if !ok {
+		since = c.now()
+	}
+	return entry{called: since, wait: claim, lease: claim}
+}
+
+func (c *call) lapsed(e entry) bool { return c.now() > e.called+e.wait }
+
+// first returns the first live waiter, "" if there is none. The dead before it lose their places.
+func (c *call) first() string {
+	for len(c.line) > 0 {
+		token := c.line[0].token
+		e := c.entryOf(token)
+		deadline, dead := c.unread[e.signal]
+		dead = dead && e.called <= deadline && token != c.token
+		if !dead && !c.lapsed(e) {
+			return token
+		}
+		c.remove(token)
+	}
+	return ""
+}
+
+func (c *call) remove(token string) bool {
+	i := slices.IndexFunc(c.line, func(p place) bool { return p.token == token })
+	if i < 0 {
+		return false
+	}
+	c.line = slices.Delete(c.line, i, i+1)
+	delete(c.entries, token)
+	return true
+}
+
+func (c *call) leave() bool { return c.remove(c.token) }
+
+func (c *call) nextFence() int64 { return max(c.numbers["fence"]+1, c.micros) }
+
+func (c *call) raiseFence() { c.numbers["fence"] = c.nextFence() }
+
+// hold gives the lock to the caller.
+func (c *call) hold(lease int64) any {
+	c.holder, c.holderEnd = c.token, 0
+	if lease == 0 {
+		c.stateEnd = 0
+		return []any{int64(1), c.numbers["fence"], int64(-1), c.now()}
+	}
+	c.holderEnd = c.now() + lease
+	c.stateEnd = c.holderEnd + memory
+	return []any{int64(1), c.numbers["fence"], lease, c.now()}
+}
+
+// handOver gives the lock to the first live waiter, but not to the caller. It returns the waiter that is
+// next, and the lease that it was given, 0 if it was not.
+func (c *call) handOver() (next string, lease int64) {
+	for {
+		token := c.first()
+		e, known := c.entries[token]
+		if token == "" || token == c.token || !known || c.strange[e.signal] || !c.may(e.signal) {
+			return token, 0
+		}
+		lease = claim
+		if e.lease > 0 {
+			lease = min(lease, e.lease)
+		}
+		l := c.lists[e.signal]
+		if l == nil {
+			l = &list{}
+			c.lists[e.signal] = l
+		}
+		l.end = c.now() + claim + e.wait
+		if len(l.signals) > 0 {
+			if oldest := l.signals[0].deadline; oldest < c.now() && e.called <= oldest {
+				c.unread[e.signal] = oldest
+				continue
+			} else if oldest < c.now() {
+				l.signals = l.signals[1:]
+			}
+		}
+		l.signals = append(l.signals, signal{c.nextFence(), c.now() + lease, token})
+		c.raiseFence()
+		c.remove(token)
+		c.holder, c.holderEnd = token, c.now()+lease
+		c.stateEnd = c.now() + max(e.lease, e.wait) + memory
+		return token, lease
+	}
+}
+
+// giveUp hands the lock on, or frees it.
+func (c *call) giveUp() {
+	if _, given := c.handOver(); given == 0 {
+		c.holder = ""
+		c.stateEnd = c.now() + memory
+	}
+}
+
+// enqueue gives the caller a place, or has it keep the one that it has. It returns the position, and
+// whether the state is a new hash. Last is the last score that the state knew of this queue, 0 if none.
+func (c *call) enqueue(signal string, lease, wait, last int64) (position int64, fresh bool) {
+	known := last != 0
+	if e, ok := c.entries[c.token]; ok && c.lapsed(e) {
+		c.leave()
+	}
+	if n := len(c.line); n > 0 && !known {
+		last = c.line[n-1].score
+	}
+	at := slices.IndexFunc(c.line, func(p place) bool { return p.token == c.token })
+	alone := len(c.line) == 0
+	if at < 0 {
+		last = max(last+1, c.micros)
+		at = len(c.line)
+		c.line = append(c.line, place{c.token, last})
+	}
+	end := c.now() + wait
+	fresh = !alone && !known
+	if alone {
+		c.lineEnd = end
+		fields := len(c.numbers) + len(c.entries)
+		fresh = fields == 0
+		if fields > 3 { // of a queue that was lost
+			fresh = true
+			c.stateEnd = 0
+			c.numbers = map[string]int64{"fence": c.numbers["fence"]}
+			clear(c.entries)
+		}
+	} else {
+		later(&c.lineEnd, end)
+	}
+	if alone || fresh {
+		c.numbers["since"] = c.now()
+	}
+	c.numbers["last"] = last
+	c.entries[c.token] = entry{c.now(), wait, lease, signal}
+	if wait > memory {
+		later(&c.stateEnd, end+memory)
+	}
+	return int64(at) + 1, fresh
+}
+
+func later(end *int64, to int64) {
+	if *end != 0 {
+		*end = max(*end, to)
+	}
+}
+
+// pop takes the oldest signal, as BLPOP does.
+func (s *server) pop(name string) any {
+	l := s.lists[name]
+	switch {
+	case s.strange[name]:
+		return failure("WRONGTYPE")
+	case l == nil:
+		return nil
+	}
+	oldest := l.signals[0].String()
+	l.signals = l.signals[1:]
+	s.forgetEmpty()
+	return oldest
+}
+
+func (s signal) String() string {
+	return strconv.FormatInt(s.fence, 10) + " " + strconv.FormatInt(s.deadline, 10) + " " + s.token
+}
+
+// del removes a key.
+func (s *server) del(name string) {
+	delete(s.strange, name)
+	delete(s.lists, name)
+	for _, l := range s.locks {
+		switch name {
+		case l.lockKey:
+			l.holder = ""
+		case l.queueKey:
+			l.line = nil
+		case l.stateKey:
+			clear(l.numbers)
+			clear(l.entries)
+		}
+	}
+	s.forgetEmpty()
+}
+
+// spoil replaces a key by one of another type.
+func (s *server) spoil(name string) {
+	s.del(name)
+	s.strange[name] = true
+}
+
+// setClock also lets what has run out vanish.
+func (s *server) setClock(micros int64) {
+	s.micros = micros
+	over := func(end int64) bool { return end != 0 && s.now() > end }
+	for _, l := range s.locks {
+		if over(l.holderEnd) {
+			s.del(l.lockKey)
+		}
+		if over(l.lineEnd) {
+			s.del(l.queueKey)
+		}
+		if over(l.stateEnd) {
+			s.del(l.stateKey)
+		}
+	}
+	for name, l := range s.lists {
+		if over(l.end) {
+			delete(s.lists, name)
+		}
+	}
+}
+
+// forgetEmpty is what Redis does: a key without content is none, nor has it an end.
+func (s *server) forgetEmpty() {
+	for _, l := range s.locks {
+		if l.holder == "" {
+			l.holderEnd = 0
+		}
+		if len(l.line) == 0 {
+			l.lineEnd = 0
+		}
+		if len(l.numbers)+len(l.entries) == 0 {
+			l.stateEnd = 0
+		}
+	}
+	maps.DeleteFunc(s.lists, func(_ string, l *list) bool { return len(l.signals) == 0 })
+}
+
+func (s *server) clone() *server {
+	c := newServer()
+	c.micros = s.micros
+	c.strange = maps.Clone(s.strange)
+	for name, l := range s.locks {
+		twin := *l
+		twin.line, twin.numbers, twin.entries = slices.Clone(l.line), maps.Clone(l.numbers), maps.Clone(l.entries)
+		c.locks[name] = &twin
+	}
+	for name, l := range s.lists {
+		c.lists[name] = &list{slices.Clone(l.signals), l.end}
+	}
+	return c
+}
+
+// key is a key of Redis, its content as text: of a zset and a hash two items each, members with scores
+// and fields with values.
+type key struct {
+	name, kind string
+	end        int64
+	items      []string
+}
+
+// sort brings the fields of a hash in order.
+func (k *key) sort() {
+	if k.kind != "hash" {
+		return
+	}
+	pairs := slices.SortedFunc(slices.Chunk(k.items, 2), slices.Compare)
+	k.items = slices.Concat(pairs...)
+}
+
+// keys is all that there is, in the order of the names.
+func (s *server) keys() []key {
+	text := func(n int64) string { return strconv.FormatInt(n, 10) }
+	var all []key
+	for _, l := range s.locks {
+		if l.holder != "" {
+			all = append(all, key{l.lockKey, "string", l.holderEnd, []string{l.holder}})
+		}
+		queue := key{l.queueKey, "zset", l.lineEnd, nil}
+		for _, p := range l.line {
+			queue.items = append(queue.items, p.token, text(p.score))
+		}
+		state := key{l.stateKey, "hash", l.stateEnd, nil}
+		for name, n := range l.numbers {
+			state.items = append(state.items, name, text(n))
+		}
+		for token, e := range l.entries {
+			state.items = append(state.items, "@"+token,
+				text(e.called)+" "+text(e.wait)+" "+text(e.lease)+" "+e.signal)
+		}
+		state.sort()
+		for _, k := range []key{queue, state} {
+			if len(k.items) > 0 {
+				all = append(all, k)
+			}
+		}
+	}
+	for name, l := range s.lists {
+		k := key{name, "list", l.end, nil}
+		for _, signal := range l.signals {
+			k.items = append(k.items, signal.String())
+		}
+		all = append(all, k)
+	}
+	for name := range s.strange {
+		all = append(all, key{name, "set", 0, []string{"strange"}})
+	}
+	slices.SortFunc(all, func(a, b key) int { return strings.Compare(a.name, b.name) })
+	return all
+}
