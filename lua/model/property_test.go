@@ -434,7 +434,7 @@ func calls(w *world) map[string]func(*rapid.T) {
 					return
 				}
 			}
-			t.Skip("free")
+			t.SkipNow()
 		},
 		"extend":  func(t *rapid.T) { w.fcall(client(), "lock_extend", lock(), token(), one(t, "lease", leases...)) },
 		"reset":   func(*rapid.T) { w.fcall(client(), "lock_reset", lock()) },
@@ -491,6 +491,12 @@ func TestLockLua(t *testing.T) {
 	t.Run("calls", rapid.MakeCheck(func(t *rapid.T) {
 		w := newWorld(t, true)
 		t.Repeat(calls(w))
+	}))
+	t.Logf("%d steps", real.steps-before)
+	t.Run("clients", rapid.MakeCheck(func(t *rapid.T) {
+		s := newClients(t, true, mistakes{})
+		t.Repeat(s.actions())
+		s.drain()
 	}))
 	t.Logf("%d steps", real.steps-before)
 }
