@@ -1,0 +1,217 @@
+package model
+
+import (
+	"flag"
+	"fmt"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/seed-ee05a192/redislock"
+)
+
+// mutant is lock.lua, or a client, with one mistake. The names are those of the mutants of lock.pml.
+type mutant struct {
+	name     string
+	old, new string // of lock.lua
+	client   mistakes
+}
+
+var mutants = []mutant{
+	{name: "release-by-anyone",
+		old: "  if c.holder == c.token then\n    give_up(c)",
+		new: "  if c.holder then\n    give_up(c)"},
+	{name: "signal-without-grant",
+		old: "redis.call('SET', c.lock, waiter.token, 'PX', decimal(lease))"},
+	{name: "claim-not-short",
+		old: "lease = math.min(waiter.lease, CLAIM_MS)",
+		new: "lease = waiter.lease"},
+	{name: "check-in-not-noted",
+		old: "'@' .. c.token, now .. ' ' .. wait_ms",
+		new: "'@' .. c.token, c.mine or now .. ' ' .. wait_ms"},
+	{name: "lapsed-granted",
+		old: "if not dead and not lapsed(c, waiter) then",
+		new: "if not dead then"},
+	{name: "newcomer-overtakes",
+		old: "local waiter, handed = hand_over(c)",
+		new: "local waiter, handed"},
+	{name: "release-drops",
+		old: "  if c.holder == c.token then\n    give_up(c)",
+		new: "  if c.holder == c.token then\n    redis.call('DEL', c.lock)"},
+	{name: "last-first",
+		old: "redis.call('ZRANGE', c.queue, '0', last)",
+		new: "redis.call('ZREVRANGE', c.queue, '0', last)"},
+	{name: "fence-repeats",
+		old: "local fence = math.max(c.fence + 1, c.micros)",
+		new: "local fence = c.fence"},
+	{name: "fence-not-from-clock",
+		old: "c.fence = math.max(c.fence + 1, c.micros)\n",
+		new: "c.fence = c.fence + 1\n"},
+	{name: "leaver-stays",
+		old: "local left = leave(c, c.token)",
+		new: "local left = redis.call('ZSCORE', c.queue, c.token)"},
+	{name: "extend-by-anyone",
+		old: "if c.holder ~= c.token then",
+		new: "if not c.holder then"},
+	{name: "check-in-requeues",
+		old: "if c.mine and lapsed(c, waiter_of(c, c.token, c.mine)) then",
+		new: "if c.mine then"},
+	{name: "expired-not-passed-on",
+		old: "local waiter, handed = hand_over(c)",
+		new: "local waiter, handed = c.first"},
+
+	{name: "stale-signal-believed", client: mistakes{believesStaleSignals: true}},
+	{name: "deadline-from-reply", client: mistakes{countsFromTheReply: true}},
+	{name: "leaves-silently", client: mistakes{leavesSilently: true}},
+	{name: "never-checks-in", client: mistakes{neverChecksIn: true}},
+}
+
+// source is the text of lock.lua with the mistake in it.
+func (m mutant) source(t *testing.T) string {
+	t.Helper()
+	text := redislock.Source()
+	if m.old == "" {
+		return text
+	}
+	if n := strings.Count(text, m.old); n != 1 {
+		t.Fatalf("%s: lock.lua has this %d times instead of once, write the mutant anew:\n%s", m.name, n, m.old)
+	}
+	return strings.Replace(text, m.old, m.new, 1)
+}
+
+// TestMutants has each mistake found twice: by the clients, without the reference, and by the reference.
+func TestMutants(t *testing.T) {
+	t.Cleanup(func() { _ = load(redislock.Source()) })
+	for _, m := range mutants {
+		t.Run(m.name, func(t *testing.T) {
+			if err := load(m.source(t)); err != nil {
+				t.Fatal(err)
+			}
+			runs := []func(*rapid.T){clientsRun(false, m.client)}
+			if m.old != "" {
+				runs = append(runs, callsRun)
+			}
+			for _, run := range runs {
+				found, steps := hunt(t, 200, run)
+				if found == "" {
+					t.Errorf("%s is not caught", m.name)
+				}
+				t.Logf("%-21s %5d steps: %s", m.name, steps, found)
+			}
+		})
+	}
+}
+
+var every = flag.Bool("every", false, "make all small changes of lock.lua that TestEveryChange knows: some minutes")
+
+// changes are small: each of the left made into its right, wherever it is.
+var changes = [][2]string{
+	{" < ", " <= "}, {" <= ", " < "}, {" > ", " >= "}, {" >= ", " > "}, {" == ", " ~= "}, {" ~= ", " == "},
+	{" + ", " - "}, {" - ", " + "}, {" and ", " or "}, {" or ", " and "}, {"not ", ""}, {"min(", "max("}, {"max(", "min("},
+	{" 0", " 1"}, {" 1", " 0"}, {" 1", " 2"}, {"000 ", "001 "}, {", 'GT'", ""}, {", 'NX'", ""}, {"lease", "wait"}, {"wait", "lease"},
+	{"c.now", "c.micros"}, {"c.token", "''"}, {"true", "false"}, {"false", "true"}, {"nil", "0"}, {"'LPOP'", "'RPOP'"}, {"'RPOP'", "'LPOP'"},
+	{"'RPUSH'", "'LPUSH'"}, {"'last'", "'fence'"}, {"'since'", "'last'"}, {", -1,", ", 0,"}, {"c.first", "c.mine"}, {"added", "alone"},
+	{"alone", "added"}, {"'PEXPIRE'", "'PERSIST'"}, {" / 3", " / 2"},
+}
+
+// TestEveryChange looks for changes of lock.lua that no test here notices. It prints them: either they change
+// nothing that can be seen, or a test is missing.
+func TestEveryChange(t *testing.T) {
+	if !*every {
+		t.Skip("-every was not given")
+	}
+	t.Cleanup(func() { _ = load(redislock.Source()) })
+	text := redislock.Source()
+	logic := strings.Index(text, "-- What the state says")
+	end := strings.Index(text, "-- Registration")
+	tried, unnoticed := 0, 0
+	try := func(from, to int, new string) {
+		changed := text[:from] + new + text[to:]
+		if load(changed) != nil {
+			return
+		}
+		tried++
+		for _, run := range []func(*rapid.T){callsRun, clientsRun(true, mistakes{})} {
+			if found, _ := hunt(t, 500, run); found != "" {
+				return
+			}
+		}
+		unnoticed++
+		line := strings.LastIndexByte(text[:from], '\n') + 1
+		t.Logf("unnoticed, line %d: %s\n      now: %s", strings.Count(text[:from], "\n")+1,
+			text[line:line+strings.IndexByte(text[line:], '\n')], changed[line:line+strings.IndexByte(changed[line:], '\n')])
+	}
+	for from := logic; from < end; {
+		to := from + strings.IndexByte(text[from:], '\n') + 1
+		code, _, _ := strings.Cut(text[from:to], "--")
+		if strings.TrimSpace(code) != "" {
+			try(from, to, "")
+			for _, change := range changes {
+				for at := 0; ; at++ {
+					i := strings.Index(code[at:], change[0])
+					if i < 0 {
+						break
+					}
+					at += i
+					try(from+at, from+at+len(change[0]), change[1])
+				}
+			}
+		}
+		from = to
+	}
+	t.Logf("%d of %d changes unnoticed", unnoticed, tried)
+}
+
+// hunt looks for a failure from always the same seed, and says which property failed after how many steps.
+func hunt(t *testing.T, checks int, run func(*rapid.T)) (found string, steps int) {
+	t.Helper()
+	for name, value := range map[string]string{
+		"rapid.seed": "1", "rapid.shrinktime": "0s", "rapid.nofailfile": "true", "rapid.steps": "50",
+		"rapid.checks": fmt.Sprint(checks),
+	} {
+		f := flag.Lookup(name)
+		before := f.Value.String()
+		defer func() { _ = f.Value.Set(before) }()
+		_ = f.Value.Set(value)
+	}
+	before := real.steps
+	judge := &judge{name: t.Name()}
+	rapid.Check(judge, func(t *rapid.T) {
+		if judge.failure != "" {
+			return
+		}
+		defer func() {
+			if t.Failed() && steps == 0 {
+				steps = real.steps - before
+			}
+		}()
+		run(t)
+	})
+	if err := real.revive(); err != nil {
+		t.Fatal(err)
+	}
+	_, found, _ = strings.Cut(judge.failure, "tests: ")
+	found, _, _ = strings.Cut(found, "\n")
+	return found, steps
+}
+
+// judge is a test that is supposed to fail.
+type judge struct {
+	name, failure string
+}
+
+func (j *judge) Helper()                   {}
+func (j *judge) Name() string              { return j.name }
+func (j *judge) Logf(string, ...any)       {}
+func (j *judge) Log(...any)                {}
+func (j *judge) Skipf(string, ...any)      {}
+func (j *judge) Skip(...any)               {}
+func (j *judge) SkipNow()                  {}
+func (j *judge) Errorf(f string, a ...any) { j.failure = fmt.Sprintf(f, a...) }
+func (j *judge) Error(a ...any)            { j.failure = fmt.Sprint(a...) }
+func (j *judge) Fatalf(f string, a ...any) { j.Errorf(f, a...) }
+func (j *judge) Fatal(a ...any)            { j.Error(a...) }
+func (j *judge) FailNow()                  {}
+func (j *judge) Fail()                     {}
+func (j *judge) Failed() bool              { return false }
