@@ -31,7 +31,7 @@ examples/node/node_modules: examples/node/package-lock.json
 lint: golangci ## gofmt, go vet, golangci-lint, luacheck, shellcheck
 	@$(need) luacheck shellcheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
-	for module in . bench examples/top examples/otel; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
+	for module in . bench examples/top examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
 	luacheck lua
 	shellcheck examples/shell/* lua/model/run
 

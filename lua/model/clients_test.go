@@ -226,8 +226,7 @@ func (s *clients) actions() map[string]func(*rapid.T) {
 					w.unsure = true
 				}
 			case "load":
-				s.do("FUNCTION", "LOAD", "REPLACE", loaded)
-				s.script[len(s.script)-1] = "redis-cli -x FUNCTION LOAD REPLACE <lua/lock.lua"
+				s.reload()
 			}
 		},
 		"": func(*rapid.T) { s.check() },

@@ -3,6 +3,7 @@ package model
 import (
 	"flag"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -82,7 +83,7 @@ func (m mutant) source(t *testing.T) string {
 
 // TestMutants has each mistake found twice: by the clients, without the reference, and by the reference.
 func TestMutants(t *testing.T) {
-	t.Cleanup(func() { _ = load(redislock.Source()) })
+	begin(t)
 	for _, m := range mutants {
 		t.Run(m.name, func(t *testing.T) {
 			if err := load(m.source(t)); err != nil {
@@ -103,7 +104,7 @@ func TestMutants(t *testing.T) {
 	}
 }
 
-var every = flag.Bool("every", false, "make all small changes of lock.lua that TestEveryChange knows: some minutes")
+var every = flag.Int("every", 0, "try all small changes of lock.lua that TestEveryChange knows in so many runs each: takes many minutes")
 
 // changes are small: each of the left made into its right, wherever it is.
 var changes = [][2]string{
@@ -118,10 +119,10 @@ var changes = [][2]string{
 // TestEveryChange looks for changes of lock.lua that no test here notices. It prints them: either they change
 // nothing that can be seen, or a test is missing.
 func TestEveryChange(t *testing.T) {
-	if !*every {
+	if *every == 0 {
 		t.Skip("-every was not given")
 	}
-	t.Cleanup(func() { _ = load(redislock.Source()) })
+	begin(t)
 	text := redislock.Source()
 	logic := strings.Index(text, "-- What the state says")
 	end := strings.Index(text, "-- Registration")
@@ -133,7 +134,7 @@ func TestEveryChange(t *testing.T) {
 		}
 		tried++
 		for _, run := range []func(*rapid.T){callsRun, clientsRun(true, mistakes{})} {
-			if found, _ := hunt(t, 500, run); found != "" {
+			if found, _ := hunt(t, *every, run); found != "" {
 				return
 			}
 		}
@@ -166,15 +167,10 @@ func TestEveryChange(t *testing.T) {
 // hunt looks for a failure from always the same seed, and says which property failed after how many steps.
 func hunt(t *testing.T, checks int, run func(*rapid.T)) (found string, steps int) {
 	t.Helper()
-	for name, value := range map[string]string{
+	settings(t, map[string]string{
 		"rapid.seed": "1", "rapid.shrinktime": "0s", "rapid.nofailfile": "true", "rapid.steps": "50",
-		"rapid.checks": fmt.Sprint(checks),
-	} {
-		f := flag.Lookup(name)
-		before := f.Value.String()
-		defer func() { _ = f.Value.Set(before) }()
-		_ = f.Value.Set(value)
-	}
+		"rapid.checks": strconv.Itoa(checks),
+	})
 	before := real.steps
 	judge := &judge{name: t.Name()}
 	rapid.Check(judge, func(t *rapid.T) {

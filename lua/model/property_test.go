@@ -3,8 +3,8 @@ package model
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
-	"os"
 	"reflect"
 	"slices"
 	"strconv"
@@ -61,33 +61,42 @@ for i, name in ipairs(redis.call('KEYS', '*')) do
 end
 return { redis.call('TIME'), keys }`
 
-func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		if err := start(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		defer func() { _ = real.Stop() }()
-		return m.Run()
-	}())
+// begin starts the server for a test.
+func begin(t *testing.T) {
+	t.Helper()
+	t.Cleanup(real.end)
+	if err := errors.Join(real.start(), load(redislock.Source())); err != nil {
+		t.Fatal(err)
+	}
 }
 
-func start() (err error) {
-	if real.Server, err = redistest.StartWithClock(); err != nil {
+func (s *theServer) start() (err error) {
+	if s.Server, err = redistest.StartWithClock(); err != nil {
 		return err
 	}
-	if real.client, err = connect("default"); err != nil {
+	if s.client, err = s.connect("default"); err != nil {
 		return err
 	}
-	if real.dump, err = real.client.Do(context.Background(),
-		real.client.B().ScriptLoad().Script(dumpScript).Build()).ToString(); err != nil {
+	if s.dump, err = s.client.Do(context.Background(), s.client.B().ScriptLoad().Script(dumpScript).Build()).ToString(); err != nil {
 		return err
 	}
-	if err := redis("ACL", "SETUSER", "narrow", "on", "nopass", "+@all", "~lock:*", "~lock-queue:*", "~lock-state:*", "~"+narrowList); err != nil {
+	if err = redis("ACL", "SETUSER", "narrow", "on", "nopass", "+@all", "~lock:*", "~lock-queue:*", "~lock-state:*", "~"+narrowList); err != nil {
 		return err
 	}
-	real.narrow, err = connect("narrow")
+	s.narrow, err = s.connect("narrow")
 	return err
+}
+
+func (s *theServer) end() {
+	for _, client := range []rueidis.Client{s.client, s.narrow} {
+		if client != nil {
+			client.Close()
+		}
+	}
+	if s.Server != nil {
+		_ = s.Stop()
+	}
+	*s = theServer{steps: s.steps}
 }
 
 // revive replaces a server that hangs.
@@ -100,12 +109,13 @@ func (s *theServer) revive() error {
 	if err := s.Kill(); err != nil {
 		return err
 	}
-	return start()
+	s.end()
+	return s.start()
 }
 
-func connect(user string) (rueidis.Client, error) {
+func (s *theServer) connect(user string) (rueidis.Client, error) {
 	return rueidis.NewClient(rueidis.ClientOption{
-		InitAddress: []string{real.Addr()}, Username: user, Password: "x",
+		InitAddress: []string{s.Addr()}, Username: user, Password: "x",
 		ForceSingleClient: true, DisableCache: true, PipelineMultiplex: -1,
 	})
 }
@@ -154,7 +164,6 @@ func (w *world) as(client rueidis.Client, words ...string) any {
 	reply := parse(w.T, replies[0])
 	w.look(replies[1])
 	w.script = append(w.script, fmt.Sprintf("redis-cli %s%s  # %v", user, quoted(words), reply))
-	real.steps++
 	return reply
 }
 
@@ -201,12 +210,13 @@ func (w *world) look(result rueidis.RedisResult) {
 	slices.SortFunc(w.keys, func(a, b key) int { return strings.Compare(a.name, b.name) })
 }
 
-// compare fails the run unless reply and keys are those of the reference.
-func (w *world) compare(got, want any) {
+// compare has the reference make the same step, and fails the run unless reply and keys are the same then.
+func (w *world) compare(got any, step func(*server) any) {
+	real.steps++
 	if w.reference == nil {
 		return
 	}
-	if !reflect.DeepEqual(got, want) {
+	if want := step(w.reference); !reflect.DeepEqual(got, want) {
 		w.fail("differs from the reference", "replies %v, the reference: %v", got, want)
 	}
 	if keys := w.reference.keys(); !slices.EqualFunc(w.keys, keys, func(a, b key) bool { return reflect.DeepEqual(a, b) }) {
@@ -264,13 +274,14 @@ func (w *world) fcall(client rueidis.Client, function string, keys []string, arg
 	}
 	words := append([]string{command, function, strconv.Itoa(len(keys))}, keys...)
 	reply := w.as(client, append(words, args...)...)
-	if w.reference != nil {
-		w.compare(reply, w.reference.fcall(function, keys, args, func(key string) bool {
-			return client == real.client || key == narrowList
-		}))
-	}
+	w.compare(reply, func(s *server) any {
+		return s.fcall(function, keys, args, func(key string) bool { return client == real.client || key == narrowList })
+	})
 	return reply
 }
+
+// same is for a step that changes nothing.
+func same(*server) any { return nil }
 
 func (w *world) setClock(micros int64) {
 	at := time.UnixMicro(micros).UTC()
@@ -288,19 +299,21 @@ func (w *world) now() int64 { return w.micros / millisecond }
 
 func (w *world) pop(list string) (signal string, ok bool) {
 	reply := w.do("LPOP", list)
-	if w.reference != nil {
-		w.compare(reply, w.reference.pop(list))
-	}
+	w.compare(reply, func(s *server) any { return s.pop(list) })
 	signal, ok = reply.(string)
 	return signal, ok
 }
 
 func (w *world) del(name string) {
-	reply := w.do("DEL", name)
-	if w.reference != nil {
-		w.reference.del(name)
-	}
-	w.compare(reply, reply)
+	w.do("DEL", name)
+	w.compare(nil, func(s *server) any { s.del(name); return nil })
+}
+
+// reload is an upgrade of the library, to the same one.
+func (w *world) reload() {
+	w.do("FUNCTION", "LOAD", "REPLACE", loaded)
+	w.script[len(w.script)-1] = "redis-cli -x FUNCTION LOAD REPLACE <lua/lock.lua"
+	w.compare(nil, same)
 }
 
 // snapshot is all that a server knew at some time.
@@ -334,12 +347,12 @@ func (w *world) failOver(to snapshot) {
 			w.do("PEXPIREAT", k.name, strconv.FormatInt(k.end, 10))
 		}
 	}
-	if w.reference != nil {
-		w.reference = to.reference.clone()
-		w.reference.setClock(w.micros + millisecond) // PEXPIREAT removes what has not a millisecond left
-		w.reference.micros = w.micros
-	}
-	w.compare(nil, nil)
+	w.compare(nil, func(s *server) any {
+		*s = *to.reference.clone()
+		s.setClock(w.micros + millisecond) // PEXPIREAT removes what has not a millisecond left
+		s.micros = w.micros
+		return nil
+	})
 }
 
 // moments are the milliseconds at which something happens by itself: a key, a lease, a place or a
@@ -391,7 +404,7 @@ func (w *world) pass(micros int64) {
 		look = append(look, k.name)
 	}
 	w.do(look...)
-	w.compare(nil, nil)
+	w.compare(nil, same)
 }
 
 // later has time pass: a little, or until just before, at or just after something happens.
@@ -471,12 +484,9 @@ func calls(w *world) map[string]func(*rapid.T) {
 				name := anyKey()
 				w.del(name)
 				w.do("SADD", name, "strange")
-				w.reference.spoil(name)
-				w.compare(nil, nil)
+				w.compare(nil, func(s *server) any { s.spoil(name); return nil })
 			case "load":
-				w.do("FUNCTION", "LOAD", "REPLACE", loaded)
-				w.script[len(w.script)-1] = "redis-cli -x FUNCTION LOAD REPLACE <lua/lock.lua"
-				w.compare(nil, nil)
+				w.reload()
 			case "save":
 				saved = w.snapshot()
 			case "fail over":
@@ -501,16 +511,29 @@ func load(source string) error {
 	return redis("FUNCTION", "LOAD", "REPLACE", source)
 }
 
-// TestLockLua drives lock.lua through at least 100,000 steps.
+// TestLockLua drives lock.lua through at least 100,000 steps, of which each is compared with the reference.
 func TestLockLua(t *testing.T) {
-	if err := load(redislock.Source()); err != nil {
-		t.Fatal(err)
-	}
+	begin(t)
+	settings(t, map[string]string{"rapid.checks": "1000", "rapid.steps": "50"})
 	before := real.steps
 	t.Run("calls", rapid.MakeCheck(callsRun))
-	t.Logf("%d steps", real.steps-before)
 	t.Run("clients", rapid.MakeCheck(clientsRun(true, mistakes{})))
-	t.Logf("%d steps", real.steps-before)
+	steps := real.steps - before
+	t.Logf("%d steps", steps)
+	if steps < 100_000 && !t.Failed() && !testing.Short() {
+		t.Errorf("only %d steps", steps)
+	}
+}
+
+// settings are those of rapid, until the end of the test. What the command line says wins.
+func settings(t *testing.T, values map[string]string) {
+	flag.Visit(func(f *flag.Flag) { delete(values, f.Name) })
+	for name, value := range values {
+		f := flag.Lookup(name)
+		before := f.Value.String()
+		t.Cleanup(func() { _ = f.Value.Set(before) })
+		_ = f.Value.Set(value)
+	}
 }
 
 func callsRun(t *rapid.T) { t.Repeat(calls(newWorld(t, true))) }
