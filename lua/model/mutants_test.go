@@ -124,7 +124,7 @@ func TestEveryChange(t *testing.T) {
 	}
 	begin(t)
 	text := redislock.Source()
-	logic := strings.Index(text, "-- What the state says")
+	logic := strings.Index(text, "local VERSION")
 	end := strings.Index(text, "-- Registration")
 	tried, unnoticed := 0, 0
 	try := func(from, to int, new string) {

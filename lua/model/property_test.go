@@ -39,7 +39,7 @@ type theServer struct {
 // patience is how long a step may take: a mistake in lock.lua can be a loop without end.
 const patience = 10 * time.Second
 
-// dumpScript returns the time and all keys. A call costs ten times as much as usual here, as the server
+// dumpScript returns all keys. A call costs ten times as much as usual here, as the server
 // reads its clock from a file: so the type follows from the name, unless it is a strange one.
 const dumpScript = `
 local keys = {}
@@ -59,7 +59,7 @@ for i, name in ipairs(redis.call('KEYS', '*')) do
   end
   keys[i] = { name, kind, redis.call('PEXPIRETIME', name), content }
 end
-return { redis.call('TIME'), keys }`
+return keys`
 
 // begin starts the server for a test.
 func begin(t *testing.T) {
@@ -184,18 +184,13 @@ func parse(t *rapid.T, result rueidis.RedisResult) any {
 }
 
 func (w *world) look(result rueidis.RedisResult) {
-	reply, _ := parse(w.T, result).([]any)
-	if len(reply) != 2 {
-		w.Fatalf("the dump: %v", reply)
+	reply, ok := parse(w.T, result).([]any)
+	if !ok {
+		w.Fatal("no dump")
 	}
 	text := func(v any) string { s, _ := v.(string); return s }
-	number := func(v any) int64 { n, _ := strconv.ParseInt(text(v), 10, 64); return n }
-	time := reply[0].([]any)
-	if shown := number(time[0])*1_000_000 + number(time[1]); shown != w.micros {
-		w.Fatalf("the server's clock shows %d, not %d", shown, w.micros)
-	}
 	w.keys = w.keys[:0:0]
-	for _, v := range reply[1].([]any) {
+	for _, v := range reply {
 		fields := v.([]any)
 		k := key{name: text(fields[0]), kind: text(fields[1])}
 		if end := fields[2].(int64); end != -1 {
@@ -410,7 +405,11 @@ func (w *world) pass(micros int64) {
 // later has time pass: a little, or until just before, at or just after something happens.
 func (w *world) later() {
 	if all := w.moments(); len(all) > 0 && one(w.T, "until something happens", true, true, false) {
-		at := one(w.T, "moment", all...) + one(w.T, "and", int64(0), -1, 1)
+		at := all[0]
+		if !one(w.T, "the next", true, false) {
+			at = one(w.T, "moment", all...)
+		}
+		at += one(w.T, "and", int64(0), 0, -1, 1)
 		w.pass(max(w.micros, at*millisecond+one(w.T, "micros", int64(0), 1, 999)))
 		return
 	}
@@ -425,8 +424,8 @@ var (
 	}
 	lists  = []string{narrowList, "lock-signal:{x}:2", "lock-signal:{x}:3"}
 	tokens = []string{"a", "b", "c", "d", "e 0 1", "@f"}
-	leases = []string{"0", "1", "1000", "1999", "2000", "2001", "30000", "30000", "9999999999999"}
-	waits  = []string{"1", "2", "1000", "3000", "3001", "30000", "30000", "700000"}
+	leases = []string{"0", "1", "1000", "1999", "2000", "2001", "30000", "30000", "999999999", "1000000000", "9999999999999"}
+	waits  = []string{"1", "2", "1000", "3000", "3001", "30000", "30000", "600000", "600001"}
 )
 
 const narrowList = "lock-signal:{x}:1"
@@ -470,14 +469,19 @@ func calls(w *world) map[string]func(*rapid.T) {
 		},
 		"extend":  func(t *rapid.T) { w.fcall(client(), "lock_extend", lock(), token(), one(t, "lease", leases...)) },
 		"reset":   func(*rapid.T) { w.fcall(client(), "lock_reset", lock()) },
-		"inspect": func(*rapid.T) { w.fcall(real.client, "lock_inspect", lock()) },
+		"inspect": func(*rapid.T) { w.fcall(client(), "lock_inspect", lock()) },
 		"pop":     func(t *rapid.T) { w.pop(one(t, "list", lists...)) },
 		"later":   func(*rapid.T) { w.later() },
-		"sooner": func(t *rapid.T) {
-			w.pass(w.micros - one(t, "back by", int64(1), 1000, 2_000_000, 60_000_000))
+		"crowd": func(t *rapid.T) {
+			keys := append(slices.Clone(lock()), one(t, "list", lists...))
+			for _, token := range tokens[:one(t, "tokens", 3, 4, len(tokens))] {
+				w.fcall(real.client, "lock_acquire", keys, token, "30000", "30000")
+			}
 		},
 		"accident": func(t *rapid.T) {
-			switch one(t, "accident", "delete", "delete", "delete", "spoil", "load", "save", "fail over", "misuse", "misuse") {
+			switch one(t, "accident", "sooner", "sooner", "sooner", "delete", "delete", "delete", "spoil", "load", "save", "fail over", "version", "misuse", "misuse") {
+			case "sooner":
+				w.pass(w.micros - one(t, "back by", int64(1), 1000, 2_000_000, 60_000_000))
 			case "delete":
 				w.del(anyKey())
 			case "spoil":
@@ -491,6 +495,8 @@ func calls(w *world) map[string]func(*rapid.T) {
 				saved = w.snapshot()
 			case "fail over":
 				w.failOver(saved)
+			case "version":
+				w.fcall(client(), "lock_version", nil)
 			case "misuse":
 				function := one(t, "function", "lock_acquire", "lock_release", "lock_extend", "lock_reset", "lock_inspect", "lock_version")
 				keys := rapid.SliceOfN(rapid.SampledFrom(slices.Concat(locks[0], lists)), 0, 5).Draw(t, "keys")
@@ -534,6 +540,42 @@ func settings(t *testing.T, values map[string]string) {
 		t.Cleanup(func() { _ = f.Value.Set(before) })
 		_ = f.Value.Set(value)
 	}
+}
+
+// TestRareSteps makes some steps that chance hardly ever makes, or not so many.
+func TestRareSteps(t *testing.T) {
+	begin(t)
+	settings(t, map[string]string{"rapid.checks": "1"})
+	l, list := locks[0], append(slices.Clone(locks[0]), lists[0])
+	acquire := func(w *world, token, lease, wait string) {
+		w.fcall(real.client, "lock_acquire", list, token, lease, wait)
+	}
+	t.Run("a crowd", rapid.MakeCheck(func(t *rapid.T) {
+		w := newWorld(t, true)
+		acquire(w, "holder", "0", "1")
+		for i := range 1_100 {
+			wait := "1000"
+			if i >= 150 {
+				wait = "30000"
+			}
+			acquire(w, strconv.Itoa(i), "30000", wait)
+		}
+		w.fcall(real.client, "lock_inspect", l)
+		w.pass(w.micros + 1_001*millisecond)
+		w.fcall(real.client, "lock_inspect", l)
+		w.fcall(real.client, "lock_release", l, "holder")
+		w.fcall(real.client, "lock_inspect", l)
+	}))
+	t.Run("an entry of a lost queue, and a hand-over in the call that finds it", rapid.MakeCheck(func(t *rapid.T) {
+		w := newWorld(t, true)
+		acquire(w, "holder", "1000", "1")
+		w.del(l[2])
+		acquire(w, "lost", "1000", "30000")
+		w.del(l[1])
+		acquire(w, "next", "1000", "30000")
+		w.pass(w.micros + 1_001*millisecond)
+		acquire(w, "last", "1000", "30000")
+	}))
 }
 
 func callsRun(t *rapid.T) { t.Repeat(calls(newWorld(t, true))) }

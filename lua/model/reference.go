@@ -12,11 +12,12 @@ import (
 	"github.com/seed-ee05a192/redislock"
 )
 
-// Milliseconds, as in lock.lua.
+// As in lock.lua, milliseconds.
 const (
 	claim     = 2_000
 	headCheck = 1_000
 	memory    = 600_000
+	listMax   = 1_000 // waiters
 )
 
 // server is all that a server knows. A key's end is the last millisecond at which it is there; 0: it
@@ -209,12 +210,16 @@ func (c *call) reset() (taken int64) {
 
 func (c *call) inspect() any {
 	waiters := []any{}
-	for _, p := range c.line {
-		if e := c.entryOf(p.token); !c.lapsed(e) {
-			waiters = append(waiters, []any{
-				p.token, max(0, c.now()-p.score/1000), e.called + e.wait - c.now(), e.lease, e.signal,
-			})
+	waiting := int64(len(c.line))
+	for _, p := range c.line[:min(len(c.line), listMax)] {
+		e := c.entryOf(p.token)
+		if c.lapsed(e) {
+			waiting--
+			continue
 		}
+		waiters = append(waiters, []any{
+			p.token, max(0, c.now()-p.score/1000), e.called + e.wait - c.now(), e.lease, e.signal,
+		})
 	}
 	ttl := int64(-2)
 	if c.holder != "" {
@@ -222,7 +227,7 @@ func (c *call) inspect() any {
 	}
 	return []any{
 		"holder", c.holder, "fence", c.numbers["fence"], "ttl_ms", ttl,
-		"waiting", int64(len(waiters)), "waiters", waiters, "now_ms", c.now(),
+		"waiting", waiting, "waiters", waiters, "now_ms", c.now(),
 	}
 }
 
