@@ -211,17 +211,14 @@ func (s *clients) actions() map[string]func(*rapid.T) {
 			case "ahead":
 				s.stepClock(one(t, "by", int64(1), 1_000_000, 2_000_000, 60_000_000))
 			case "reset":
-				s.step++
-				s.fault = s.step
-				s.onServer(nil, "lock_reset")
+				s.reset()
 			case "delete":
 				s.delete(one(t, "key", append(slices.Clone(s.keys3), s.heard()...)...))
 			case "save":
 				saved = s.snapshot()
 			case "fail over":
+				s.disturb()
 				s.failOver(saved)
-				s.step++
-				s.fault = s.step
 				for _, w := range s.waits {
 					w.unsure = true
 				}
@@ -446,7 +443,9 @@ func (s *clients) read(c *client, text string) {
 		w.due = s.elapsed
 	default:
 		until := w.seenAt + (deadline-w.seen)*millisecond - millisecond
-		if until-w.short()*millisecond > s.elapsed { // yet to come: the server's clock has jumped
+		// Of a grant that is yet to come: the server's clock has jumped. Of one before the reply that said
+		// that it waits: that one was lost.
+		if given := until - w.short()*millisecond; given > s.elapsed || deadline-w.short() < w.seen {
 			w.due = s.elapsed
 			return
 		}
@@ -480,21 +479,20 @@ func (s *clients) stepClock(by int64) {
 			w.unsure = true
 		}
 	}
-	s.pass(s.micros + by)
 	if by > 0 {
-		s.step++
-		s.fault = s.step
+		s.disturb()
 	} else {
 		s.back -= by
 	}
+	s.pass(s.micros + by)
 }
 
 func (s *clients) delete(name string) {
+	if name == s.keys3[0] {
+		s.disturb()
+	}
 	s.del(name)
-	s.step++
 	switch name {
-	case s.keys3[0]:
-		s.fault = s.step
 	case s.keys3[1]:
 		s.line = nil
 	case s.keys3[2]:
@@ -502,6 +500,20 @@ func (s *clients) delete(name string) {
 			w.unsure = true
 		}
 	}
+}
+
+// disturb is for what takes a lock away from its holder, who cannot know it yet: what a client believed
+// before is not checked any more. Grants before and after it are told apart by the millisecond.
+func (s *clients) disturb() {
+	s.goOn(millisecond)
+	s.step++
+	s.fault = s.step
+	s.step++
+}
+
+func (s *clients) reset() {
+	s.disturb()
+	s.onServer(nil, "lock_reset")
 }
 
 func (s *clients) goOn(by int64) {
@@ -643,17 +655,20 @@ func (s *clients) onServer(w *wait, function string, args ...string) any {
 			s.drop(w)
 		}
 	}
-	if after, _ := s.holder(); after == "" && function != "lock_extend" {
+	if after, _ := s.holder(); after == "" && function != "lock_extend" && !s.mute() {
 		for _, v := range s.line {
-			if v.unsure {
-				break // perhaps it is the one that cannot be told
-			}
-			if !s.lapsed(v) {
+			if !v.unsure && !s.lapsed(v) {
 				s.fail(handedOver, "%s waits", v.token)
 			}
 		}
 	}
 	return reply
+}
+
+// mute: somebody is in the queue who perhaps cannot be told.
+func (s *clients) mute() bool {
+	queue := s.key(s.keys3[1]).items
+	return slices.ContainsFunc(s.waits, func(w *wait) bool { return w.unsure && slices.Contains(queue, w.token) })
 }
 
 func (s *clients) drop(w *wait) {
@@ -753,9 +768,7 @@ func (s *clients) drain() {
 func (s *clients) work() (busy bool) {
 	if token, end := s.holder(); token != "" && (end == 0 || end > s.now()+claim) {
 		if w := s.byToken(token); w == nil || w.dead || w.stage == over && w.undone {
-			s.step++
-			s.fault = s.step
-			s.onServer(nil, "lock_reset") // nobody knows of a lease this long: an operator's business
+			s.reset() // nobody knows of a lease this long: an operator's business
 		}
 	}
 	for _, list := range s.heard() {
