@@ -626,7 +626,7 @@ func (s *clients) onServer(w *wait, function string, args ...string) any {
 	if function == "lock_release" || w != nil && s.lapsed(w) {
 		s.drop(w)
 	}
-	reply := s.fcall(real.client, function, keys, args...)
+	reply := s.fcall(srv.client, function, keys, args...)
 	if text, ok := reply.(failure); ok {
 		s.fail("an error", "%s", text)
 	}

@@ -127,8 +127,8 @@ func TestEveryChange(t *testing.T) {
 	logic := strings.Index(text, "local VERSION")
 	end := strings.Index(text, "-- Registration")
 	tried, unnoticed := 0, 0
-	try := func(from, to int, new string) {
-		changed := text[:from] + new + text[to:]
+	try := func(from, to int, instead string) {
+		changed := text[:from] + instead + text[to:]
 		if load(changed) != nil {
 			return
 		}
@@ -171,7 +171,7 @@ func hunt(t *testing.T, checks int, run func(*rapid.T)) (found string, steps int
 		"rapid.seed": "1", "rapid.shrinktime": "0s", "rapid.nofailfile": "true", "rapid.steps": "50",
 		"rapid.checks": strconv.Itoa(checks),
 	})
-	before := real.steps
+	before := srv.steps
 	judge := &judge{name: t.Name()}
 	rapid.Check(judge, func(t *rapid.T) {
 		if judge.failure != "" {
@@ -179,12 +179,12 @@ func hunt(t *testing.T, checks int, run func(*rapid.T)) (found string, steps int
 		}
 		defer func() {
 			if t.Failed() && steps == 0 {
-				steps = real.steps - before
+				steps = srv.steps - before
 			}
 		}()
 		run(t)
 	})
-	if err := real.revive(); err != nil {
+	if err := srv.revive(); err != nil {
 		t.Fatal(err)
 	}
 	_, found, _ = strings.Cut(judge.failure, "tests: ")

@@ -26,9 +26,9 @@ const began = 1_767_225_600_000_000
 
 const millisecond = 1000 // of microseconds
 
-// real is the server of all tests: its clock stands still but when a test sets it, so replies, TTLs and
+// srv is the server of all tests: its clock stands still but when a test sets it, so replies, TTLs and
 // expiry are exact to the microsecond, with lock.lua as it is shipped.
-var real theServer
+var srv theServer
 
 type theServer struct {
 	*redistest.Server
@@ -71,8 +71,8 @@ func begin(t *testing.T) {
 	if _, err := os.Stat(memoryDisk); err == nil {
 		t.Setenv("TMPDIR", memoryDisk) // of the file with the time: on a disk, to replace it takes a millisecond
 	}
-	t.Cleanup(real.end)
-	if err := errors.Join(real.start(), load(redislock.Source())); err != nil {
+	t.Cleanup(srv.end)
+	if err := errors.Join(srv.start(), load(redislock.Source())); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -128,7 +128,7 @@ func (s *theServer) connect(user string) (rueidis.Client, error) {
 }
 
 func redis(words ...string) error {
-	return real.client.Do(context.Background(), real.client.B().Arbitrary(words...).Build()).Error()
+	return srv.client.Do(context.Background(), srv.client.B().Arbitrary(words...).Build()).Error()
 }
 
 // world is one run: the real server, and the reference beside it.
@@ -153,21 +153,21 @@ func newWorld(t *rapid.T, compared bool) *world {
 
 // do is a step: a command, and the look at all keys, in one round trip.
 func (w *world) do(words ...string) any {
-	return w.as(real.client, words...)
+	return w.as(srv.client, words...)
 }
 
 func (w *world) as(client rueidis.Client, words ...string) any {
-	dump := real.client.B().Evalsha().Sha1(real.dump).Numkeys(0).Build()
+	dump := srv.client.B().Evalsha().Sha1(srv.dump).Numkeys(0).Build()
 	command := client.B().Arbitrary(words...).Build()
 	var replies []rueidis.RedisResult
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	user := ""
-	if client == real.client {
+	if client == srv.client {
 		replies = client.DoMulti(ctx, command, dump)
 	} else {
 		user = "--user narrow --pass x "
-		replies = []rueidis.RedisResult{client.Do(ctx, command), real.client.Do(ctx, dump)}
+		replies = []rueidis.RedisResult{client.Do(ctx, command), srv.client.Do(ctx, dump)}
 	}
 	reply := parse(w.T, replies[0])
 	w.look(replies[1])
@@ -216,7 +216,7 @@ func (w *world) look(result rueidis.RedisResult) {
 
 // compare has the reference make the same step, and fails the run unless reply and keys are the same then.
 func (w *world) compare(got any, step func(*server) any) {
-	real.steps++
+	srv.steps++
 	if w.reference == nil {
 		return
 	}
@@ -279,7 +279,7 @@ func (w *world) fcall(client rueidis.Client, function string, keys []string, arg
 	words := append([]string{command, function, strconv.Itoa(len(keys))}, keys...)
 	reply := w.as(client, append(words, args...)...)
 	w.compare(reply, func(s *server) any {
-		return s.fcall(function, keys, args, func(key string) bool { return client == real.client || key == narrowList })
+		return s.fcall(function, keys, args, func(key string) bool { return client == srv.client || key == narrowList })
 	})
 	return reply
 }
@@ -289,7 +289,7 @@ func same(*server) any { return nil }
 
 func (w *world) setClock(micros int64) {
 	at := time.UnixMicro(micros).UTC()
-	if err := real.StopClock(at); err != nil {
+	if err := srv.StopClock(at); err != nil {
 		w.Fatal(err)
 	}
 	w.micros = micros
@@ -448,13 +448,13 @@ func calls(w *world) map[string]func(*rapid.T) {
 	}
 	client := func() rueidis.Client {
 		if one(w.T, "as", "anybody", "anybody", "anybody", "narrow") == "narrow" {
-			return real.narrow
+			return srv.narrow
 		}
-		return real.client
+		return srv.client
 	}
 	acquire := func(t *rapid.T, wait string) {
 		as, list := client(), one(t, "list", lists...)
-		if as == real.narrow {
+		if as == srv.narrow {
 			list = narrowList
 		}
 		w.fcall(as, "lock_acquire", append(slices.Clone(lock()), list), token(), one(t, "lease", leases...), wait)
@@ -484,7 +484,7 @@ func calls(w *world) map[string]func(*rapid.T) {
 		"crowd": func(t *rapid.T) {
 			keys := append(slices.Clone(lock()), one(t, "list", lists...))
 			for _, token := range tokens[:one(t, "tokens", 3, 4, len(tokens))] {
-				w.fcall(real.client, "lock_acquire", keys, token, "30000", "30000")
+				w.fcall(srv.client, "lock_acquire", keys, token, "30000", "30000")
 			}
 		},
 		"accident": func(t *rapid.T) {
@@ -511,7 +511,7 @@ func calls(w *world) map[string]func(*rapid.T) {
 				keys := rapid.SliceOfN(rapid.SampledFrom(slices.Concat(locks[0], lists)), 0, 5).Draw(t, "keys")
 				args := rapid.SliceOfN(rapid.SampledFrom([]string{"a", "1", "30000", "", "-1", "1e3", "0x1", " 1", "1.5", "10000000000000"}), 0, 4).Draw(t, "args")
 				if _, wrong := newServer().fcall(function, keys, args, nil).(failure); wrong {
-					w.fcall(real.client, function, keys, args...)
+					w.fcall(srv.client, function, keys, args...)
 				}
 			}
 		},
@@ -531,10 +531,10 @@ func TestLockLua(t *testing.T) {
 	begin(t)
 	const runs = "900"
 	settings(t, map[string]string{"rapid.checks": runs, "rapid.steps": "50"})
-	before := real.steps
+	before := srv.steps
 	t.Run("calls", rapid.MakeCheck(callsRun))
 	t.Run("clients", rapid.MakeCheck(clientsRun(true, mistakes{})))
-	steps := real.steps - before
+	steps := srv.steps - before
 	t.Logf("%d steps", steps)
 	if asked := flag.Lookup("rapid.checks").Value.String() != runs || testing.Short(); !asked && steps < 100_000 && !t.Failed() {
 		t.Errorf("only %d steps", steps)
@@ -558,7 +558,7 @@ func TestRareSteps(t *testing.T) {
 	settings(t, map[string]string{"rapid.checks": "1"})
 	l, list := locks[0], append(slices.Clone(locks[0]), lists[0])
 	acquire := func(w *world, token, lease, wait string) {
-		w.fcall(real.client, "lock_acquire", list, token, lease, wait)
+		w.fcall(srv.client, "lock_acquire", list, token, lease, wait)
 	}
 	t.Run("a crowd", rapid.MakeCheck(func(t *rapid.T) {
 		w := newWorld(t, true)
@@ -570,11 +570,11 @@ func TestRareSteps(t *testing.T) {
 			}
 			acquire(w, strconv.Itoa(i), "30000", wait)
 		}
-		w.fcall(real.client, "lock_inspect", l)
+		w.fcall(srv.client, "lock_inspect", l)
 		w.pass(w.micros + 1_001*millisecond)
-		w.fcall(real.client, "lock_inspect", l)
-		w.fcall(real.client, "lock_release", l, "holder")
-		w.fcall(real.client, "lock_inspect", l)
+		w.fcall(srv.client, "lock_inspect", l)
+		w.fcall(srv.client, "lock_release", l, "holder")
+		w.fcall(srv.client, "lock_inspect", l)
 	}))
 	t.Run("an entry of a lost queue, and a hand-over in the call that finds it", rapid.MakeCheck(func(t *rapid.T) {
 		w := newWorld(t, true)
