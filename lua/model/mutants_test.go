@@ -44,11 +44,11 @@ var mutants = []mutant{
 		old: "redis.call('ZRANGE', c.queue, '0', last)",
 		new: "redis.call('ZREVRANGE', c.queue, '0', last)"},
 	{name: "fence-repeats",
-		old: "local fence = math.max(c.fence + 1, c.micros)",
-		new: "local fence = c.fence"},
+		old: "local fence, fence_text = after(c, c.fence)",
+		new: "local fence, fence_text = c.fence, decimal(c.fence)"},
 	{name: "fence-not-from-clock",
-		old: "c.fence = math.max(c.fence + 1, c.micros)\n",
-		new: "c.fence = c.fence + 1\n"},
+		old: "return c.micros, c.micros_text",
+		new: "return number + 1, decimal(number + 1)"},
 	{name: "leaver-stays",
 		old: "local left = leave(c, c.token)",
 		new: "local left = redis.call('ZSCORE', c.queue, c.token)"},
@@ -133,8 +133,16 @@ func TestEveryChange(t *testing.T) {
 			return
 		}
 		tried++
-		for _, run := range []func(*rapid.T){callsRun, clientsRun(true, mistakes{})} {
-			if found, _ := hunt(t, *every, run); found != "" {
+		runs := []func(*rapid.T){callsRun, clientsRun(true, mistakes{})}
+		for _, steps := range rareSteps {
+			runs = append(runs, rareRun(steps.run))
+		}
+		for i, run := range runs {
+			times := *every
+			if i > 1 {
+				times = 1
+			}
+			if found, _ := hunt(t, times, run); found != "" {
 				return
 			}
 		}

@@ -507,9 +507,20 @@ func calls(w *world) map[string]func(*rapid.T) {
 			case "version":
 				w.fcall(client(), "lock_version", nil)
 			case "misuse":
-				function := one(t, "function", "lock_acquire", "lock_release", "lock_extend", "lock_reset", "lock_inspect", "lock_version")
-				keys := rapid.SliceOfN(rapid.SampledFrom(slices.Concat(locks[0], lists)), 0, 5).Draw(t, "keys")
-				args := rapid.SliceOfN(rapid.SampledFrom([]string{"a", "1", "30000", "", "-1", "1e3", "0x1", " 1", "1.5", "10000000000000"}), 0, 4).Draw(t, "args")
+				function := one(t, "function", slices.Sorted(maps.Keys(arguments))...)
+				want := arguments[function]
+				number := func(label string, right int) int {
+					return max(0, right+one(t, label, 0, 0, 0, 1, -1))
+				}
+				// Mostly only one of these is wrong.
+				keys := slices.Concat(locks[0], lists)[:number("keys", want.keys)]
+				args := []string{one(t, "token", "a", "a", ""), "1", "30000", "1"}[:number("arguments", want.args)]
+				if len(keys) > 1 && one(t, "one key twice", false, true) {
+					keys[one(t, "this", 0, len(keys)-1)] = keys[one(t, "and this", 0, 1, len(keys)-2, len(keys)-1)]
+				}
+				if len(args) > 1 && one(t, "a bad number", false, true) {
+					args[one(t, "number", 1, len(args)-1)] = one(t, "bad", "", "-1", "1e3", "0x1", " 1", "1.5", "10000000000000")
+				}
 				if _, wrong := newServer().fcall(function, keys, args, nil).(failure); wrong {
 					w.fcall(srv.client, function, keys, args...)
 				}
@@ -552,40 +563,71 @@ func settings(t *testing.T, values map[string]string) {
 	}
 }
 
-// TestRareSteps makes some steps that chance hardly ever makes, or not so many.
+// locked is a world of one lock.
+type locked struct{ *world }
+
+func (x locked) acquire(token, list, lease, wait string) {
+	x.fcall(srv.client, "lock_acquire", append(slices.Clone(locks[0]), list), token, lease, wait)
+}
+
+func (x locked) call(function string, args ...string) {
+	x.fcall(srv.client, function, locks[0], args...)
+}
+
+// rareSteps are some that chance hardly ever makes, or not so many.
+var rareSteps = []struct {
+	name string
+	run  func(x locked)
+}{
+	{"an entry of a lost queue, and a hand-over in the call that finds it",
+		func(x locked) {
+			x.acquire("holder", lists[0], "1000", "1")
+			x.del(locks[0][2])
+			x.acquire("lost", lists[0], "1000", "30000")
+			x.del(locks[0][1])
+			x.acquire("next", lists[0], "1000", "30000")
+			x.pass(x.micros + 1_001*millisecond)
+			x.acquire("last", lists[0], "1000", "30000")
+		}},
+	{"a client that seems dead calls",
+		func(x locked) {
+			x.acquire("holder", lists[0], "0", "1")
+			for _, token := range []string{"told", "dead", "alive"} {
+				x.acquire(token, lists[1], "30000", "30000")
+			}
+			x.acquire("last", lists[2], "30000", "30000")
+			x.call("lock_release", "holder")
+			x.pass(x.micros + 2_001*millisecond)
+			x.acquire("alive", lists[1], "30000", "30000")
+		}},
+	{"a crowd, of which many have lapsed",
+		func(x locked) {
+			x.acquire("holder", lists[0], "0", "1")
+			for i := range 1_100 {
+				wait := "1000"
+				if i >= 150 {
+					wait = "30000"
+				}
+				x.acquire(strconv.Itoa(i), lists[0], "30000", wait)
+			}
+			x.call("lock_inspect")
+			x.pass(x.micros + 1_001*millisecond)
+			x.call("lock_inspect")
+			x.call("lock_release", "holder")
+			x.call("lock_inspect")
+		}},
+}
+
 func TestRareSteps(t *testing.T) {
 	begin(t)
 	settings(t, map[string]string{"rapid.checks": "1"})
-	l, list := locks[0], append(slices.Clone(locks[0]), lists[0])
-	acquire := func(w *world, token, lease, wait string) {
-		w.fcall(srv.client, "lock_acquire", list, token, lease, wait)
+	for _, steps := range rareSteps {
+		t.Run(steps.name, rapid.MakeCheck(rareRun(steps.run)))
 	}
-	t.Run("a crowd", rapid.MakeCheck(func(t *rapid.T) {
-		w := newWorld(t, true)
-		acquire(w, "holder", "0", "1")
-		for i := range 1_100 {
-			wait := "1000"
-			if i >= 150 {
-				wait = "30000"
-			}
-			acquire(w, strconv.Itoa(i), "30000", wait)
-		}
-		w.fcall(srv.client, "lock_inspect", l)
-		w.pass(w.micros + 1_001*millisecond)
-		w.fcall(srv.client, "lock_inspect", l)
-		w.fcall(srv.client, "lock_release", l, "holder")
-		w.fcall(srv.client, "lock_inspect", l)
-	}))
-	t.Run("an entry of a lost queue, and a hand-over in the call that finds it", rapid.MakeCheck(func(t *rapid.T) {
-		w := newWorld(t, true)
-		acquire(w, "holder", "1000", "1")
-		w.del(l[2])
-		acquire(w, "lost", "1000", "30000")
-		w.del(l[1])
-		acquire(w, "next", "1000", "30000")
-		w.pass(w.micros + 1_001*millisecond)
-		acquire(w, "last", "1000", "30000")
-	}))
+}
+
+func rareRun(run func(locked)) func(*rapid.T) {
+	return func(t *rapid.T) { run(locked{newWorld(t, true)}) }
 }
 
 func callsRun(t *rapid.T) { t.Repeat(calls(newWorld(t, true))) }
