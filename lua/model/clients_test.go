@@ -26,7 +26,7 @@ const (
 
 // mistakes are what a client can do wrong; none is made but in the test of the tests.
 type mistakes struct {
-	believesStaleSignals, countsFromTheReply, leavesSilently, neverChecksIn bool
+	believesStaleSignals, believesOlderSignals, countsFromTheReply, leavesSilently, neverChecksIn bool
 }
 
 // clients is a run in which simulated clients share a lock. They follow the rules of a client, over a
@@ -101,8 +101,8 @@ type request struct {
 
 const never = math.MaxInt64
 
-func newClients(t *rapid.T, compared bool, m mistakes) *clients {
-	s := &clients{world: newWorld(t, compared), mistakes: m, keys3: locks[0]}
+func newClients(t *rapid.T, srv *realServer, compared bool, m mistakes) *clients {
+	s := &clients{world: newWorld(t, srv, compared), mistakes: m, keys3: locks[0]}
 	for range 3 {
 		s.all = append(s.all, &client{id: len(s.all) + 1})
 	}
@@ -438,18 +438,19 @@ func (s *clients) read(c *client, text string) {
 			s.undo(w) // it is passed on
 		}
 	case s.believesStaleSignals:
-		s.believe(w, fence, s.elapsed+w.short()*millisecond, w.granted)
+		s.believe(w, fence, s.elapsed+w.short()*millisecond, w.seenIn)
 	case w.seenIn == 0:
 		w.due = s.elapsed
 	default:
 		until := w.seenAt + (deadline-w.seen)*millisecond - millisecond
 		// Of a grant that is yet to come: the server's clock has jumped. Of one before the reply that said
-		// that it waits: that one was lost.
-		if given := until - w.short()*millisecond; given > s.elapsed || deadline-w.short() < w.seen {
+		// that it waits: it was taken back.
+		older := deadline-w.short() < w.seen && !s.believesOlderSignals
+		if older || until-w.short()*millisecond > s.elapsed {
 			w.due = s.elapsed
 			return
 		}
-		s.believe(w, fence, until, min(w.granted, w.seenIn))
+		s.believe(w, fence, until, w.seenIn)
 	}
 }
 
@@ -626,7 +627,7 @@ func (s *clients) onServer(w *wait, function string, args ...string) any {
 	if function == "lock_release" || w != nil && s.lapsed(w) {
 		s.drop(w)
 	}
-	reply := s.fcall(srv.client, function, keys, args...)
+	reply := s.fcall(s.srv.client, function, keys, args...)
 	if text, ok := reply.(failure); ok {
 		s.fail("an error", "%s", text)
 	}

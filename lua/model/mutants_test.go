@@ -3,6 +3,9 @@ package model
 import (
 	"flag"
 	"fmt"
+	"os"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -63,6 +66,7 @@ var mutants = []mutant{
 		new: "local waiter, handed = c.first"},
 
 	{name: "stale-signal-believed", client: mistakes{believesStaleSignals: true}},
+	{name: "older-signal-believed", client: mistakes{believesOlderSignals: true}},
 	{name: "deadline-from-reply", client: mistakes{countsFromTheReply: true}},
 	{name: "leaves-silently", client: mistakes{leavesSilently: true}},
 	{name: "never-checks-in", client: mistakes{neverChecksIn: true}},
@@ -83,24 +87,44 @@ func (m mutant) source(t *testing.T) string {
 
 // TestMutants has each mistake found twice: by the clients, without the reference, and by the reference.
 func TestMutants(t *testing.T) {
-	begin(t)
+	srv := begin(t)
 	for _, m := range mutants {
 		t.Run(m.name, func(t *testing.T) {
-			if err := load(m.source(t)); err != nil {
+			if err := srv.load(m.source(t)); err != nil {
 				t.Fatal(err)
 			}
-			runs := []func(*rapid.T){clientsRun(false, m.client)}
+			runs := []func(*rapid.T){clientsRun(srv, false, m.client)}
 			if m.old != "" {
-				runs = append(runs, callsRun)
+				runs = append(runs, callsRun(srv))
 			}
 			for _, run := range runs {
-				found, steps := hunt(t, 200, run)
+				found, steps := hunt(t, srv, 400, run)
 				if found == "" {
 					t.Errorf("%s is not caught", m.name)
 				}
 				t.Logf("%-21s %5d steps: %s", m.name, steps, found)
 			}
 		})
+	}
+}
+
+// TestMutantsOfTheModel: those here and those of lock.pml have the same names.
+func TestMutantsOfTheModel(t *testing.T) {
+	text, err := os.ReadFile("mutants")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var here, there []string
+	for _, m := range mutants {
+		here = append(here, m.name)
+	}
+	for _, found := range regexp.MustCompile(`(?m)^([a-z-]+) .*\n- `).FindAllSubmatch(text, -1) {
+		there = append(there, string(found[1]))
+	}
+	slices.Sort(here)
+	slices.Sort(there)
+	if !slices.Equal(here, there) {
+		t.Errorf("here:  %q\nthere: %q", here, there)
 	}
 }
 
@@ -122,27 +146,27 @@ func TestEveryChange(t *testing.T) {
 	if *every == 0 {
 		t.Skip("-every was not given")
 	}
-	begin(t)
+	srv := begin(t)
 	text := redislock.Source()
 	logic := strings.Index(text, "local VERSION")
 	end := strings.Index(text, "-- Registration")
 	tried, unnoticed := 0, 0
 	try := func(from, to int, instead string) {
 		changed := text[:from] + instead + text[to:]
-		if load(changed) != nil {
+		if srv.load(changed) != nil {
 			return
 		}
 		tried++
-		runs := []func(*rapid.T){callsRun, clientsRun(true, mistakes{})}
+		runs := []func(*rapid.T){callsRun(srv), clientsRun(srv, true, mistakes{})}
 		for _, steps := range rareSteps {
-			runs = append(runs, rareRun(steps.run))
+			runs = append(runs, rareRun(srv, steps.run))
 		}
 		for i, run := range runs {
 			times := *every
 			if i > 1 {
 				times = 1
 			}
-			if found, _ := hunt(t, times, run); found != "" {
+			if found, _ := hunt(t, srv, times, run); found != "" {
 				return
 			}
 		}
@@ -173,7 +197,7 @@ func TestEveryChange(t *testing.T) {
 }
 
 // hunt looks for a failure from always the same seed, and says which property failed after how many steps.
-func hunt(t *testing.T, checks int, run func(*rapid.T)) (found string, steps int) {
+func hunt(t *testing.T, srv *realServer, checks int, run func(*rapid.T)) (found string, steps int) {
 	t.Helper()
 	settings(t, map[string]string{
 		"rapid.seed": "1", "rapid.shrinktime": "0s", "rapid.nofailfile": "true", "rapid.steps": "50",

@@ -26,15 +26,14 @@ const began = 1_767_225_600_000_000
 
 const millisecond = 1000 // of microseconds
 
-// srv is the server of all tests: its clock stands still but when a test sets it, so replies, TTLs and
+// realServer is a redis-server whose clock stands still but when a test sets it: so replies, TTLs and
 // expiry are exact to the microsecond, with lock.lua as it is shipped.
-var srv theServer
-
-type theServer struct {
+type realServer struct {
 	*redistest.Server
 	client rueidis.Client
 	narrow rueidis.Client // of a user who may write only one of the signal lists
 	dump   string
+	loaded string // the library
 	steps  int
 }
 
@@ -65,19 +64,24 @@ for i, name in ipairs(redis.call('KEYS', '*')) do
 end
 return keys`
 
-// begin starts the server for a test.
-func begin(t *testing.T) {
+// begin starts a server for a test.
+func begin(t *testing.T) *realServer {
 	t.Helper()
 	if _, err := os.Stat(memoryDisk); err == nil {
 		t.Setenv("TMPDIR", memoryDisk) // of the file with the time: on a disk, to replace it takes a millisecond
 	}
+	srv := &realServer{}
 	t.Cleanup(srv.end)
-	if err := errors.Join(srv.start(), load(redislock.Source())); err != nil {
+	if err := srv.start(); err != nil {
 		t.Fatal(err)
 	}
+	if err := srv.load(redislock.Source()); err != nil {
+		t.Fatal(err)
+	}
+	return srv
 }
 
-func (s *theServer) start() (err error) {
+func (s *realServer) start() (err error) {
 	if s.Server, err = redistest.StartWithClock(); err != nil {
 		return err
 	}
@@ -87,14 +91,14 @@ func (s *theServer) start() (err error) {
 	if s.dump, err = s.client.Do(context.Background(), s.client.B().ScriptLoad().Script(dumpScript).Build()).ToString(); err != nil {
 		return err
 	}
-	if err = redis("ACL", "SETUSER", "narrow", "on", "nopass", "+@all", "~lock:*", "~lock-queue:*", "~lock-state:*", "~"+narrowList); err != nil {
+	if err = s.redis("ACL", "SETUSER", "narrow", "on", "nopass", "+@all", "~lock:*", "~lock-queue:*", "~lock-state:*", "~"+narrowList); err != nil {
 		return err
 	}
 	s.narrow, err = s.connect("narrow")
 	return err
 }
 
-func (s *theServer) end() {
+func (s *realServer) end() {
 	for _, client := range []rueidis.Client{s.client, s.narrow} {
 		if client != nil {
 			client.Close()
@@ -103,11 +107,11 @@ func (s *theServer) end() {
 	if s.Server != nil {
 		_ = s.Stop()
 	}
-	*s = theServer{steps: s.steps}
+	*s = realServer{steps: s.steps}
 }
 
 // revive replaces a server that hangs.
-func (s *theServer) revive() error {
+func (s *realServer) revive() error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if s.client.Do(ctx, s.client.B().Ping().Build()).Error() == nil {
@@ -120,20 +124,26 @@ func (s *theServer) revive() error {
 	return s.start()
 }
 
-func (s *theServer) connect(user string) (rueidis.Client, error) {
+func (s *realServer) connect(user string) (rueidis.Client, error) {
 	return rueidis.NewClient(rueidis.ClientOption{
 		InitAddress: []string{s.Addr()}, Username: user, Password: "x",
 		ForceSingleClient: true, DisableCache: true, PipelineMultiplex: -1,
 	})
 }
 
-func redis(words ...string) error {
-	return srv.client.Do(context.Background(), srv.client.B().Arbitrary(words...).Build()).Error()
+func (s *realServer) redis(words ...string) error {
+	return s.client.Do(context.Background(), s.client.B().Arbitrary(words...).Build()).Error()
+}
+
+func (s *realServer) load(source string) error {
+	s.loaded = source
+	return s.redis("FUNCTION", "LOAD", "REPLACE", source)
 }
 
 // world is one run: the real server, and the reference beside it.
 type world struct {
 	*rapid.T
+	srv       *realServer
 	reference *server         // nil: not compared
 	micros    int64           // the server's clock
 	keys      []key           // after the last step
@@ -141,8 +151,8 @@ type world struct {
 	script    []string
 }
 
-func newWorld(t *rapid.T, compared bool) *world {
-	w := &world{T: t, names: map[string]bool{}}
+func newWorld(t *rapid.T, srv *realServer, compared bool) *world {
+	w := &world{T: t, srv: srv, names: map[string]bool{}}
 	if compared {
 		w.reference = newServer()
 	}
@@ -153,21 +163,21 @@ func newWorld(t *rapid.T, compared bool) *world {
 
 // do is a step: a command, and the look at all keys, in one round trip.
 func (w *world) do(words ...string) any {
-	return w.as(srv.client, words...)
+	return w.as(w.srv.client, words...)
 }
 
 func (w *world) as(client rueidis.Client, words ...string) any {
-	dump := srv.client.B().Evalsha().Sha1(srv.dump).Numkeys(0).Build()
+	dump := w.srv.client.B().Evalsha().Sha1(w.srv.dump).Numkeys(0).Build()
 	command := client.B().Arbitrary(words...).Build()
 	var replies []rueidis.RedisResult
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	user := ""
-	if client == srv.client {
+	if client == w.srv.client {
 		replies = client.DoMulti(ctx, command, dump)
 	} else {
 		user = "--user narrow --pass x "
-		replies = []rueidis.RedisResult{client.Do(ctx, command), srv.client.Do(ctx, dump)}
+		replies = []rueidis.RedisResult{client.Do(ctx, command), w.srv.client.Do(ctx, dump)}
 	}
 	reply := parse(w.T, replies[0])
 	w.look(replies[1])
@@ -216,14 +226,14 @@ func (w *world) look(result rueidis.RedisResult) {
 
 // compare has the reference make the same step, and fails the run unless reply and keys are the same then.
 func (w *world) compare(got any, step func(*server) any) {
-	srv.steps++
+	w.srv.steps++
 	if w.reference == nil {
 		return
 	}
 	if want := step(w.reference); !reflect.DeepEqual(got, want) {
 		w.fail("differs from the reference", "replies %v, the reference: %v", got, want)
 	}
-	if keys := w.reference.keys(); !slices.EqualFunc(w.keys, keys, func(a, b key) bool { return reflect.DeepEqual(a, b) }) {
+	if keys := w.reference.keys(); !slices.EqualFunc(w.keys, keys, key.equal) {
 		w.fail("differs from the reference", "leaves behind\n%s\nthe reference:\n%s", listed(w.keys), listed(keys))
 	}
 }
@@ -279,7 +289,7 @@ func (w *world) fcall(client rueidis.Client, function string, keys []string, arg
 	words := append([]string{command, function, strconv.Itoa(len(keys))}, keys...)
 	reply := w.as(client, append(words, args...)...)
 	w.compare(reply, func(s *server) any {
-		return s.fcall(function, keys, args, func(key string) bool { return client == srv.client || key == narrowList })
+		return s.fcall(function, keys, args, func(key string) bool { return client == w.srv.client || key == narrowList })
 	})
 	return reply
 }
@@ -289,7 +299,7 @@ func same(*server) any { return nil }
 
 func (w *world) setClock(micros int64) {
 	at := time.UnixMicro(micros).UTC()
-	if err := srv.StopClock(at); err != nil {
+	if err := w.srv.StopClock(at); err != nil {
 		w.Fatal(err)
 	}
 	w.micros = micros
@@ -315,7 +325,7 @@ func (w *world) del(name string) {
 
 // reload is an upgrade of the library, to the same one.
 func (w *world) reload() {
-	w.do("FUNCTION", "LOAD", "REPLACE", loaded)
+	w.do("FUNCTION", "LOAD", "REPLACE", w.srv.loaded)
 	w.script[len(w.script)-1] = "redis-cli -x FUNCTION LOAD REPLACE <lua/lock.lua"
 	w.compare(nil, same)
 }
@@ -434,7 +444,7 @@ var (
 	lists  = []string{narrowList, "lock-signal:{x}:2", "lock-signal:{x}:3"}
 	tokens = []string{"a", "b", "c", "d", "e 0 1", "@f"}
 	leases = []string{"0", "1", "1000", "1999", "2000", "2001", "30000", "30000", "999999999", "1000000000", "9999999999999"}
-	waits  = []string{"1", "2", "1000", "3000", "3001", "30000", "30000", "600000", "600001"}
+	waits  = []string{"1", "2", "1000", "3000", "3001", "30000", "30000", "600000", "600001", "9999999999999"}
 )
 
 const narrowList = "lock-signal:{x}:1"
@@ -448,13 +458,13 @@ func calls(w *world) map[string]func(*rapid.T) {
 	}
 	client := func() rueidis.Client {
 		if one(w.T, "as", "anybody", "anybody", "anybody", "narrow") == "narrow" {
-			return srv.narrow
+			return w.srv.narrow
 		}
-		return srv.client
+		return w.srv.client
 	}
 	acquire := func(t *rapid.T, wait string) {
 		as, list := client(), one(t, "list", lists...)
-		if as == srv.narrow {
+		if as == w.srv.narrow {
 			list = narrowList
 		}
 		w.fcall(as, "lock_acquire", append(slices.Clone(lock()), list), token(), one(t, "lease", leases...), wait)
@@ -484,7 +494,7 @@ func calls(w *world) map[string]func(*rapid.T) {
 		"crowd": func(t *rapid.T) {
 			keys := append(slices.Clone(lock()), one(t, "list", lists...))
 			for _, token := range tokens[:one(t, "tokens", 3, 4, len(tokens))] {
-				w.fcall(srv.client, "lock_acquire", keys, token, "30000", "30000")
+				w.fcall(w.srv.client, "lock_acquire", keys, token, "30000", "30000")
 			}
 		},
 		"accident": func(t *rapid.T) {
@@ -522,30 +532,29 @@ func calls(w *world) map[string]func(*rapid.T) {
 					args[one(t, "number", 1, len(args)-1)] = one(t, "bad", "", "-1", "1e3", "0x1", " 1", "1.5", "10000000000000")
 				}
 				if _, wrong := newServer().fcall(function, keys, args, nil).(failure); wrong {
-					w.fcall(srv.client, function, keys, args...)
+					w.fcall(w.srv.client, function, keys, args...)
 				}
 			}
 		},
 	}
 }
 
-// loaded is the library that the server has.
-var loaded string
-
-func load(source string) error {
-	loaded = source
-	return redis("FUNCTION", "LOAD", "REPLACE", source)
-}
-
 // TestLockLua drives lock.lua through at least 100,000 steps, of which each is compared with the reference.
 func TestLockLua(t *testing.T) {
-	begin(t)
 	const runs = "900"
 	settings(t, map[string]string{"rapid.checks": runs, "rapid.steps": "50"})
-	before := srv.steps
-	t.Run("calls", rapid.MakeCheck(callsRun))
-	t.Run("clients", rapid.MakeCheck(clientsRun(true, mistakes{})))
-	steps := srv.steps - before
+	one, other := begin(t), begin(t)
+	t.Run("all", func(t *testing.T) {
+		t.Run("calls", func(t *testing.T) {
+			t.Parallel()
+			rapid.Check(t, callsRun(one))
+		})
+		t.Run("clients", func(t *testing.T) {
+			t.Parallel()
+			rapid.Check(t, clientsRun(other, true, mistakes{}))
+		})
+	})
+	steps := one.steps + other.steps
 	t.Logf("%d steps", steps)
 	if asked := flag.Lookup("rapid.checks").Value.String() != runs || testing.Short(); !asked && steps < 100_000 && !t.Failed() {
 		t.Errorf("only %d steps", steps)
@@ -567,11 +576,11 @@ func settings(t *testing.T, values map[string]string) {
 type locked struct{ *world }
 
 func (x locked) acquire(token, list, lease, wait string) {
-	x.fcall(srv.client, "lock_acquire", append(slices.Clone(locks[0]), list), token, lease, wait)
+	x.fcall(x.srv.client, "lock_acquire", append(slices.Clone(locks[0]), list), token, lease, wait)
 }
 
 func (x locked) call(function string, args ...string) {
-	x.fcall(srv.client, function, locks[0], args...)
+	x.fcall(x.srv.client, function, locks[0], args...)
 }
 
 // rareSteps are some that chance hardly ever makes, or not so many.
@@ -619,22 +628,24 @@ var rareSteps = []struct {
 }
 
 func TestRareSteps(t *testing.T) {
-	begin(t)
+	srv := begin(t)
 	settings(t, map[string]string{"rapid.checks": "1"})
 	for _, steps := range rareSteps {
-		t.Run(steps.name, rapid.MakeCheck(rareRun(steps.run)))
+		t.Run(steps.name, rapid.MakeCheck(rareRun(srv, steps.run)))
 	}
 }
 
-func rareRun(run func(locked)) func(*rapid.T) {
-	return func(t *rapid.T) { run(locked{newWorld(t, true)}) }
+func rareRun(srv *realServer, run func(locked)) func(*rapid.T) {
+	return func(t *rapid.T) { run(locked{newWorld(t, srv, true)}) }
 }
 
-func callsRun(t *rapid.T) { t.Repeat(calls(newWorld(t, true))) }
+func callsRun(srv *realServer) func(*rapid.T) {
+	return func(t *rapid.T) { t.Repeat(calls(newWorld(t, srv, true))) }
+}
 
-func clientsRun(compared bool, m mistakes) func(*rapid.T) {
+func clientsRun(srv *realServer, compared bool, m mistakes) func(*rapid.T) {
 	return func(t *rapid.T) {
-		s := newClients(t, compared, m)
+		s := newClients(t, srv, compared, m)
 		t.Repeat(s.actions())
 		s.drain()
 	}

@@ -493,6 +493,10 @@ type key struct {
 	items      []string
 }
 
+func (k key) equal(other key) bool {
+	return k.name == other.name && k.kind == other.kind && k.end == other.end && slices.Equal(k.items, other.items)
+}
+
 // sort brings the fields of a hash in order.
 func (k *key) sort() {
 	if k.kind != "hash" {
