@@ -44,12 +44,14 @@ type clients struct {
 	step    int64
 	fault   int64 // the step after which what a client believed before may be wrong
 	back    int64 // µs that the server's clock was put back
+	putBack int64 // the step of the last time
 	quiet   bool  // nothing gets lost any more
 
 	// What a witness on the server knows.
 	line      []*wait // in the order in which they queued
 	lastFence int64
-	lostFence bool // the server does not remember it
+	lostFence bool            // the server does not remember it
+	granted   map[int64]int64 // the step of each grant, by its fence
 }
 
 type client struct {
@@ -79,7 +81,6 @@ type wait struct {
 	// What a witness on the server knows.
 	called    int64 // ms
 	unsure    bool  // an accident may have cost it its place, or got it back
-	granted   int64 // the step
 	grantedAs int64 // the fence
 }
 
@@ -102,7 +103,7 @@ type request struct {
 const never = math.MaxInt64
 
 func newClients(t *rapid.T, srv *realServer, compared bool, m mistakes) *clients {
-	s := &clients{world: newWorld(t, srv, compared), mistakes: m, keys3: locks[0]}
+	s := &clients{world: newWorld(t, srv, compared), mistakes: m, keys3: locks[0], granted: map[int64]int64{}}
 	for range 3 {
 		s.all = append(s.all, &client{id: len(s.all) + 1})
 	}
@@ -450,7 +451,11 @@ func (s *clients) read(c *client, text string) {
 			w.due = s.elapsed
 			return
 		}
-		s.believe(w, fence, until, w.seenIn)
+		asOf := w.seenIn
+		if s.granted[fence] < s.putBack && s.putBack < w.seenIn {
+			asOf = 0 // nobody can tell that it is older than the reply
+		}
+		s.believe(w, fence, until, asOf)
 	}
 }
 
@@ -484,6 +489,8 @@ func (s *clients) stepClock(by int64) {
 		s.disturb()
 	} else {
 		s.back -= by
+		s.step++
+		s.putBack = s.step
 	}
 	s.pass(s.micros + by)
 }
@@ -685,7 +692,8 @@ func (s *clients) grant(w, by *wait) {
 	if fence > s.lastFence {
 		s.lastFence, s.lostFence = fence, false
 	}
-	w.granted, w.grantedAs = s.step, fence
+	w.grantedAs = fence
+	s.granted[fence] = s.step
 	if w != by && !w.unsure && (!slices.Contains(s.line, w) || s.lapsed(w)) {
 		s.fail(living, "to %s", w.token)
 	}
