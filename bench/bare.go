@@ -32,7 +32,7 @@ redis.register_function('bare_hand_over', function(keys, args)
   redis.call('TIME')
   redis.call('HMGET', keys[3], 'fence', '@' .. first)
   redis.call('RPUSH', args[2], '1795457705672123 1795457705672 AbCdEfGhIjKlMnOpQrStUv')
-  redis.call('PEXPIRE', args[2], '32000')
+  redis.call('PEXPIRE', args[2], '3200000') -- the token rests here between slices
   redis.call('SET', keys[1], first, 'PX', '2000')
   redis.call('ZREM', keys[2], first)
   redis.call('HDEL', keys[3], '@' .. first)
