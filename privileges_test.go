@@ -422,7 +422,7 @@ var _ = Describe("the users of SECURITY.md", func() {
 		seen := stateOf(l, "x").Waiters[0]
 		var lock *redislock.Lock
 		for lock == nil {
-			forged := fmt.Sprintf("7 %d %s", forger.inspect().now+claim-100, seen.Token)
+			forged := fmt.Sprintf("7 %d %s", forger.inspect().now+claim, seen.Token)
 			Expect(redis(forger.client, "RPUSH", seen.Signal, forged).Error()).NotTo(HaveOccurred())
 			select {
 			case got, ok := <-next:
