@@ -76,6 +76,12 @@ func (s *Server) StopClock(at time.Time) error {
 	return s.setClock(at.UTC().Format("2006-01-02 15:04:05.000000") + "5")
 }
 
+// SpeedClock has the server's clock run faster than ours by this factor. It first jumps by what that makes
+// of the time since the server's start. The next command sees it.
+func (s *Server) SpeedClock(factor float64) error {
+	return s.setClock(fmt.Sprintf("+0 x%.6f", factor))
+}
+
 func (s *Server) writeClock() error {
 	return s.setClock(fmt.Sprintf("%+.3f", s.ahead.Seconds()))
 }

@@ -53,6 +53,26 @@ func TestStoppedClock(t *testing.T) {
 	must(t, s.StepClock(0)) // it runs again, or this fails
 }
 
+func TestFastClock(t *testing.T) {
+	s, err := StartWithClock()
+	must(t, err)
+	t.Cleanup(func() { must(t, s.Stop()) })
+	must(t, s.SpeedClock(1.5))
+	shown := func() time.Time {
+		at, err := s.Do("TIME").AsIntSlice()
+		must(t, err)
+		return time.Unix(at[0], at[1]*1000)
+	}
+	// Each bound is of calls that lie inside, or outside, of the time that is compared.
+	before, first, inside := time.Now(), shown(), time.Now()
+	<-time.After(200 * time.Millisecond)
+	insideEnd, second, after := time.Now(), shown(), time.Now()
+	least, most := insideEnd.Sub(inside)*3/2, after.Sub(before)*3/2
+	if took := second.Sub(first); took < least-time.Millisecond || took > most+time.Millisecond {
+		t.Fatalf("%v passed there, it should be %v to %v", took, least, most)
+	}
+}
+
 func TestStepOfAServerWithoutClock(t *testing.T) {
 	s, err := Start()
 	must(t, err)
