@@ -20,8 +20,8 @@ var (
 	// out, it was reset or released elsewhere, or its key is gone.
 	ErrNotHeld = errors.New("not held")
 
-	// ErrLost is the context.Cause of Lock.Context when the lease could not be kept: somebody else
-	// may hold the lock now. Acquire returns it if every grant had run out when it arrived, which
+	// ErrLost is the context.Cause of Lock.Context when the lease could not be kept, or the lock was
+	// taken away. Do returns it if that was before fn returned. Acquire returns it if every grant had run out when it arrived, which
 	// means that the lease is too short for this network.
 	ErrLost = errors.New("lease lost")
 

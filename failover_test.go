@@ -336,6 +336,30 @@ var _ = Describe("WithReplicas", func() {
 		Entry("under Sentinel", sentinelPair), Entry("in a cluster", clusterPair),
 	)
 
+	It("goes with a lock that never expires: one that was handed over is not lost", func(ctx SpecContext) {
+		primary := ownServer("--repl-diskless-sync-delay", "0")
+		ownServer("--replicaof", "127.0.0.1 "+strconv.Itoa(primary.Port()))
+		first, second := newLocker(primary.Addr()), newLocker(primary.Addr())
+		Eventually(func() (string, error) { return primary.Do("INFO", "replication").ToString() }).Should(ContainSubstring("state=online"))
+		before := mustAcquire(ctx, first, "x", redislock.WithoutExpiry())
+		next := acquiring(ctx, second, "x", 1, redislock.WithoutExpiry(), redislock.WithReplicas(1, soon))
+		Expect(before.Release(ctx)).To(Succeed())
+		lock := <-next
+		Consistently(lock.Context().Done()).WithTimeout(time.Second).ShouldNot(BeClosed(), "when a claim would be due")
+		Expect(lock.Release(ctx)).To(Succeed())
+	})
+
+	It("never asks for a lease that does not end because nothing is left of the maximum hold", func(ctx SpecContext) {
+		s := ownServer()
+		l := newLocker(s.Addr())
+		seen := monitor(s.Addr())
+		for range 20 {
+			Expect(l.Acquire(ctx, "x", redislock.WithMaxHold(time.Millisecond), redislock.WithReplicas(1, time.Millisecond))).Error().To(HaveOccurred())
+		}
+		Expect(seen.count("lock_acquire")).To(BeNumerically(">=", 20))
+		Expect(seen.count("lock_extend", "0")).To(BeZero())
+	})
+
 	It("waits for replicas no longer than it was told to, and then says how many there were", func(ctx SpecContext) {
 		primary := ownServer("--repl-diskless-sync-delay", "0")
 		replica := ownServer("--replicaof", "127.0.0.1 "+strconv.Itoa(primary.Port()))

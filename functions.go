@@ -32,7 +32,7 @@ type acquired struct {
 	held     bool
 	fence    int64         // held: the fencing token
 	position int64         // not held: the place in the queue, 1 is next; 0: not queued
-	left     time.Duration // held: what is left of the lease, negative: never expires
+	left     time.Duration // held: what is left of the lease, 0: never expires
 	checkIn  time.Duration // queued: call again at the latest after this
 	now      int64         // server time, ms
 }
@@ -45,10 +45,15 @@ func (f *functions) acquire(ctx context.Context, k keys, signal, token string, l
 	}
 	span := time.Duration(reply[2]) * time.Millisecond
 	a := acquired{held: reply[0] == 1, now: reply[3]}
-	if a.held {
-		a.fence, a.left = reply[1], span
-	} else {
+	switch {
+	case !a.held:
 		a.position, a.checkIn = reply[1], span
+	case reply[2] > 0:
+		a.fence, a.left = reply[1], span
+	case reply[2] == -1 && lease == 0:
+		a.fence = reply[1]
+	default: // it must not be taken for one that never expires
+		return acquired{}, fmt.Errorf("lock_acquire: %w: a lease of %d ms", errReply, reply[2])
 	}
 	return a, nil
 }

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// claimAfter is when a handed-over lock is confirmed. Whoever works less than this is spared it.
+// claimAfter is when a handed-over lock is confirmed. A holder that releases sooner saves this call.
 const claimAfter = 500 * time.Millisecond
 
 // Lock is the proof that a lock was taken. Its methods are safe for concurrent use.
@@ -17,7 +17,6 @@ type Lock struct {
 	keys   keys
 	token  string
 	fence  int64
-	renew  bool
 	// comesBack: a failover could put it into the queue again.
 	comesBack bool
 	endBy     time.Time       // of WithMaxHold; zero: no limit
@@ -27,22 +26,30 @@ type Lock struct {
 	watch     *watch          // nil: nobody observes
 
 	releasing sync.Mutex    // one Release at a time
+	replyLost bool          // a release was sent in time and got no answer; needs releasing
 	extending chan struct{} // holds one element while lock_extend is under way: one at a time
-	mu        sync.Mutex
-	state     lockState
-	unsure    bool          // a release was sent in time and its reply is lost
-	lease     time.Duration // to renew for; 0: never expires
-	short     bool          // handed over, and not confirmed
-	deadline  time.Time     // zero: never expires
-	timer     *time.Timer   // runs tend when something is to be done about the lease
-	abort     context.CancelFunc
+
+	// mu is never held over a call to Redis or to the user's code, and ring waits for nothing else.
+	mu      sync.Mutex
+	state   lockState
+	term    term          // written by setTerm alone
+	doubt   time.Duration // the shortest lease of a call without an answer; 0: all were answered
+	lease   time.Duration // to renew for; 0: never expires
+	renew   bool
+	short   bool        // handed over, and not confirmed
+	alarm   *time.Timer // runs ring when Context has to end
+	renewal *time.Timer // runs tend when the lease is to be confirmed or renewed
+	tending bool        // tend is at it
+	abort   context.CancelFunc
 }
 
+// lockState of a Lock. It leaves held once, and Context ends in that step: see leave.
 type lockState int
 
 const (
-	held lockState = iota
-	lost
+	held      lockState = iota
+	lost                // told the holder: the server may give the lock to somebody else
+	releasing           // Release was called, and the server has not confirmed it
 	released
 )
 
@@ -52,22 +59,30 @@ func newLock(ctx context.Context, l *Locker, r *request, g grant) *Lock {
 		keys:      r.keys,
 		token:     r.token,
 		fence:     g.fence,
-		renew:     r.renew,
 		comesBack: g.queued && !r.ownToken,
 		extending: make(chan struct{}, 1),
-		lease:     r.lease,
-		short:     g.short,
-		deadline:  g.deadline,
 		calls:     context.WithoutCancel(ctx),
+		term:      g.term.atMost(r.maxHold),
+		doubt:     g.doubt,
+		lease:     r.lease,
+		renew:     r.renew,
+		short:     g.short,
 	}
 	if r.maxHold > 0 {
-		lock.endBy = g.at.Add(r.maxHold)
-		if lock.deadline.IsZero() || lock.endBy.Before(lock.deadline) {
-			lock.deadline = lock.endBy
-		}
+		lock.endBy = g.term.from.Add(r.maxHold)
 	}
 	lock.ctx, lock.end = context.WithCancelCause(lock.calls)
 	return lock
+}
+
+// start arms the timers of a new lock.
+func (l *Lock) start() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.state == held { // else Close was faster
+		l.setTerm(l.term)
+		l.schedule()
+	}
 }
 
 // Name returns the name of the lock.
@@ -84,17 +99,27 @@ func (l *Lock) Fence() int64 { return l.fence }
 
 // Context returns a context that ends when the lock is released, or may be lost: then its
 // context.Cause is ErrLost. It carries the values of Acquire's ctx but does not end with it, unless
-// in Do. It ends before the server can give the lock to somebody else, as long as this process runs
-// and the server's clock is not put forward; after a Reset or the loss of the key, at the next renewal.
+// in Do.
+//
+// It ends ahead of Deadline, by a tenth of the lease and 500 ms at most: stop in that time. A timer of
+// its own ends it, so nothing that hangs (a call, the network, another goroutine, Options.Observe) can
+// hold it up. So it ends before the server can give the lock to somebody else, even if this
+// machine's clock runs slower than the server's, by this much:
+//
+//	lease        5 s or less   10 s   1 min    2 min    16 min
+//	slower by    10 %          5 %    0.8 %    0.4 %    0.05 %, the most by which NTP slews a clock
+//
+// Two things make it too late: a process or a machine that stands still, and a server's clock that is
+// put forward. After a Reset or the loss of the key, it ends with the next renewal.
 func (l *Lock) Context() context.Context { return l.ctx }
 
 // Deadline returns until when the lock is surely held, by this machine's monotonic clock; false if
 // it never expires. Renewal moves it. It is never later than the end of the lease on the server, unless
-// that one's clock is put forward meanwhile.
+// that one's clock is put forward meanwhile (a failover to a server whose clock is ahead does that, too).
 func (l *Lock) Deadline() (time.Time, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.deadline, !l.deadline.IsZero()
+	return l.term.deadline(), l.term.lease != 0
 }
 
 // Release gives the lock back and hands it to the next waiter. Context ends before. Only ctx's
@@ -111,22 +136,21 @@ func (l *Lock) Release(ctx context.Context) (err error) {
 		l.mu.Unlock()
 		return l.wrap("release", ErrNotHeld)
 	}
-	l.stopTending()
-	if l.watch.claim() {
+	if l.leave(releasing, nil) {
+		defer l.locker.bg.Done()
 		defer func() { l.watch.released(err) }()
 	}
 	l.mu.Unlock()
-	l.end(nil)
 
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
 	var reply int64
 	err = retrying(ctx, func() (err error) {
-		inTime := l.isLive()
+		inTime := l.isRunning()
 		reply, err = l.locker.fn.release(ctx, l.keys, l.token)
 		// The call may have been carried out although its reply is lost.
 		if err != nil && code(err) == "" && inTime {
-			l.unsure = true
+			l.replyLost = true
 		}
 		return err
 	})
@@ -137,7 +161,7 @@ func (l *Lock) Release(ctx context.Context) (err error) {
 	l.state = released
 	l.mu.Unlock()
 	l.locker.drop(l)
-	if reply == wasHeld || reply == notMine && l.unsure {
+	if reply == wasHeld || reply == notMine && l.replyLost {
 		return nil
 	}
 	return l.wrap("release", ErrNotHeld)
@@ -145,66 +169,122 @@ func (l *Lock) Release(ctx context.Context) (err error) {
 
 // Extend has the lease end this long from now; renewal goes on with it. At least 1 ms, rounded up
 // to whole milliseconds, and cut short by WithMaxHold. It returns ErrNotHeld if the lock is lost or
-// released; Context ends then. An error of Redis means that nothing has changed. After any other, it
-// is not known which lease the server has: the shorter one counts, for Deadline and for renewal.
+// released; Context ends then.
+//
+// An error of Redis means that nothing has changed. After any other error the call may have been
+// carried out, or may still arrive: then the shorter lease counts, for renewal, for Deadline, and for
+// each later Deadline of this lock, whatever longer lease is asked for.
 func (l *Lock) Extend(ctx context.Context, lease time.Duration) error {
 	if lease < time.Millisecond {
 		return l.wrap("extend", fmt.Errorf("a lease of %v: it must be at least 1ms", lease))
 	}
-	// Of two calls under way at once, it would not be known which one the server saw last.
-	select {
-	case l.extending <- struct{}{}:
-		defer func() { <-l.extending }()
-	case <-ctx.Done():
-		return l.wrap("extend", ctx.Err())
-	}
-	if l.current() != held {
-		return l.wrap("extend", ErrNotHeld)
-	}
-	sent := time.Now()
-	asked, ok := l.cut(lease, sent)
-	if !ok {
-		return l.wrap("extend", ErrNotHeld)
-	}
-	restore := l.shorten(sent.Add(asked), lease)
-	ok, err := l.locker.fn.extend(ctx, l.keys, l.token, asked)
-	if err != nil {
-		if code(err) != "" {
-			restore()
-		}
+	if err := l.extend(ctx, lease); err != nil {
 		return l.wrap("extend", err)
-	}
-	if !ok {
-		l.lose()
-		return l.wrap("extend", ErrNotHeld)
-	}
-	l.mu.Lock()
-	l.lease = lease
-	l.mu.Unlock()
-	if !l.extended(sent, asked) {
-		return l.wrap("extend", ErrNotHeld)
 	}
 	return nil
 }
 
-// shorten is for a call that may make the lease end sooner: from when it is sent until its reply
-// is there, and for good if that gets lost, the sooner end counts.
-func (l *Lock) shorten(end time.Time, lease time.Duration) (restore func()) {
-	l.mu.Lock()
-	defer l.keep()
-	defer l.mu.Unlock()
-	deadline, before := l.deadline, l.lease
-	if l.deadline.IsZero() || end.Before(l.deadline) {
-		l.deadline = end
+// extend has the server begin a new term. A lease below 0: the one to renew for.
+func (l *Lock) extend(ctx context.Context, lease time.Duration) error {
+	// Of two calls under way at once, nobody would know which one the server saw last.
+	select {
+	case l.extending <- struct{}{}:
+		defer func() { <-l.extending }()
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	if l.lease == 0 || lease < l.lease {
+	l.mu.Lock()
+	if lease < 0 {
+		lease = l.lease
+	}
+	next, ok := l.nextTerm(lease)
+	if !ok {
+		l.mu.Unlock()
+		return ErrNotHeld
+	}
+	before := l.term
+	if next.endsBefore(before) {
+		l.setTerm(next) // from now on the server may have it
+	}
+	l.mu.Unlock()
+	ok, err := l.locker.fn.extend(ctx, l.keys, l.token, next.lease)
+	l.mu.Lock()
+	first := false
+	switch {
+	case l.state != held:
+		err = ErrNotHeld
+	case err != nil && code(err) != "": // nothing has changed
+		l.setTerm(before)
+	case err != nil:
+		l.doubt = shorter(l.doubt, next.lease)
+		l.lease = shorter(l.lease, lease)
+	case !ok || !l.confirmed(next):
+		err = ErrNotHeld
+		first = l.leave(lost, ErrLost)
+	default:
 		l.lease = lease
 	}
-	return func() {
-		l.mu.Lock()
-		defer l.keep()
-		defer l.mu.Unlock()
-		l.deadline, l.lease = deadline, before
+	l.schedule()
+	l.mu.Unlock()
+	if first {
+		l.tellLost()
+	}
+	return err
+}
+
+// nextTerm is what to ask for now. False: the lock is not held, or nothing is left of the maximum hold.
+// It needs l.mu.
+func (l *Lock) nextTerm(lease time.Duration) (term, bool) {
+	next := term{from: time.Now(), lease: lease}
+	if !l.endBy.IsZero() {
+		left := l.endBy.Sub(next.from).Truncate(time.Millisecond)
+		if left <= 0 {
+			return next, false
+		}
+		next = next.atMost(left)
+	}
+	return next, l.state == held
+}
+
+// confirmed notes a term that the server has begun. False: its reply came too late. It needs l.mu.
+func (l *Lock) confirmed(next term) bool {
+	l.short = false
+	next = next.atMost(l.doubt)
+	l.setTerm(next)
+	return next.isUsable(time.Now())
+}
+
+// setTerm is the only place that changes until when the lock is held, and Context with it. It needs
+// l.mu, and a lock that is held. No term ends later than the server's:
+//
+//   - A term that the server has confirmed (lock_acquire, lock_extend) counts from before the call
+//     was sent. Calls are made one at a time, so the server saw none after this one; but for those
+//     that got no answer and may still arrive: l.doubt, the shortest of their leases, is the limit.
+//   - For the term of a signal, see waiter.handedOver.
+//   - A shorter term counts from before its call is sent. It is taken back only if Redis refuses
+//     the call.
+func (l *Lock) setTerm(t term) {
+	l.term = t
+	switch {
+	case t.lease == 0:
+		if l.alarm != nil {
+			l.alarm.Stop()
+		}
+	case l.alarm == nil:
+		l.alarm = time.AfterFunc(time.Until(t.notice()), l.ring)
+	default:
+		l.alarm.Reset(time.Until(t.notice()))
+	}
+}
+
+// ring ends Context ahead of the deadline. It makes no call, and waits for nothing but mu: to look whether
+// the time has come and to end Context is one step, so no renewal comes in between.
+func (l *Lock) ring() {
+	l.mu.Lock()
+	first := !l.term.isUsable(time.Now()) && l.leave(lost, ErrLost)
+	l.mu.Unlock()
+	if first {
+		l.tellLost()
 	}
 }
 
@@ -218,26 +298,36 @@ func (l *Lock) current() lockState {
 	return l.state
 }
 
-func (l *Lock) isLive() bool {
+func (l *Lock) isRunning() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.deadline.IsZero() || time.Now().Before(l.deadline)
+	return l.term.isRunning(time.Now())
 }
 
-// lose tells the holder, who may not hold the lock any more.
-func (l *Lock) lose() {
-	l.mu.Lock()
-	tell := l.state == held && l.watch.claim()
-	if l.state == held {
-		l.state = lost
+// leave is the one end of a lock: it is not held any more, Context has ended, and no timer runs. True for
+// the first who comes: it tells the observer, and then that Close need not wait for this lock. It needs l.mu.
+func (l *Lock) leave(to lockState, cause error) (first bool) {
+	if l.state != held {
+		return false
 	}
-	l.stopTending()
-	l.mu.Unlock()
-	l.end(ErrLost)
+	l.state = to
+	for _, timer := range []*time.Timer{l.alarm, l.renewal} {
+		if timer != nil {
+			timer.Stop()
+		}
+	}
+	if l.abort != nil {
+		l.abort()
+	}
+	l.end(cause)
+	return true
+}
+
+// tellLost is for who has lost the lock, after Context has ended.
+func (l *Lock) tellLost() {
+	defer l.locker.bg.Done()
 	l.locker.drop(l)
-	if tell {
-		l.watch.end(EventLost, ErrLost)
-	}
+	l.watch.end(EventLost, ErrLost)
 }
 
 func (l *Locker) drop(lock *Lock) {
@@ -249,154 +339,69 @@ func (l *Locker) drop(lock *Lock) {
 	}
 }
 
-// stopTending needs l.mu.
-func (l *Lock) stopTending() {
-	if l.timer != nil {
-		l.timer.Stop()
-	}
-	if l.abort != nil {
-		l.abort()
-	}
-	l.renew, l.short = false, false
-}
-
-// keep has tend run when something is to be done about the lease: a third of it after it began; for
-// one that was handed over, after claimAfter; at the latest when it ends.
-func (l *Lock) keep() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.state != held {
+// schedule has tend run when something is to be done about the lease: a third of it after it began; for
+// one that was handed over, after claimAfter. It needs l.mu.
+func (l *Lock) schedule() {
+	if l.state != held || l.tending {
 		return
 	}
-	left := time.Until(l.deadline)
+	var wait time.Duration
 	switch {
 	case l.short:
-		left = min(claimAfter, left/4)
-	case l.deadline.IsZero():
+		wait = min(claimAfter, time.Until(l.term.deadline())/4)
+	case l.isRenewable():
+		wait = time.Until(l.term.from.Add(l.term.lease / 3))
+	default:
+		if l.renewal != nil {
+			l.renewal.Stop()
+		}
 		return
-	case l.renewable():
-		left = min(left, l.lease) - l.lease*2/3
 	}
-	left = max(left, 0)
-	if l.timer == nil {
-		l.timer = time.AfterFunc(left, l.tend)
+	if l.renewal == nil {
+		l.renewal = time.AfterFunc(wait, l.tend)
 	} else {
-		l.timer.Reset(left)
+		l.renewal.Reset(wait)
 	}
 }
 
-// renewable needs l.mu. The last lease before the maximum hold ends less than the rounding before it.
-func (l *Lock) renewable() bool {
-	return l.renew && (l.endBy.IsZero() || l.deadline.Add(time.Millisecond).Before(l.endBy))
+// isRenewable needs l.mu. The last lease before the maximum hold ends less than the rounding before it.
+func (l *Lock) isRenewable() bool {
+	return l.renew && l.term.lease > 0 &&
+		(l.endBy.IsZero() || l.term.deadline().Add(time.Millisecond).Before(l.endBy))
 }
 
-// tend confirms or renews the lease, through any trouble until the lease is over.
+// tend confirms or renews the lease, through any trouble, until that is done or Context has ended.
 func (l *Lock) tend() {
 	if !l.locker.background() {
 		return // Close releases the lock
 	}
 	defer l.locker.bg.Done()
 	l.mu.Lock()
-	if l.state != held {
+	if l.state != held || l.tending || !l.short && !l.isRenewable() {
 		l.mu.Unlock()
 		return
 	}
-	extend, deadline := l.short || l.renewable(), l.deadline
-	ctx, cancel := context.WithDeadline(l.calls, deadline)
+	l.tending = true
+	pause := l.term.lease/10 + time.Millisecond
+	ctx, cancel := context.WithDeadline(l.calls, l.term.notice())
 	l.abort = cancel
 	l.mu.Unlock()
 	defer cancel()
 
-	switch {
-	case !time.Now().Before(deadline):
-		l.lose()
-		return
-	case !extend: // Extend was called since the timer was set
-		l.keep()
-		return
-	}
-	var retry backoff
-	for {
-		lease, done := l.renewOnce(ctx)
-		if done {
-			return
-		}
-		pause := retry.next()
-		if lease > 0 {
-			pause = min(pause, lease/10+time.Millisecond)
+	for retry := (backoff{}); ; {
+		err := l.extend(ctx, -1)
+		if err == nil || errors.Is(err, ErrNotHeld) || ctx.Err() != nil {
+			break
 		}
 		select {
-		case <-time.After(pause):
-			continue
+		case <-time.After(min(retry.next(), pause)):
 		case <-ctx.Done():
 		}
-		break
-	}
-	<-ctx.Done()
-	switch {
-	case errors.Is(ctx.Err(), context.Canceled): // released
-	case l.isLive(): // Extend came through
-		l.keep()
-	default:
-		l.lose()
-	}
-}
-
-// renewOnce returns the lease that it asked for, and whether nothing is left to be done.
-func (l *Lock) renewOnce(ctx context.Context) (lease time.Duration, done bool) {
-	select {
-	case l.extending <- struct{}{}:
-		defer func() { <-l.extending }()
-	case <-ctx.Done():
-		return 0, false
 	}
 	l.mu.Lock()
-	lease, over := l.lease, l.state != held
-	l.mu.Unlock()
-	if over {
-		return lease, true
-	}
-	sent := time.Now()
-	asked, ok := l.cut(lease, sent)
-	if !ok {
-		return lease, false // the maximum hold ends before the lease
-	}
-	ok, err := l.locker.fn.extend(ctx, l.keys, l.token, asked)
-	switch {
-	case err != nil:
-		return lease, false
-	case !ok || !l.extended(sent, asked):
-		l.lose()
-	}
-	return lease, true
-}
-
-// cut shortens a lease that would outlast the maximum hold. False: nothing is left of it.
-func (l *Lock) cut(lease time.Duration, from time.Time) (time.Duration, bool) {
-	if l.endBy.IsZero() {
-		return lease, true
-	}
-	left := l.endBy.Sub(from).Truncate(time.Millisecond)
-	if lease == 0 || left < lease {
-		lease = left
-	}
-	return lease, lease > 0
-}
-
-// extended notes that the server has renewed the lease by a call that was sent then. False: the
-// reply came too late.
-func (l *Lock) extended(sent time.Time, lease time.Duration) bool {
-	l.mu.Lock()
-	l.short = false
-	if lease == 0 {
-		l.deadline = time.Time{}
-	} else {
-		l.deadline = sent.Add(lease)
-	}
-	live := l.state == held && (lease == 0 || time.Now().Before(l.deadline))
-	l.mu.Unlock()
-	l.keep()
-	return live
+	defer l.mu.Unlock()
+	l.tending = false
+	l.schedule() // the next; or again, if Extend came through meanwhile
 }
 
 // replicate confirms the lock on a connection of its own and waits until n replicas have it.
@@ -404,18 +409,25 @@ func (l *Lock) replicate(ctx context.Context, n int, timeout time.Duration) erro
 	callCtx, cancel := context.WithTimeout(ctx, timeout+callTimeout)
 	defer cancel()
 	l.mu.Lock()
-	lease := l.lease
+	next, ok := l.nextTerm(l.lease)
 	l.mu.Unlock()
-	sent := time.Now()
-	lease, _ = l.cut(lease, sent)
-	// It is renewed meanwhile: the replicas may take longer than the lease.
-	extended := func() { l.extended(sent, lease) }
-	ok, acks, err := l.locker.fn.extendAndWait(callCtx, l.keys, l.token, lease, n, timeout, extended)
+	var acks int64
+	var err error
+	if ok {
+		ok, acks, err = l.locker.fn.extendAndWait(callCtx, l.keys, l.token, next.lease, n, timeout, func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if l.state == held {
+				l.confirmed(next)
+				l.schedule() // it is renewed meanwhile: the replicas may take longer than the lease
+			}
+		})
+	}
 	switch {
 	case err != nil && ctx.Err() != nil:
 		err = fmt.Errorf("%w: %w", ErrNotAcquired, ctx.Err())
 	case err != nil:
-	case !ok || l.current() != held || !l.isLive():
+	case !ok || l.current() != held:
 		err = ErrLost
 	case acks < int64(n):
 		err = fmt.Errorf("%w: %d of %d replicas confirmed it within %v", ErrNotReplicated, acks, n, timeout)

@@ -34,7 +34,7 @@ type Locker struct {
 	mu     sync.Mutex
 	closed bool
 	held   map[*Lock]struct{}
-	bg     sync.WaitGroup // what goes on after a call has returned
+	bg     sync.WaitGroup // what Close waits for: held locks, and work that goes on after a call
 }
 
 // New returns a Locker. It does not talk to Redis yet: the function library is loaded at first use.
@@ -82,8 +82,9 @@ func (l *Locker) TryAcquire(ctx context.Context, name string, opts ...Option) (*
 // Do acquires the lock, calls fn and releases the lock, also if fn panics. The context that fn gets
 // ends when ctx does or the lock may be lost, see Lock.Context; the lock is renewed until fn returns.
 //
-// The error is Acquire's, or fn's joined with that of the release: one that is both ErrNotHeld and
-// ErrLost says that the lock was lost before fn returned.
+// The error is Acquire's, or fn's joined with that of the release. ErrLost says that the lock may have
+// been lost before fn returned: Context had ended with it, or the release found out (then the error is
+// ErrNotHeld, too).
 func (l *Locker) Do(ctx context.Context, name string, fn func(ctx context.Context, lock *Lock) error, opts ...Option) (err error) {
 	lock, err := l.Acquire(ctx, name, opts...)
 	if err != nil {
@@ -92,11 +93,15 @@ func (l *Locker) Do(ctx context.Context, name string, fn func(ctx context.Contex
 	stop := context.AfterFunc(ctx, func() { lock.end(context.Cause(ctx)) })
 	defer func() {
 		stop()
-		if lock.current() == released {
+		before := lock.current()
+		if before == released {
 			return // by fn itself
 		}
 		failed := lock.Release(ctx)
-		if errors.Is(failed, ErrNotHeld) {
+		switch {
+		case before == lost && failed == nil:
+			failed = lock.wrap("do", fmt.Errorf("%w before the work was through", ErrLost))
+		case before == lost || errors.Is(failed, ErrNotHeld):
 			failed = fmt.Errorf("%w: %w", failed, ErrLost)
 		}
 		err = errors.Join(err, failed)
@@ -226,11 +231,13 @@ func (l *Locker) Close() {
 	l.bg.Add(len(locks))
 	l.mu.Unlock()
 
+	for _, lock := range locks {
+		lock.end(ErrClosed) // nothing renews it any more
+	}
 	l.hub.refuse()
 	for _, lock := range locks {
 		go func() {
 			defer l.bg.Done()
-			lock.end(ErrClosed)
 			_ = lock.Release(context.Background()) // what can't be released runs out
 		}()
 	}

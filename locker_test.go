@@ -263,6 +263,14 @@ var _ = describe("Locker", func() {
 			Expect(err).To(MatchError(redislock.ErrNotHeld))
 			Expect(err).To(MatchError(redislock.ErrLost))
 		})
+		It("says that the lock may have been lost before fn returned, though the release was in time", func(ctx SpecContext) {
+			err := locker.Do(ctx, name, func(ctx context.Context, _ *redislock.Lock) error {
+				<-ctx.Done()
+				return nil
+			}, redislock.WithMaxHold(5*time.Second))
+			Expect(err).To(MatchError(redislock.ErrLost))
+			Expect(err).NotTo(MatchError(redislock.ErrNotHeld), "half a second was left")
+		})
 		It("leaves a release by fn alone", func(ctx SpecContext) {
 			Expect(locker.Do(ctx, name, func(ctx context.Context, lock *redislock.Lock) error {
 				return lock.Release(ctx)

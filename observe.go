@@ -100,7 +100,6 @@ func LogEvents(logger *slog.Logger) func(ctx context.Context, e Event) {
 type watch struct {
 	observe func(context.Context, Event)
 	ctx     context.Context
-	claimed bool // somebody has seen the end of the lock, to tell it. Needs the Lock's mu, like its state
 
 	// mu is held while observe runs: the events of a lock come one after the other. The end can be
 	// there first: a lease of 1 ms is over, or Close was called, before the call returns.
@@ -157,17 +156,11 @@ func (w *watch) got(lock *Lock, queued bool) {
 	w.tellEnd()
 }
 
-// claim is true for the first who sees the end of the lock.
-func (w *watch) claim() bool {
-	if w == nil || w.claimed {
-		return false
-	}
-	w.claimed = true
-	return true
-}
-
-// end is called by who has claimed it.
+// end is called once, by who has ended the lock.
 func (w *watch) end(kind EventKind, err error) {
+	if w == nil {
+		return
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.event.Kind, w.event.Err = kind, err

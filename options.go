@@ -23,7 +23,8 @@ type Options struct {
 	WithoutExpiry bool
 	// WithoutRenewal: the lease ends once, Lease after the grant.
 	WithoutRenewal bool
-	// MaxHold ends renewal this long after the grant, and with it the lock. Default 0: no limit.
+	// MaxHold ends renewal this long after the grant, and with it the lock; Lock.Context ends ahead of
+	// that. Default 0: no limit.
 	MaxHold time.Duration
 	// Owner is a readable label that tokens begin with, for whoever looks at the queue. Default none.
 	Owner string
@@ -47,8 +48,8 @@ type Options struct {
 	//
 	// Its ctx has the values of Acquire's ctx (a trace, say) and does not end. It is called by the
 	// goroutine that acquires, extends or releases, before that call returns; when a lease cannot be
-	// kept, by the goroutine that renews it; by those of Close, before that returns. Context has ended before an
-	// end is told. The events of one lock come in order, one after the other; those of several at the
+	// kept, by a goroutine of its own that Close waits for; by those of Close, before that returns.
+	// Context has ended before an end is told. The events of one lock come in order, one after the other; those of several at the
 	// same time. It must not block, since the others wait for it, and not call the Locker or its
 	// locks, which can deadlock. A panic goes up to the caller, and Acquire's has no lock then; in
 	// the goroutines of renewal and Close it ends the process.

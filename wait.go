@@ -32,14 +32,12 @@ const (
 
 // grant is a lock that was just given to us.
 type grant struct {
-	fence    int64
-	at       time.Time // not later than the server's moment of granting
-	deadline time.Time // not later than the end of the lease on the server; zero: never expires
-	short    bool      // it was handed over with a short lease, which has to be confirmed
-	queued   bool      // it was waited for
+	fence  int64
+	term   term
+	doubt  time.Duration // the lease of a call without an answer, which may still arrive; 0: none
+	short  bool          // it was handed over with a short lease, which has to be confirmed
+	queued bool          // it was waited for
 }
-
-func (g grant) live() bool { return g.deadline.IsZero() || time.Now().Before(g.deadline) }
 
 // waiter is one call of Acquire or TryAcquire. Its caller just sleeps until it is over. Whoever brings
 // news of it (the reply to a call, a signal, its time to check in) takes the next step. So a goroutine
@@ -68,13 +66,15 @@ type waiter struct {
 	seen    int64  // ms
 	seenAt  time.Time
 	trouble error // why the last call was not answered
-	retry   backoff
-	late    int        // grants that had run out when they arrived
-	signal  string     // the list where the server tells us
-	heard   bool       // somebody blocks there for us
-	line    *list.List // those of this Locker who wait for the same lock, in order
-	place   *list.Element
-	next    *waiter // another one with the same token
+	// unanswered: some call got no answer, so it may still arrive.
+	unanswered bool
+	retry      backoff
+	late       int        // grants that had run out when they arrived
+	signal     string     // the list where the server tells us
+	heard      bool       // somebody blocks there for us
+	line       *list.List // those of this Locker who wait for the same lock, in order
+	place      *list.Element
+	next       *waiter // another one with the same token
 }
 
 // obtain takes the lock, or waits for it.
@@ -163,6 +163,7 @@ func (w *waiter) call() {
 func (w *waiter) answered(reply acquired, err error) {
 	told := w.told
 	w.told = signal{}
+	w.unanswered = w.unanswered || err != nil && code(err) == ""
 	switch {
 	case err != nil && (w.retry.final(err) || w.try && w.retry.n == 2):
 		w.undo(w.wrap(err))
@@ -171,12 +172,8 @@ func (w *waiter) answered(reply acquired, err error) {
 		w.callAt(time.Now().Add(w.retry.next()))
 	case reply.held:
 		// Asked twice: it was queued, if only by a call whose answer was lost.
-		g := grant{fence: reply.fence, at: w.sent, queued: w.asked > 1 && !w.try}
-		if reply.left >= 0 {
-			// The lease counts from before the request was sent: whatever was slow, the server's ends later.
-			g.deadline = w.sent.Add(reply.left)
-		}
-		w.take(g)
+		// The lease counts from before the request was sent: whatever was slow, the server's ends later.
+		w.take(grant{fence: reply.fence, term: term{w.sent, reply.left}, queued: w.asked > 1 && !w.try})
 	case w.try:
 		w.end(w.wrap(ErrNotAcquired))
 	default:
@@ -194,7 +191,10 @@ func (w *waiter) answered(reply acquired, err error) {
 func (w *waiter) take(g grant) {
 	lease := w.firstLease()
 	switch {
-	case g.live():
+	case g.term.isUsable(time.Now()):
+		if w.unanswered {
+			g.doubt = lease
+		}
 		w.grant = g
 		w.end(nil)
 	case w.try, w.late+1 >= tooLate && lease > 0 && lease < time.Second:
@@ -216,7 +216,7 @@ func (w *waiter) tell(s signal) {
 	default:
 		g := w.handedOver(s)
 		switch {
-		case g.at.After(time.Now()): // yet to come: the server's clock has jumped
+		case g.term.from.After(time.Now()): // yet to come: the server's clock has jumped
 			w.callAt(time.Now())
 		case s.deadline-ceilMillis(w.handed()) < w.seen: // the server has said since that we wait: it was taken back
 			w.callAt(time.Now())
@@ -234,7 +234,7 @@ func (w *waiter) handedOver(s signal) grant {
 	drift := time.Since(w.seenAt) / 1000
 	deadline := w.seenAt.Add(time.Duration(s.deadline-w.seen)*time.Millisecond - time.Millisecond - drift)
 	lease := w.handed()
-	return grant{fence: s.fence, at: deadline.Add(-lease), deadline: deadline, short: lease != w.firstLease(), queued: true}
+	return grant{fence: s.fence, term: term{deadline.Add(-lease), lease}, short: lease != w.firstLease(), queued: true}
 }
 
 // callAt has call run at that time, or sooner if this is the foremost waiter.
@@ -337,7 +337,7 @@ func (w *waiter) result() (*Lock, error) {
 		w.giveUp(nil)
 		return nil, w.watch.fail(w.wrap(ErrClosed))
 	}
-	lock.keep()
+	lock.start()
 	if w.replicas > 0 {
 		if err := lock.replicate(w.ctx, w.replicas, w.ackWithin); err != nil {
 			return nil, w.watch.fail(err)
@@ -348,21 +348,12 @@ func (w *waiter) result() (*Lock, error) {
 }
 
 // firstLease is the lease to ask for, which must not outlast the maximum hold.
-func (r *request) firstLease() time.Duration {
-	if r.maxHold > 0 && (r.lease == 0 || r.maxHold < r.lease) {
-		return r.maxHold
-	}
-	return r.lease
-}
+func (r *request) firstLease() time.Duration { return shorter(r.lease, r.maxHold) }
 
 // handed is the lease that a lock is handed over with.
-func (r *request) handed() time.Duration {
-	if lease := r.firstLease(); lease > 0 && lease < handedLease {
-		return lease
-	}
-	return handedLease
-}
+func (r *request) handed() time.Duration { return shorter(r.firstLease(), handedLease) }
 
+// hold has Close wait for the end of this lock. False: the Locker is closed already.
 func (l *Locker) hold(lock *Lock) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -370,6 +361,7 @@ func (l *Locker) hold(lock *Lock) bool {
 		return false
 	}
 	l.held[lock] = struct{}{}
+	l.bg.Add(1)
 	return true
 }
 
