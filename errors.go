@@ -33,6 +33,9 @@ var (
 	// asks for confirmed the grant in time. The lock was released.
 	ErrNotReplicated = errors.New("not replicated")
 
+	// errReleased is an ErrNotHeld that says why: the verdict on the lock came with an earlier Release.
+	errReleased = fmt.Errorf("%w: it was released before", ErrNotHeld)
+
 	errReply = errors.New("unexpected reply from the function library")
 )
 
@@ -63,6 +66,12 @@ func code(err error) string {
 		return word
 	}
 	return ""
+}
+
+// hasNoAnswer tells whether a call may have been carried out in spite of this error, or may still arrive.
+func hasNoAnswer(err error) bool {
+	var version *VersionError
+	return err != nil && code(err) == "" && !errors.As(err, &version)
 }
 
 // transient tells whether the same call may succeed later without anybody's doing: the network is

@@ -25,8 +25,9 @@ type Lock struct {
 	calls     context.Context // the values of Acquire's ctx, for the calls that keep the lease
 	watch     *watch          // nil: nobody observes
 
-	releasing sync.Mutex    // one Release at a time
-	replyLost bool          // a release was sent in time and got no answer; needs releasing
+	releasing sync.Mutex    // one Release at a time; the next two need it
+	givenBack bool          // a release was answered
+	replyLost bool          // a release was sent in time and got no answer
 	extending chan struct{} // holds one element while lock_extend is under way: one at a time
 
 	// mu is never held over a call to Redis or to the user's code, and ring waits for nothing else.
@@ -47,10 +48,9 @@ type Lock struct {
 type lockState int
 
 const (
-	held      lockState = iota
-	lost                // told the holder: the server may give the lock to somebody else
-	releasing           // Release was called, and the server has not confirmed it
-	released
+	held     lockState = iota
+	lost               // the server may give the lock to somebody else, and the holder was told
+	released           // Release was called before that, whatever came of it
 )
 
 func newLock(ctx context.Context, l *Locker, r *request, g grant) *Lock {
@@ -131,12 +131,11 @@ func (l *Lock) Deadline() (time.Time, bool) {
 func (l *Lock) Release(ctx context.Context) (err error) {
 	l.releasing.Lock()
 	defer l.releasing.Unlock()
-	l.mu.Lock()
-	if l.state == released {
-		l.mu.Unlock()
-		return l.wrap("release", ErrNotHeld)
+	if l.givenBack {
+		return l.wrap("release", errReleased)
 	}
-	if l.leave(releasing, nil) {
+	l.mu.Lock()
+	if l.leave(released, nil) {
 		defer l.locker.bg.Done()
 		defer func() { l.watch.released(err) }()
 	}
@@ -149,22 +148,39 @@ func (l *Lock) Release(ctx context.Context) (err error) {
 		inTime := l.isRunning()
 		reply, err = l.locker.fn.release(ctx, l.keys, l.token)
 		// The call may have been carried out although its reply is lost.
-		if err != nil && code(err) == "" && inTime {
-			l.replyLost = true
-		}
+		l.replyLost = l.replyLost || inTime && hasNoAnswer(err)
 		return err
 	})
 	if err != nil {
 		return l.wrap("release", fmt.Errorf("%w (it ends by itself with its lease)", err))
 	}
-	l.mu.Lock()
-	l.state = released
-	l.mu.Unlock()
+	l.givenBack = true
 	l.locker.drop(l)
 	if reply == wasHeld || reply == notMine && l.replyLost {
 		return nil
 	}
 	return l.wrap("release", ErrNotHeld)
+}
+
+// finish is the end of Do: Release, and the verdict on the whole time until then.
+func (l *Lock) finish(ctx context.Context) error {
+	failed := l.Release(ctx)
+	if errors.Is(failed, errReleased) {
+		failed = nil // by fn, or by Close
+	}
+	var why error
+	switch {
+	case l.current() == lost || errors.Is(failed, ErrNotHeld):
+		why = ErrLost
+	case l.locker.isClosed() && errors.Is(context.Cause(l.ctx), ErrClosed):
+		why = ErrClosed
+	default:
+		return failed
+	}
+	if failed == nil {
+		return l.wrap("do", fmt.Errorf("%w before the work was through", why))
+	}
+	return fmt.Errorf("%w: %w", failed, why)
 }
 
 // Extend has the lease end this long from now; renewal goes on with it. At least 1 ms, rounded up
@@ -186,6 +202,9 @@ func (l *Lock) Extend(ctx context.Context, lease time.Duration) error {
 
 // extend has the server begin a new term. A lease below 0: the one to renew for.
 func (l *Lock) extend(ctx context.Context, lease time.Duration) error {
+	if ctx.Err() != nil {
+		return ctx.Err() // nothing is sent
+	}
 	// Of two calls under way at once, nobody would know which one the server saw last.
 	select {
 	case l.extending <- struct{}{}:
@@ -213,11 +232,11 @@ func (l *Lock) extend(ctx context.Context, lease time.Duration) error {
 	switch {
 	case l.state != held:
 		err = ErrNotHeld
-	case err != nil && code(err) != "": // nothing has changed
-		l.setTerm(before)
-	case err != nil:
+	case hasNoAnswer(err):
 		l.doubt = shorter(l.doubt, next.lease)
 		l.lease = shorter(l.lease, lease)
+	case err != nil: // nothing has changed
+		l.setTerm(before)
 	case !ok || !l.confirmed(next):
 		err = ErrNotHeld
 		first = l.leave(lost, ErrLost)
@@ -417,17 +436,22 @@ func (l *Lock) replicate(ctx context.Context, n int, timeout time.Duration) erro
 		ok, acks, err = l.locker.fn.extendAndWait(callCtx, l.keys, l.token, next.lease, n, timeout, func() {
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			if l.state == held {
+			// It is renewed meanwhile, as a connection and the replicas may take longer than the lease: a
+			// later term stays.
+			if l.state == held && !next.endsBefore(l.term) {
 				l.confirmed(next)
-				l.schedule() // it is renewed meanwhile: the replicas may take longer than the lease
+				l.schedule()
 			}
 		})
 	}
+	state := l.current()
 	switch {
 	case err != nil && ctx.Err() != nil:
 		err = fmt.Errorf("%w: %w", ErrNotAcquired, ctx.Err())
 	case err != nil:
-	case !ok || l.current() != held:
+	case state == released: // by Close
+		err = ErrClosed
+	case state == lost || !ok:
 		err = ErrLost
 	case acks < int64(n):
 		err = fmt.Errorf("%w: %d of %d replicas confirmed it within %v", ErrNotReplicated, acks, n, timeout)

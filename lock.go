@@ -84,7 +84,7 @@ func (l *Locker) TryAcquire(ctx context.Context, name string, opts ...Option) (*
 //
 // The error is Acquire's, or fn's joined with that of the release. ErrLost says that the lock may have
 // been lost before fn returned: Context had ended with it, or the release found out (then the error is
-// ErrNotHeld, too).
+// ErrNotHeld, too). ErrClosed says that Close ended it.
 func (l *Locker) Do(ctx context.Context, name string, fn func(ctx context.Context, lock *Lock) error, opts ...Option) (err error) {
 	lock, err := l.Acquire(ctx, name, opts...)
 	if err != nil {
@@ -93,18 +93,7 @@ func (l *Locker) Do(ctx context.Context, name string, fn func(ctx context.Contex
 	stop := context.AfterFunc(ctx, func() { lock.end(context.Cause(ctx)) })
 	defer func() {
 		stop()
-		before := lock.current()
-		if before == released {
-			return // by fn itself
-		}
-		failed := lock.Release(ctx)
-		switch {
-		case before == lost && failed == nil:
-			failed = lock.wrap("do", fmt.Errorf("%w before the work was through", ErrLost))
-		case before == lost || errors.Is(failed, ErrNotHeld):
-			failed = fmt.Errorf("%w: %w", failed, ErrLost)
-		}
-		err = errors.Join(err, failed)
+		err = errors.Join(err, lock.finish(ctx))
 	}()
 	return fn(lock.Context(), lock)
 }

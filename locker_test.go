@@ -271,10 +271,31 @@ var _ = describe("Locker", func() {
 			Expect(err).To(MatchError(redislock.ErrLost))
 			Expect(err).NotTo(MatchError(redislock.ErrNotHeld), "half a second was left")
 		})
-		It("leaves a release by fn alone", func(ctx SpecContext) {
+		It("leaves a release by fn alone, and one that is under way", func(ctx SpecContext) {
 			Expect(locker.Do(ctx, name, func(ctx context.Context, lock *redislock.Lock) error {
 				return lock.Release(ctx)
 			})).To(Succeed())
+			Expect(locker.Do(ctx, name, func(ctx context.Context, lock *redislock.Lock) error {
+				go func() { _ = lock.Release(ctx) }()
+				<-ctx.Done()
+				return nil
+			})).To(Succeed())
+		})
+		It("says that the lock may have been lost before fn released it", func(ctx SpecContext) {
+			Expect(locker.Do(ctx, name, func(ctx context.Context, lock *redislock.Lock) error {
+				<-ctx.Done()
+				return lock.Release(ctx)
+			}, redislock.WithMaxHold(5*time.Second))).To(MatchError(redislock.ErrLost))
+		})
+		It("says that Close ended it", func(ctx SpecContext) {
+			l := newLocker(server.Addr())
+			err := l.Do(ctx, name, func(ctx context.Context, _ *redislock.Lock) error {
+				l.Close()
+				<-ctx.Done()
+				return nil
+			})
+			Expect(err).To(MatchError(redislock.ErrClosed))
+			Expect(err).NotTo(MatchError(redislock.ErrLost))
 		})
 		It("returns Acquire's error and does not run fn", func(ctx SpecContext) {
 			Expect(locker.Do(ctx, "", nil)).To(MatchError(ContainSubstring("must not be empty")))
@@ -391,7 +412,7 @@ var _ = describe("Locker", func() {
 			lock := mustAcquire(ctx, locker, name, redislock.WithLease(time.Second), redislock.WithMaxHold(2*time.Second))
 			<-lock.Context().Done()
 			Expect(context.Cause(lock.Context())).To(MatchError(redislock.ErrLost))
-			Expect(time.Since(began)).To(BeNumerically(">=", 1900*time.Millisecond), "renewed until then")
+			Expect(time.Since(began)).To(BeNumerically(">=", 1700*time.Millisecond), "renewed until then")
 			Eventually(ctx, func() int64 { return pttl(client, keysOf(name)[0]) }).Should(BeEquivalentTo(-2))
 		})
 		It("are cut by WithMaxHold, that of a lock without expiry too", func(ctx SpecContext) {
@@ -430,22 +451,87 @@ var _ = describe("Locker", func() {
 				Should(BeNumerically(">", 50*time.Second))
 			Expect(second.Release(ctx)).To(Succeed())
 		})
-		It("have a Deadline that is not later than the server's", func(ctx SpecContext) {
-			check := func(lock *redislock.Lock) {
+		It("have a Deadline that is not later than the server's, however slow the way", func(ctx SpecContext) {
+			network := newProxy(server.Addr())
+			far, next := newLocker(network.Addr()), newLocker(network.Addr())
+			Expect(mustAcquire(ctx, far, name).Release(ctx)).To(Succeed())
+			network.SetDelay(50 * time.Millisecond)
+			check := func(lock *redislock.Lock) (deadline time.Time) {
+				GinkgoHelper()
 				deadline, ok := lock.Deadline()
 				Expect(ok).To(BeTrue())
 				left := time.Duration(pttl(client, keysOf(name)[0])) * time.Millisecond // was true earlier than now
 				Expect(time.Until(deadline)).To(BeNumerically("<=", left+time.Millisecond))
+				return deadline
 			}
-			lock := mustAcquire(ctx, locker, name)
-			check(lock)
-			next := acquiring(ctx, other, name, 1)
+			moved := func(lock *redislock.Lock, from time.Time) {
+				GinkgoHelper()
+				Eventually(func() time.Time { d, _ := lock.Deadline(); return d }).Should(BeTemporally(">", from.Add(100*time.Millisecond)))
+				check(lock)
+			}
+			lock := mustAcquire(ctx, far, name, redislock.WithLease(3*time.Second))
+			moved(lock, check(lock)) // renewed
+			waiting := acquiring(ctx, next, name, 1)
 			Expect(lock.Extend(ctx, 20*time.Second)).To(Succeed())
 			check(lock)
 			Expect(lock.Release(ctx)).To(Succeed())
-			lock = <-next
-			check(lock)
+			lock = <-waiting
+			moved(lock, check(lock)) // claimed
 			Expect(lock.Release(ctx)).To(Succeed())
+		})
+		It("are claimed once after a hand-over, and end by themselves without renewal", func(ctx SpecContext) {
+			own := ownRedis()
+			l := newLocker(own.Addr())
+			lock := mustAcquire(ctx, l, name)
+			next := acquiring(ctx, l, name, 1, redislock.WithLease(3*time.Second), redislock.WithoutRenewal())
+			seen := monitor(own.Addr())
+			Expect(lock.Release(ctx)).To(Succeed())
+			lock = <-next
+			<-lock.Context().Done()
+			Expect(context.Cause(lock.Context())).To(MatchError(redislock.ErrLost))
+			Expect(seen.count("lock_extend")).To(Equal(1))
+		})
+		It("stay as they are if Redis refuses a shorter one", func(ctx SpecContext) {
+			own := ownRedis()
+			lock := mustAcquire(ctx, newLocker(own.Addr()), name, redislock.WithoutRenewal())
+			before, _ := lock.Deadline()
+			c := connect(own.Addr())
+			Expect(redis(c, "CONFIG", "SET", "min-replicas-to-write", "1").Error()).NotTo(HaveOccurred())
+			Expect(lock.Extend(ctx, 300*time.Millisecond)).To(MatchError(ContainSubstring("NOREPLICAS")))
+			after, _ := lock.Deadline()
+			Expect(after).To(Equal(before))
+			Expect(redis(c, "CONFIG", "SET", "min-replicas-to-write", "0").Error()).NotTo(HaveOccurred())
+			Expect(lock.Extend(ctx, time.Minute)).To(Succeed())
+			after, _ = lock.Deadline()
+			Expect(after).To(BeTemporally(">", before), "no call is in doubt")
+			Expect(lock.Release(ctx)).To(Succeed())
+		})
+		It("stay as they are if ctx has ended before Extend: nothing is sent", func(ctx SpecContext) {
+			lock := mustAcquire(ctx, locker, name, redislock.WithoutRenewal())
+			before, _ := lock.Deadline()
+			ended, cancel := context.WithCancel(ctx)
+			cancel()
+			for range 20 {
+				Expect(lock.Extend(ended, 300*time.Millisecond)).To(MatchError(context.Canceled))
+			}
+			after, _ := lock.Deadline()
+			Expect(after).To(Equal(before))
+			Expect(lock.Release(ctx)).To(Succeed())
+		})
+		It("end with a Release, whatever an Extend beside it says then", func(ctx SpecContext) {
+			own := ownRedis()
+			network := newProxy(own.Addr())
+			lock := mustAcquire(ctx, newLocker(network.Addr()), name)
+			seen := monitor(own.Addr())
+			network.SetDelay(50 * time.Millisecond)
+			extended := make(chan error, 1)
+			go func() { extended <- lock.Extend(ctx, time.Hour) }()
+			Eventually(func() int { return seen.count("lock_extend", "3600000") }).Should(Equal(1))
+			before, _ := lock.Deadline()
+			Expect(lock.Release(ctx)).To(Succeed())
+			Expect(<-extended).To(MatchError(redislock.ErrNotHeld))
+			after, _ := lock.Deadline()
+			Expect(after).To(Equal(before))
 		})
 		It("are set by Extend, shorter too, and renewal goes on with that", func(ctx SpecContext) {
 			lock := mustAcquire(ctx, locker, name)

@@ -40,6 +40,12 @@ var _ = Describe("a term", func() {
 		Expect(never.endsBefore(never)).To(BeFalse())
 	})
 
+	It("that is shorter and began later can be the one that ends last", func() {
+		long, short := term{from, 10 * time.Second}, term{from.Add(9 * time.Second), 5 * time.Second}
+		Expect(short.endsBefore(long)).To(BeFalse())
+		Expect(long.endsBefore(short)).To(BeTrue())
+	})
+
 	It("is cut by a limit, and 0 is no limit", func() {
 		Expect(term{from, time.Hour}.atMost(time.Minute)).To(Equal(term{from, time.Minute}))
 		Expect(term{from, time.Minute}.atMost(time.Hour)).To(Equal(term{from, time.Minute}))

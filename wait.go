@@ -163,7 +163,7 @@ func (w *waiter) call() {
 func (w *waiter) answered(reply acquired, err error) {
 	told := w.told
 	w.told = signal{}
-	w.unanswered = w.unanswered || err != nil && code(err) == ""
+	w.unanswered = w.unanswered || hasNoAnswer(err)
 	switch {
 	case err != nil && (w.retry.final(err) || w.try && w.retry.n == 2):
 		w.undo(w.wrap(err))
