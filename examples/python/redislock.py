@@ -14,12 +14,16 @@
         finally: lock.release()
 
 A Lock is for one holder at a time: each thread makes its own, they cost nothing. Until release(), or
-the end of the process, a thread renews its lease, and `lock.lost` (a threading.Event) is set when the
-lock may be lost: stop then. A process made by os.fork() does not hold what its parent does. Whoever
-waits uses a connection of the client's pool: one with a max_connections needs more of them than threads
-wait at once, or the lock is lost because the renewal finds none. The server must have lua/lock.lua
-(`redis-cli -x FUNCTION LOAD < lua/lock.lua`), or give its path as `library` and it is loaded when it is
-missing. Log messages go to the logger "redislock".
+the end of the process, a thread renews its lease. `lock.lost` (a threading.Event) is set when the lock
+may be lost: stop then. It is set ahead of the end of the lease, by a tenth of the lease and 0.5 s at
+most. A thread that calls nothing sets it, so a renewal that hangs cannot hold it up. It comes too late
+only if the process stands still, or if the server's clock is put forward.
+
+A process made by os.fork() does not hold what its parent does. Whoever waits uses a connection of the
+client's pool: one with a max_connections needs more of them than threads wait at once, or the lock is
+lost because the renewal finds none. The server must have lua/lock.lua (`redis-cli -x FUNCTION LOAD <
+lua/lock.lua`), or give its path as `library` and it is loaded when it is missing. Log messages go to
+the logger "redislock".
 """
 import logging
 import math
@@ -29,6 +33,7 @@ import re
 import secrets
 import threading
 import time
+import typing
 
 from redis import exceptions as redis_errors
 from redis.cluster import RedisCluster
@@ -36,6 +41,7 @@ from redis.cluster import RedisCluster
 WAIT_MS = 30_000  # our place in the queue is kept so long after our last call
 CHECK_IN = 2  # call at least so often (s): then a dead waiter in front costs about two seconds
 GIVE_UP = 5  # how long a release is tried (s) before it is left to the end of the lease
+NOTICE = 0.5  # `lost` is set so long before the lease ends (s), or a tenth of the lease if that is less
 
 REDIS_ERRORS = (redis_errors.RedisError, redis_errors.RedisClusterException)
 
@@ -77,10 +83,14 @@ class Lock:
             raise ValueError(f"the name of a lock must not be empty or begin with '}}': {name!r}")
         if id is not None and not id:
             raise ValueError("id must not be empty")
-        self._patience = client.get_connection_kwargs().get("socket_timeout")
+        connection = client.get_connection_kwargs()
+        self._patience = connection.get("socket_timeout")
         if not self._patience:
             raise ValueError("give the client a socket_timeout of a third of the lease or less, "
                              "redis.Redis(socket_timeout=3): without one, a silent network blocks for ever")
+        # Whether the client sends again by itself: then an error may be the answer to the second try alone.
+        self._resends = isinstance(client, RedisCluster) or any(
+            connection.get(option) for option in ("retry", "retry_on_error", "retry_on_timeout"))
         # All keys of a lock must share a hash tag: the {tag} in the name, or else the whole name.
         tagged = name if re.match(r"[^{]*\{[^}]+\}", name) else "{" + name + "}"
         self._keys = [f"{prefix}:{tagged}", f"{prefix}-queue:{tagged}", f"{prefix}-state:{tagged}"]
@@ -123,18 +133,20 @@ class Lock:
 
     def _wait(self, end):
         signal = self._signals + secrets.token_hex(8)  # of this wait alone: no stale signals
-        failures = 0
+        failures, doubt = 0, 0  # see _Hold
         while True:
             sent = time.monotonic()
             last = sent >= end  # WAIT_MS 0: get it now, or leave the queue
+            before, doubt = doubt, self._lease  # until it is answered
             try:
                 held, value, left_ms = self._call(
                     "lock_acquire", [*self._keys, signal], self.id, self._lease, 0 if last else WAIT_MS)[:3]
+                doubt = before
                 if held:
-                    deadline = math.inf if left_ms < 0 else sent + left_ms / 1000
-                    if time.monotonic() < deadline:
+                    term = _Term(sent, max(left_ms, 0))
+                    if time.monotonic() < term.notice:
                         self.fence = value
-                        return _Hold(self, self.id, self._lease, deadline)
+                        return _Hold(self, self.id, self._lease, term, doubt)
                 elif last:
                     return None
                 else:
@@ -144,6 +156,7 @@ class Lock:
                 failures = 0
             except REDIS_ERRORS as e:
                 failures += 1
+                doubt = before if self._refused(e) else doubt
                 if not _passes(e) or last and failures > 2:
                     raise
                 log.warning("lock %r: waiting on in spite of: %s", self.name, e)
@@ -183,7 +196,15 @@ class Lock:
                 time.sleep(0.1)
 
     def extend(self, expire=None):
-        """The lease now ends that long from now (default: as in the constructor)."""
+        """The lease now ends that long from now (default: as in the constructor); renewal goes on with it.
+
+        An error of Redis means that nothing has changed. After any other error the call may have been
+        carried out, or may still arrive: then the shorter lease counts, for renewal, for `lost`, and as
+        the longest that this lock has from now on, whatever is asked for.
+
+        A client that sends again by itself (see release) hides which calls got no answer. With such a
+        client no error takes a shorter lease back, and a longer one after it is not to be relied on.
+        """
         lease = self._lease if expire is None else _milliseconds(expire)
         hold = self._held_here()
         if hold is None and not self._given_id or self.lost.is_set():
@@ -239,6 +260,10 @@ class Lock:
                 raise
         return self._run(*call)
 
+    def _refused(self, e):
+        """Whether Redis has answered this call with an error, so that nothing has changed."""
+        return isinstance(e, redis_errors.ResponseError) and not self._resends
+
     def _run(self, *command):
         if not isinstance(self._client, RedisCluster):
             return self._client.execute_command(*command)
@@ -247,17 +272,41 @@ class Lock:
         return self._client.execute_command(*command, target_nodes=node)
 
 
-class _Hold:
-    """Keeps the lease of one grant with two threads. One never calls, so nothing can hold it up."""
+class _Term(typing.NamedTuple):
+    """What the server has promised: the lock, for one lease from then on."""
+    sent: float  # before the call was: so whatever is slow, the lease ends here before it does there
+    lease: int  # in ms; 0: it never ends
 
-    def __init__(self, lock, token, lease, deadline):
-        self._lock, self._token, self._lease, self.deadline = lock, token, lease, deadline
+    @property
+    def deadline(self):
+        return self.sent + _seconds(self.lease)
+
+    @property
+    def notice(self):
+        return self.deadline - min(_seconds(self.lease) / 10, NOTICE)
+
+
+class _Hold:
+    """Keeps the lease of one grant with two threads. One never calls, so nothing can hold it up.
+
+    No term of it ends later than the server's. Calls are made one at a time, so the server saw none after
+    the last one that it answered; but for those that it did not answer, which may still arrive and shorten
+    the lease. `doubt` is the shortest lease of those (0: there is none): no later term is longer.
+    """
+
+    def __init__(self, lock, token, lease, term, doubt):
+        self._lock, self._token = lock, token
+        self._lease, self._term, self._doubt = lease, term, doubt  # _lease: the one to renew for
         self.pid = os.getpid()
-        self._changed = threading.Condition()
-        self._calls = threading.Lock()  # one at a time: the last that the server saw is the last here
+        self._changed = threading.Condition()  # guards these, and is never held over a call
+        self._calls = threading.Lock()
         self._over = False
         for run in [self._watch, self._keep] if lock._auto_renewal else [self._watch]:
             threading.Thread(target=run, name=f"redislock {lock.name}", daemon=True).start()
+
+    @property
+    def deadline(self):
+        return self._term.deadline
 
     def end(self, lost=False):
         with self._changed:
@@ -269,15 +318,34 @@ class _Hold:
     def renew(self, lease=None):
         """None: as before. False: the lock is lost."""
         with self._calls:
-            lease = self._lease if lease is None else lease
-            sent = time.monotonic()  # so whatever is slow, the lease ends here before it does there
-            if self._lock._call("lock_extend", self._lock._keys, self._token, lease) != 1:
-                self.end(lost=True)
-                return False
             with self._changed:
-                self._lease, self.deadline = lease, sent + lease / 1000 if lease else math.inf
-                self._changed.notify_all()
+                if self._over:
+                    return False
+                before = self._lease, self._term, self._doubt
+                lease = self._lease if lease is None else lease
+                asked = _Term(time.monotonic(), lease)
+                # Until Redis answers, it may have this lease, or not, or get it at any time: the shorter counts.
+                self._set(_shorter(self._lease, lease), min(self._term, asked, key=lambda term: term.deadline),
+                          _shorter(self._doubt, lease))
+            try:
+                held = self._lock._call("lock_extend", self._lock._keys, self._token, lease) == 1
+            except redis_errors.ResponseError as e:
+                if self._lock._refused(e):
+                    self._set(*before)
+                raise
+            with self._changed:
+                if held:
+                    doubt = before[2]
+                    self._set(lease, _Term(asked.sent, _shorter(lease, doubt)), doubt)
+                if not held or time.monotonic() >= self._term.notice:
+                    self.end(lost=True)
                 return not self._over
+
+    def _set(self, lease, term, doubt):
+        with self._changed:
+            if not self._over:
+                self._lease, self._term, self._doubt = lease, term, doubt
+                self._changed.notify_all()
 
     def _sleep_until(self, due):
         with self._changed:
@@ -286,22 +354,31 @@ class _Hold:
             return not self._over
 
     def _watch(self):
-        if self._sleep_until(lambda: self.deadline):
-            self.end(lost=True)
+        with self._changed:  # to look and to tell is one step: no renewal comes in between
+            if self._sleep_until(lambda: self._term.notice):
+                self.end(lost=True)
 
     def _keep(self):
-        while self._sleep_until(lambda: self.deadline - self._lease / 1500):  # a third has passed
+        while self._sleep_until(lambda: self._term.sent + _seconds(self._term.lease) / 3):
             try:
                 self.renew()
             except Exception as e:  # of any kind: tried until the lease is over
                 log.warning("lock %r: not renewed: %s", self._lock.name, e)
-                time.sleep(min(0.5, self._lease / 20_000))
+                time.sleep(min(0.5, _seconds(self._term.lease) / 20))
 
 
 def _milliseconds(seconds):
     if seconds is not None and not 1 <= seconds < math.inf:
         raise ValueError(f"expire must be at least 1 second, or None for never, not {seconds!r}")
     return 0 if seconds is None else math.ceil(seconds * 1000)
+
+
+def _seconds(lease):
+    return lease / 1000 if lease else math.inf
+
+
+def _shorter(*leases):
+    return min(leases, key=_seconds)
 
 
 def _passes(e):

@@ -22,8 +22,18 @@ SOON = 60  # seconds; generous, nothing is proved by being fast
 logging.getLogger("redis").setLevel(logging.CRITICAL)  # it logs each error that it also raises
 
 
-def connect(**options):
-    return redis.Redis.from_url(os.environ["REDIS_URL"], **{"socket_timeout": 3, **options})
+def connect(kind=redis.Redis, **options):
+    return kind.from_url(os.environ["REDIS_URL"], **{"socket_timeout": 3, **options})
+
+
+class Meddler(redis.Redis):
+    """meddle, if there is one, decides what becomes of each call of the function: it is given the call."""
+    function, meddle = "lock_extend", None
+
+    def execute_command(self, *command, **options):
+        def call():
+            return super(Meddler, self).execute_command(*command, **options)
+        return self.meddle(call) if self.meddle and self.function in command else call()
 
 
 def eventually(condition):
@@ -266,6 +276,82 @@ class Lease(TestCase):
             self.client.execute_command("CLIENT UNPAUSE")
         with self.lock():
             pass
+
+    def meddled(self, **options):
+        """A lock that is held, and the client with which."""
+        meddler = connect(Meddler)
+        self.addCleanup(meddler.close)
+        lock = Lock(meddler, self.name, library=LIBRARY, **options)
+        lock.acquire()
+        return lock, meddler
+
+    def assert_told_ahead(self, lock):
+        self.assertTrue(lock.lost.wait(SOON))
+        self.assertGreater(self.left(), 50)  # it was told at about 500
+
+    def test_the_notice_comes_ahead_of_the_end_while_a_renewal_hangs(self):
+        lock, meddler = self.meddled(expire=5)
+        never = threading.Event()
+        self.addCleanup(never.set)
+        meddler.meddle = lambda call: never.wait() and 0
+        self.assert_told_ahead(lock)
+
+    def test_a_shorter_lease_counts_though_its_reply_is_lost(self):
+        lock, meddler = self.meddled(expire=20, auto_renewal=False)
+
+        def lose_reply(call):
+            call()
+            raise redis.TimeoutError
+
+        meddler.meddle = lose_reply
+        with self.assertRaises(redis.TimeoutError):
+            lock.extend(5)
+        self.assert_told_ahead(lock)
+
+    def test_a_shorter_lease_may_arrive_after_a_longer_one(self):
+        lock, meddler = self.meddled(expire=20, auto_renewal=False)
+
+        def lose_call(call):
+            raise redis.TimeoutError
+
+        meddler.meddle = lose_call
+        with self.assertRaises(redis.TimeoutError):
+            lock.extend(5)
+        meddler.meddle = None
+        lock.extend(30)
+        tagged = "{" + self.name + "}"
+        late = self.client.fcall("lock_extend", 3, "lock:" + tagged, "lock-queue:" + tagged, "lock-state:" + tagged,
+                                 lock.id, 5000)
+        self.assertEqual(late, 1)
+        self.assert_told_ahead(lock)
+
+    def test_a_call_of_the_wait_may_arrive_after_a_longer_lease(self):
+        meddler = connect(Meddler)
+        self.addCleanup(meddler.close)
+        meddler.function = "lock_acquire"
+
+        def lose_call(call):
+            meddler.meddle = None
+            raise redis.TimeoutError
+
+        meddler.meddle = lose_call
+        with self.assertLogs("redislock", "WARNING"), Lock(meddler, self.name, library=LIBRARY, expire=20) as lock:
+            lock.extend(60)
+            self.assertLessEqual(lock._hold.deadline, time.monotonic() + 20)
+
+    def test_a_lease_that_redis_refused_does_not_count(self):
+        lock, meddler = self.meddled(expire=20)
+
+        def refuse(call):
+            raise redis.ResponseError("NOPERM")
+
+        meddler.meddle = refuse
+        deadline = lock._hold.deadline
+        with self.assertRaises(redis.ResponseError):
+            lock.extend(5)
+        self.assertEqual(lock._hold.deadline, deadline)
+        meddler.meddle = None
+        lock.release()
 
     def test_without_expiry(self):
         with self.lock(expire=None) as lock:
