@@ -9,9 +9,13 @@
  *     await pay(order, { fence: lock.fence, signal: lock.signal })
  *   })
  *
- * lock.signal aborts when the lock may be lost: stop then. lock.fence is a number that grows with each
- * grant: have storage refuse one that is lower than the last it saw. A lease is renewed while the work
- * goes on, and the event loop must get its turn for that.
+ * lock.signal aborts when the lock may be lost: stop then. It aborts ahead of the end of the lease, by a
+ * tenth of the lease and 500 ms at most. A timer that calls nothing does it, so a renewal that hangs cannot
+ * hold it up. It comes too late only if the event loop does not get its turn, if the process stands still,
+ * or if the server's clock is put forward.
+ *
+ * lock.fence is a number that grows with each grant: have storage refuse one that is lower than the last
+ * it saw. A lease is renewed while the work goes on; for that, too, the event loop must get its turn.
  *
  * Options: leaseMs (10,000; the others wait that long if this process dies; Infinity: never expires),
  * timeoutMs (Infinity; 0: only try; NotAcquiredError when it is over), signal (an AbortSignal that ends
@@ -27,6 +31,7 @@ const WAIT_MS = 30_000 // our place in the queue is kept so long after our last 
 const CHECK_IN_MS = 2_000 // call at least so often: then a dead waiter in front costs about two seconds
 const CALL_MS = 3_000 // until a call without an answer is tried again
 const GIVE_UP_MS = 5_000 // how long a release is tried before it is left to the end of the lease
+const NOTICE_MS = 500 // the signal aborts so long before the lease ends, or a tenth of the lease if that is less
 const TIMER_MAX = 2 ** 31 - 1 // setTimeout fires at once if it is more
 
 /** The lock was busy until the time was over. */
@@ -58,17 +63,22 @@ export async function acquire(client, name, options = {}) {
   const end = performance.now() + timeoutMs
   let blocker // connected when there is something to wait for
   let failures = 0
+  let doubtMs = Infinity // see Lock
   signal?.throwIfAborted()
   try {
     for (;;) {
       const sent = performance.now() // so whatever is slow, the lease ends here before it does there
       const last = sent >= end // WAIT_MS 0: get it now, or leave the queue
+      const fate = functions.fate()
+      const before = doubtMs
+      doubtMs = leaseMs // until it is answered
       try {
         const [held, value, leftMs] = await functions.acquire(token, leaseMs, last ? 0 : WAIT_MS)
+        if (fate.answered()) doubtMs = before
         signal?.throwIfAborted()
         if (held) {
-          const deadline = leftMs < 0 ? Infinity : sent + leftMs
-          if (performance.now() < deadline) return new Lock(functions, token, value, leaseMs, deadline, renew)
+          const term = { sent, leaseMs: leftMs < 0 ? Infinity : leftMs }
+          if (performance.now() < noticeOf(term)) return new Lock(functions, token, value, { leaseMs, term, doubtMs }, renew)
         } else if (last) {
           throw new NotAcquiredError(`lock "${name}": busy for ${timeoutMs} ms`)
         } else {
@@ -82,6 +92,7 @@ export async function acquire(client, name, options = {}) {
         blocker?.close()
         blocker = undefined
         failures++
+        if (fate.refused(error)) doubtMs = before
         if (error instanceof NotAcquiredError || !functions.passes(error) || (last && failures > 2)) throw error
         await sleep(Math.min(1000, 20 * 2 ** failures) * (0.5 + Math.random() / 2), undefined, { signal })
       }
@@ -107,35 +118,72 @@ export async function inspect(client, name, options) {
   return Object.fromEntries(Array.from({ length: reply.length / 2 }, (_, i) => [String(reply[2 * i]), reply[2 * i + 1]]))
 }
 
-/** A lock that is held. */
+/**
+ * A lock that is held.
+ *
+ * No term of it ends later than the server's. Calls are made one at a time, so the server saw none after
+ * the last one that it answered; but for those that it did not answer, which may still arrive and shorten
+ * the lease. doubtMs is the shortest lease of those: no later term is longer.
+ */
 export class Lock {
-  #functions; #leaseMs; #deadline; #renew; #watch; #renewal; #released
+  #functions; #renew; #watch; #renewal; #released
+  #kept // { leaseMs: to renew for, term: { sent, leaseMs }: what the server has promised, doubtMs }
   #over = false
-  #calls = Promise.resolve() // one extension at a time: the last that the server saw is the last here
+  #calls = Promise.resolve()
   #lost = new AbortController()
 
-  constructor(functions, token, fence, leaseMs, deadline, renew) {
+  constructor(functions, token, fence, kept, renew) {
     Object.assign(this, { name: functions.name, token, fence, signal: this.#lost.signal })
     this.#functions = functions
     this.#renew = renew
-    this.#keep(leaseMs, deadline)
+    this.#keep(kept)
+    this.#schedule()
   }
 
   /** How long the lock is surely held, by this machine's monotonic clock. */
   get leftMs() {
-    return this.#over ? 0 : Math.max(0, this.#deadline - performance.now())
+    return this.#over ? 0 : Math.max(0, deadlineOf(this.#kept.term) - performance.now())
   }
 
-  /** The lease now ends so long from now; renewal goes on with it. */
+  /**
+   * The lease now ends so long from now; renewal goes on with it. LostError: the lock is lost or released.
+   * An error of Redis means that nothing has changed. After any other error the call may have been carried
+   * out, or may still arrive: then the shorter lease counts, for renewal, for the signal, and as the longest
+   * that this lock has from now on, whatever is asked for.
+   */
   extend(leaseMs) {
     checkLease(leaseMs)
-    return (this.#calls = this.#calls.catch(() => {}).then(async () => {
-      const sent = performance.now()
-      const held = !this.#over && (await this.#functions.call('FCALL', 'lock_extend', this.token, millis(leaseMs))) === 1
-      if (!held) this.#lose()
-      if (!this.#over) this.#keep(leaseMs, sent + leaseMs)
-      if (this.#over) throw new LostError(`lock "${this.name}" is not held any more`)
-    }))
+    return this.#inTurn(() => this.#extend(leaseMs))
+  }
+
+  #inTurn(call) {
+    return (this.#calls = this.#calls.catch(() => {}).then(call))
+  }
+
+  async #extend(leaseMs) {
+    const lost = () => new LostError(`lock "${this.name}" is not held any more`)
+    if (this.#over) throw lost()
+    const before = this.#kept
+    const asked = { sent: performance.now(), leaseMs }
+    const fate = this.#functions.fate()
+    // Until Redis answers, it may have this lease, or not, or get it at any time: the shorter counts.
+    this.#keep({
+      leaseMs: Math.min(before.leaseMs, leaseMs),
+      term: deadlineOf(asked) < deadlineOf(before.term) ? asked : before.term,
+      doubtMs: Math.min(before.doubtMs, leaseMs),
+    })
+    try {
+      const held = (await this.#functions.call('FCALL', 'lock_extend', this.token, millis(leaseMs))) === 1
+      const { doubtMs } = fate.answered() ? before : this.#kept
+      if (held) this.#keep({ leaseMs, term: { ...asked, leaseMs: Math.min(leaseMs, doubtMs) }, doubtMs })
+      else this.#lose()
+    } catch (error) {
+      if (fate.refused(error)) this.#keep(before)
+      throw error
+    } finally {
+      this.#schedule()
+    }
+    if (this.#over) throw lost()
   }
 
   /** Hands the lock on. LostError: it was not held any more. */
@@ -151,7 +199,7 @@ export class Lock {
     this.#stop()
     let unsure = false // it may have been released, and only the reply was lost
     for (const end = performance.now() + GIVE_UP_MS; ; await sleep(100)) {
-      const inTime = performance.now() < this.#deadline
+      const inTime = performance.now() < deadlineOf(this.#kept.term)
       const breaks = this.#functions.client.breaks()
       try {
         const reply = await this.#functions.release(this.token)
@@ -165,30 +213,29 @@ export class Lock {
     }
   }
 
-  #keep(leaseMs, deadline) {
-    this.#leaseMs = leaseMs
-    this.#deadline = deadline
+  /** The only place that changes until when the lock is held, and the time of the notice with it. */
+  #keep(kept) {
+    if (this.#over) return
+    this.#kept = kept
     this.#tick()
-    clearTimeout(this.#renewal)
-    const due = deadline - (leaseMs * 2) / 3 // a third has passed
-    if (this.#renew && leaseMs < Infinity) this.#renewal = setTimeout(() => this.#renewUntilDeadline(), Math.min(due - performance.now(), TIMER_MAX))
   }
 
   #tick() {
     clearTimeout(this.#watch)
-    const left = this.#deadline - performance.now()
+    const left = noticeOf(this.#kept.term) - performance.now()
     if (left <= 0) this.#lose()
     else this.#watch = setTimeout(() => this.#tick(), Math.min(Math.ceil(left), TIMER_MAX))
   }
 
-  async #renewUntilDeadline() {
-    while (!this.#over) {
-      try {
-        return await this.extend(this.#leaseMs)
-      } catch { // of any kind: tried until the lease is over
-        await sleep(Math.min(500, this.#leaseMs / 20))
-      }
-    }
+  /** Renews when a third of the lease has passed, and after an error of any kind soon again. */
+  #schedule() {
+    clearTimeout(this.#renewal)
+    const { sent, leaseMs } = this.#kept.term
+    if (this.#over || !this.#renew || leaseMs === Infinity) return
+    const pause = Math.max(Math.min(500, leaseMs / 20), sent + leaseMs / 3 - performance.now())
+    this.#renewal = setTimeout(() => {
+      this.#inTurn(() => this.#extend(this.#kept.leaseMs)).catch(() => {})
+    }, Math.min(pause, TIMER_MAX))
   }
 
   #stop() {
@@ -231,9 +278,19 @@ class Functions {
     return this.#run([command, name, '3', ...this.keys, ...args])
   }
 
+  /**
+   * What becomes of the call that is made next: answered() or refused(error) by Redis, and no copy of it
+   * is under way. ioredis sends again by itself what had no answer when a connection broke.
+   */
+  fate() {
+    const before = this.client.breaks()
+    const answered = () => this.client.breaks() === before
+    return { answered, refused: (error) => codeOf(error) !== undefined && answered() }
+  }
+
   /** Whether the same call may succeed later without anybody's doing. */
   passes(error) {
-    const code = /^([A-Z]{2,}) /.exec(error.message)?.[1]
+    const code = codeOf(error)
     if (code) return /^(LOADING|BUSY|READONLY|NOREPLICAS|CLUSTERDOWN|TRYAGAIN|MOVED|ASK|UNBLOCKED|MASTERDOWN)$/.test(code)
     return !(error instanceof TypeError) && error.syscall !== 'open' && !this.client.closed()
   }
@@ -302,6 +359,13 @@ function adapt(client) {
 function checkLease(ms) {
   if (typeof ms !== 'number' || !(ms >= 1000)) throw new RangeError(`leaseMs must be a number, at least 1000, or Infinity for never: ${ms}`)
 }
+
+const deadlineOf = ({ sent, leaseMs }) => sent + leaseMs
+
+const noticeOf = (term) => deadlineOf(term) - Math.min(term.leaseMs / 10, NOTICE_MS)
+
+/** The first word of an error reply; undefined: it is not an answer of Redis. */
+const codeOf = (error) => /^([A-Z]{2,}) /.exec(error.message)?.[1]
 
 const millis = (ms) => String(ms === Infinity ? 0 : Math.ceil(ms))
 

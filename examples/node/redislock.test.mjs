@@ -46,6 +46,22 @@ for (const [kind, connect] of Object.entries(kinds)) {
     })
     after(() => [client, other].forEach(close))
 
+    /** A client. meddle decides what becomes of each call of this function: it is given the call. */
+    async function meddled(t, name, meddle) {
+      const client = await connect()
+      t.after(() => close(client))
+      const method = client.call ? 'call' : 'sendCommand'
+      const send = client[method].bind(client)
+      client[method] = (...args) => (args.flat().includes(name) ? meddle(() => send(...args)) : send(...args))
+      return client
+    }
+
+    async function toldAhead(lock) {
+      await aborted(lock.signal)
+      const ms = await left(lock.name)
+      assert(ms > 50, `${ms} ms are left`) // it was told at about 500
+    }
+
     const left = (name) => run(other, 'PTTL', `lock:{${name}}`).then(Number)
     const waiting = (name) => run(other, 'ZCARD', `lock-queue:{${name}}`).then(Number)
     async function queued(name, options) {
@@ -189,6 +205,57 @@ for (const [kind, connect] of Object.entries(kinds)) {
         await run(other, 'CLIENT', 'UNPAUSE')
       }
       await withLock(client, name, async () => {})
+    })
+
+    timed('the notice comes ahead of the end while a renewal hangs', async (t) => {
+      const client = await meddled(t, 'lock_extend', () => new Promise(() => {}))
+      await toldAhead(await acquire(client, newName(), { leaseMs: 5000 }))
+    })
+
+    timed('a shorter lease counts though its reply is lost', async (t) => {
+      const client = await meddled(t, 'lock_extend', async (call) => {
+        await call()
+        throw new Error('the reply is lost')
+      })
+      const lock = await acquire(client, newName(), { leaseMs: 20_000, renew: false })
+      await assert.rejects(lock.extend(5000), /the reply is lost/)
+      await toldAhead(lock)
+    })
+
+    timed('a shorter lease may arrive after a longer one', async (t) => {
+      let reaches = false
+      const client = await meddled(t, 'lock_extend', async (call) => {
+        if (reaches) return call()
+        throw new Error('it is late')
+      })
+      const lock = await acquire(client, newName(), { leaseMs: 20_000, renew: false })
+      await assert.rejects(lock.extend(5000), /it is late/)
+      reaches = true
+      await lock.extend(30_000)
+      const keys = ['lock', 'lock-queue', 'lock-state'].map((prefix) => `${prefix}:{${lock.name}}`)
+      assert.equal(await run(other, 'FCALL', 'lock_extend', '3', ...keys, lock.token, '5000'), 1)
+      await toldAhead(lock)
+    })
+
+    test('a call of the wait may arrive after a longer lease', async (t) => {
+      let reaches = false
+      const client = await meddled(t, 'lock_acquire', async (call) => {
+        if (reaches) return call()
+        reaches = true
+        throw new Error('it is late')
+      })
+      await withLock(client, newName(), async (lock) => {
+        await lock.extend(60_000)
+        assert(lock.leftMs <= 20_000)
+      }, { leaseMs: 20_000 })
+    })
+
+    test('a lease that Redis refused does not count', async (t) => {
+      const client = await meddled(t, 'lock_extend', async () => { throw new Error('NOPERM no permissions') })
+      await withLock(client, newName(), async (lock) => {
+        await assert.rejects(lock.extend(5000), /NOPERM/)
+        assert(lock.leftMs > 5000)
+      }, { leaseMs: 60_000 })
     })
 
     test('a reset is noticed by extend, and at the next renewal', async () => {
