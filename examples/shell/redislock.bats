@@ -18,9 +18,11 @@ setup() {
   name=shell-$BATS_TEST_NUMBER-$RANDOM$RANDOM
   tagged="{$name}"
   jobs=
+  hanging=$BATS_TEST_TMPDIR/hanging
 }
 
 teardown() {
+  [ ! -e "$hanging" ] || kill -KILL "$(cat "$hanging")"
   for job in $jobs; do kill -CONT "$job" 2>/dev/null && kill "$job"; done
   wait
 }
@@ -137,6 +139,31 @@ end mine" ]
   status=0
   wait "$with_lock" || status=$?
   [ "$status" = 76 ]
+}
+
+@test "the command is told while its lease runs, and nothing waits for a renewal that hangs" {
+  redis=$REDIS_CLI cli=$BATS_TEST_TMPDIR/cli
+  cat >"$cli" <<CLI
+#!/bin/sh
+case " \$* " in
+  *' lock_extend '*) # nothing but SIGKILL ends it, and timeout does not reach it
+    trap '' TERM
+    setsid sh -c 'echo \$\$ >"$hanging"; exec sleep 3600' &
+    wait
+    ;;
+esac
+exec $redis "\$@"
+CLI
+  chmod +x "$cli"
+  REDIS_CLI=$cli LOCK_LEASE=5 background "$name" sh -c '
+    trap "echo left \$($1 PTTL $2); exit 5" TERM; sleep 60 & wait' - "$redis" "lock:$tagged"
+  with_lock=$!
+  status=0
+  wait "$with_lock" || status=$?
+  [ "$status" = 76 ]
+  said '^left [1-9]'
+  said 'the lock is lost'
+  kill -0 "$(cat "$hanging")"
 }
 
 @test "SIGTERM ends the wait, or the command, and gives the lock back" {

@@ -15,8 +15,11 @@
 #                 renewed for as long as the command runs
 #
 # The command finds LOCK_FENCE and LOCK_TOKEN in its environment. The fence is a number that grows with
-# each grant: have storage refuse one that is lower than the last it saw. If the lock may be lost, the
-# command and all that it started get SIGTERM.
+# each grant: have storage refuse one that is lower than the last it saw.
+#
+# If the lock may be lost, the command and all that it started get SIGTERM, 0.5 s to 1.6 s ahead of the end
+# of the lease. A process that only sleeps sends it, so a redis-cli that hangs cannot hold it up. It comes
+# too late only if the machine stands still, or if the server's clock is put forward.
 #
 # The status is that of the command, or: 64 a wrong call, 69 Redis refused or does not have the
 # functions, 75 busy until LOCK_TIMEOUT was over, 76 the lock was lost.
@@ -68,6 +71,7 @@ _lock_main() { # ends the process
 
   { "$@" <&3 3<&- & } 3<&0 # a command in the background would read from /dev/null
   _lock_work=$!
+  trap - EXIT # nothing exits before the release now; and if a signal ends a child that has just begun, bash runs it
   _lock_keep &
   _lock_keeper=$!
   _lock_status=0
@@ -76,10 +80,9 @@ _lock_main() { # ends the process
     kill -0 "$_lock_work" 2>/dev/null || break # else it was a signal to us, see _lock_stop
     _lock_status=0
   done
-  _lock_kill "$_lock_keeper"
+  kill -s USR1 "$_lock_keeper" 2>/dev/null || :
   wait "$_lock_keeper" 2>/dev/null || [ $? != 76 ] || _lock_status=76
   trap '' HUP INT TERM
-  trap - EXIT
   _lock_release || _lock_status=76
   exit "$_lock_status"
 }
@@ -90,25 +93,32 @@ _lock_stop() {
   _lock_kill "${_lock_work:-$!}"
 }
 
-# Milliseconds by a clock that nobody sets, where there is one.
+# Sets _lock_now: milliseconds by a clock that nobody sets, where there is one; else by the date, in whole
+# seconds. (Not by echo: bash 5.2 fails if a trap comes while it expands "$(".)
 _lock_now() {
-  if read -r _lock_up _lock_rest 2>/dev/null </proc/uptime; then
-    echo $((${_lock_up%.*} * 1000 + 1${_lock_up#*.} * 10 - 1000)) # 1..: 08 would be octal
+  if read -r _lock_now _lock_idle 2>/dev/null </proc/uptime; then
+    _lock_now=$((${_lock_now%.*} * 1000 + 1${_lock_now#*.} * 10 - 1000)) # 1..: 08 would be octal
   else
-    echo "$(date +%s)000"
+    _lock_now=$(date +%s)000
   fi
 }
 
-# _lock_call SECONDS COMMAND...: the answer, or the error, is in _lock_reply.
+# _lock_call SECONDS COMMAND...: the answer, or the error, is in _lock_reply. The time limit is a SIGKILL:
+# a redis-cli that ignores SIGTERM would never come back.
 _lock_call() {
   _lock_limit=$1
   shift
   _lock_node=${_lock_nodes%% *}
   # shellcheck disable=SC2086  # it is a command with options
-  _lock_reply=$(timeout "$_lock_limit" ${REDIS_CLI:-redis-cli} ${_lock_node:+-h ${_lock_node%:*} -p ${_lock_node##*:}} \
-    -e --no-auth-warning "$@" 2>&1 </dev/null) && return
-  case $_lock_nodes in *' '*) _lock_nodes="${_lock_nodes#* } $_lock_node" ;; esac # the next call asks another one
+  { _lock_reply=$(timeout -s KILL "$_lock_limit" ${REDIS_CLI:-redis-cli} ${_lock_node:+-h ${_lock_node%:*} -p ${_lock_node##*:}} \
+    -e --no-auth-warning "$@" 2>&1 </dev/null); } 2>/dev/null && return # (the shell says "Killed")
+  _lock_next_node
   return 1
+}
+
+# The next call asks another one.
+_lock_next_node() {
+  case $_lock_nodes in *' '*) _lock_nodes="${_lock_nodes#* } ${_lock_nodes%% *}" ;; esac
 }
 
 # _lock_function SECONDS NAME ARGUMENT...: a function with the three keys of the lock
@@ -132,12 +142,14 @@ _lock_passes() {
 
 # Returns with LOCK_FENCE and _lock_deadline, or exits.
 _lock_wait() {
-  _lock_end=${LOCK_TIMEOUT:+$(($(_lock_now) + LOCK_TIMEOUT * 1000))}
+  _lock_now
+  _lock_end=${LOCK_TIMEOUT:+$((_lock_now + LOCK_TIMEOUT * 1000))}
   _lock_signal="lock-signal:$_lock_tagged:$LOCK_TOKEN" # of this wait alone: no stale signals
   _lock_failures=0
   while :; do
-    _lock_sent=$(_lock_now) # so whatever is slow, the lease ends here before it does there
-    _lock_place=30000       # our place in the queue is kept so long after our last call; 0: get it now, or leave
+    _lock_now
+    _lock_sent=$_lock_now # so whatever is slow, the lease ends here before it does there
+    _lock_place=30000     # our place in the queue is kept so long after our last call; 0: get it now, or leave
     [ -z "$_lock_end" ] || [ "$_lock_sent" -lt "$_lock_end" ] || _lock_place=0
     if _lock_call 3 FCALL lock_acquire 4 "lock:$_lock_tagged" "lock-queue:$_lock_tagged" "lock-state:$_lock_tagged" \
       "$_lock_signal" "$LOCK_TOKEN" "$_lock_lease" "$_lock_place"; then
@@ -146,8 +158,9 @@ $_lock_reply
 REPLY
       if [ "$_lock_held" = 1 ]; then
         _lock_deadline=$((_lock_sent + _lock_left))
-        [ "$(_lock_now)" -ge "$_lock_deadline" ] || return 0
-        continue
+        _lock_quiet
+        [ "$_lock_quiet" -le 0 ] || return 0
+        continue # too late to begin: it would be told at once
       fi
       if [ "$_lock_place" = 0 ]; then
         echo "with_lock: $_lock_name is busy" >&2
@@ -158,7 +171,8 @@ REPLY
       # hint: the next call tells, and confirms the full lease.
       [ "$_lock_left" -lt 2000 ] || _lock_left=2000
       if [ -n "$_lock_end" ]; then
-        _lock_rest=$((_lock_end - $(_lock_now)))
+        _lock_now
+        _lock_rest=$((_lock_end - _lock_now))
         [ "$_lock_left" -lt "$_lock_rest" ] || _lock_left=$_lock_rest
       fi
       [ "$_lock_left" -gt 10 ] || _lock_left=10 # 0 would be for ever
@@ -176,29 +190,103 @@ REPLY
   done
 }
 
-# Renews the lease until the command has ended. If the lock may be lost, ends the command, and exits
-# with 76.
+# Sets _lock_quiet: in how many seconds the command must be told. That is 500 ms ahead of the deadline, less
+# 100 ms for the clock and the start of a process, rounded down to what sleep takes.
+_lock_quiet() {
+  _lock_now
+  _lock_quiet=$(((_lock_deadline - _lock_now - 600) / 1000))
+  [ "$_lock_quiet" -ge 0 ] || _lock_quiet=0
+}
+
+# The watcher of a lease: tells the command in time, unless SIGTERM ends it before. It calls nothing, so
+# nothing holds it up.
+_lock_watch() {
+  _lock_quiet
+  sleep "$_lock_quiet" >/dev/null 2>&1 &
+  trap 'kill "$!" 2>/dev/null; wait "$!" 2>/dev/null; exit 143' TERM
+  wait "$!" 2>/dev/null || :
+  kill -0 "$_lock_work" 2>/dev/null || exit 0
+  _lock_tell
+}
+
+# Tells the command that the lock may be lost. Whatever comes, the status is 76.
+_lock_tell() {
+  trap '' TERM PIPE USR1
+  _lock_kill "$_lock_work"
+  echo "with_lock: $_lock_name: the lock is lost, or may be" >&2 || :
+  exit 76
+}
+
+# Renews the lease until SIGUSR1 says that the command has ended. Each lease has a watcher, which does not
+# wait for what goes on here. Exits with 76 if the command was told that the lock may be lost.
+#
+# All that takes time is in the background: a trap waits for what is in front. SIGTERM has no trap here: if
+# it had, dash would lose one that comes to a watcher that has just begun.
 _lock_keep() {
   trap '' HUP INT # those are for the others
-  _lock_pause=$((_lock_lease / 3000))
+  _lock_older='' _lock_watcher=''
+  trap '_lock_retire $? "$!"' USR1
+  _lock_begin
   while :; do
-    sleep "$_lock_pause" >/dev/null 2>&1
-    kill -0 "$_lock_work" 2>/dev/null || exit 0 # also if with_lock itself was killed
-    _lock_sent=$(_lock_now)
-    _lock_rest=$((_lock_deadline - _lock_sent))
-    [ "$_lock_rest" -ge 1500 ] || break # the next look would be too late
-    _lock_limit=$((_lock_rest / 1000 - 1))
+    sleep "$_lock_pause" >/dev/null 2>&1 &
+    wait "$!" 2>/dev/null || :
+    kill -0 "$_lock_work" 2>/dev/null || _lock_retire 0 # also if with_lock itself was killed
+    _lock_now
+    _lock_sent=$_lock_now
     _lock_pause=1
-    if _lock_function $((_lock_limit > 0 ? _lock_limit : 1)) lock_extend "$LOCK_TOKEN" "$_lock_lease"; then
-      [ "$_lock_reply" = 1 ] || break
-      _lock_deadline=$((_lock_sent + _lock_lease))
-      _lock_pause=$((_lock_lease / 3000))
-    fi
+    _lock_renew &
+    _lock_status=0
+    wait "$!" 2>/dev/null || _lock_status=$?
+    case $_lock_status in
+      0)
+        _lock_deadline=$((_lock_sent + _lock_lease))
+        _lock_older=$_lock_watcher
+        _lock_begin
+        _lock_dismiss "$_lock_older" || _lock_retire 76 # it came too late
+        _lock_older=''
+        ;;
+      76)
+        _lock_dismiss "$_lock_watcher" || exit 76
+        _lock_tell
+        ;;
+      *) _lock_next_node ;;
+    esac
   done
-  trap '' TERM
-  echo "with_lock: $_lock_name: the lock is lost, or may be" >&2
-  _lock_kill "$_lock_work"
-  exit 76
+}
+
+# For a new lease: starts its watcher, and plans to renew it when a third has passed. A slow call can leave
+# less than that to the watcher: then a second before the watcher ends.
+_lock_begin() {
+  _lock_watch &
+  _lock_watcher=$!
+  _lock_quiet
+  _lock_pause=$((_lock_quiet > 0 ? _lock_quiet - 1 : 0))
+  [ "$_lock_pause" -lt $((_lock_lease / 3000)) ] || _lock_pause=$((_lock_lease / 3000))
+}
+
+# A try of a third of the lease at most, so that there is time for another one. 76: it is not ours any more.
+_lock_renew() {
+  _lock_function $((_lock_lease < 9000 ? _lock_lease / 3000 : 3)) lock_extend "$LOCK_TOKEN" "$_lock_lease" || exit 1
+  [ "$_lock_reply" = 1 ] || exit 76
+  exit 0
+}
+
+# Ends a watcher. 1: it was faster, and the command has been told.
+_lock_dismiss() {
+  kill "$1" 2>/dev/null || :
+  wait "$1" 2>/dev/null || [ $? != 76 ]
+}
+
+# _lock_retire STATUS [PROCESS]: ends _lock_keep, and the process that it waits for. If a watcher was faster,
+# the status is 76; the trap finds that in $? if it comes just after wait.
+_lock_retire() {
+  trap '' USR1
+  _lock_status=$1
+  [ "${2:-$_lock_work}" = "$_lock_work" ] || _lock_kill "$2" # in a trap at the very beginning, $! is the command
+  for _lock_each in $_lock_older $_lock_watcher; do
+    _lock_dismiss "$_lock_each" || _lock_status=76
+  done
+  exit "$_lock_status"
 }
 
 # SIGTERM to a process and all that it started.
