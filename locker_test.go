@@ -487,7 +487,7 @@ var _ = describe("Locker", func() {
 			seen := monitor(own.Addr())
 			Expect(lock.Release(ctx)).To(Succeed())
 			lock = <-next
-			<-lock.Context().Done()
+			Eventually(lock.Context().Done()).Should(BeClosed())
 			Expect(context.Cause(lock.Context())).To(MatchError(redislock.ErrLost))
 			Expect(seen.count("lock_extend")).To(Equal(1))
 		})
