@@ -28,15 +28,18 @@ func TestControlsFail(t *testing.T) {
 		t.Fatal("no redis-server: apt-get install redis-server")
 	}
 	for _, control := range []struct {
-		name   string
-		judges []string
+		name    string
+		judges  []string
+		minutes float64
+		clients int
 	}{
-		{controlSetNX, []string{judgeIntervals, judgeRegister}},
-		{controlBarging, []string{judgeFIFO}},
+		{controlSetNX, []string{judgeIntervals, judgeRegister}, 0.15, 7},
+		{controlBarging, []string{judgeFIFO}, 0.15, 7},
+		{controlLate, []string{judgeContexts}, 0.25, 4},
 	} {
 		t.Run(control.name, func(t *testing.T) {
 			var out bytes.Buffer
-			s := settings{minutes: 0.15, seed: 5, topology: standaloneName, control: control.name, clients: 7}
+			s := settings{minutes: control.minutes, seed: 5, topology: standaloneName, control: control.name, clients: control.clients}
 			v, err := s.run(context.Background(), &out)
 			if err != nil {
 				t.Fatal(err)
@@ -126,7 +129,7 @@ func TestOverlap(t *testing.T) {
 		s.client(1.9, evReleased, "w0.0.0.0", func(e *Event) { e.Err = notHeld })
 		return s
 	}
-	tell().expect(t, judgeIntervals, judgeLinear)
+	tell().expect(t, judgeIntervals, judgeLinear, judgeContexts)
 
 	s := tell()
 	s.fault(fault{kind: deleteKey, name: "n", key: "lock", worker: everyone, from: 1_200_000_000, to: 1_200_000_000})
@@ -135,6 +138,128 @@ func TestOverlap(t *testing.T) {
 	s = tell()
 	s.fault(fault{kind: killPrimary, lossy: true, worker: everyone, from: 1_200_000_000, to: 1_300_000_000, quiet: 1_300_000_000})
 	s.expect(t)
+}
+
+// The lease of w0 is over at 2, and it believes no longer, but its Context is alive beside the grant of w1.
+func TestContextPastTheGrant(t *testing.T) {
+	tell := func(ended, release float64) *story {
+		s := newStory()
+		s.client(1, evCall, "w0.0.0.0")
+		s.client(1.1, evGot, "w0.0.0.0", got(1_000_000, 2))
+		s.client(1.2, evCall, "w1.0.0.0")
+		s.client(2.2, evGot, "w1.0.0.0", got(2_100_000, 3))
+		s.client(2.3, evRelease, "w1.0.0.0")
+		s.client(2.3, evReleased, "w1.0.0.0")
+		s.client(ended, evEnded, "w0.0.0.0")
+		s.client(release, evRelease, "w0.0.0.0")
+		s.client(release, evReleased, "w0.0.0.0", func(e *Event) { e.Err = notHeld })
+		return s
+	}
+	excused := func(s *story, n int) {
+		t.Helper()
+		s.expect(t)
+		if v := judge(s.history); len(v.excused) != n {
+			t.Errorf("%d reasons are to be counted: %v", n, v.excused)
+		}
+	}
+	tell(2.5, 3).expect(t, judgeContexts)
+	excused(tell(1.9, 3), 0)
+	excused(tell(2.1019, 3), 0) // the tolerance
+	// The goroutine that tells of it may be late: Release ends the Context before it sends anything.
+	excused(tell(2.5, 2.05), 0)
+
+	// A Context that nobody heard the end of lives until its process dies.
+	s := tell(2.5, 3)
+	s.events = s.events[:len(s.events)-3]
+	s.expect(t, judgeContexts)
+	s.died(0, 0, second*2)
+	excused(s, 0)
+
+	for _, c := range []struct {
+		fault   fault
+		from    float64
+		to      float64
+		excused bool
+	}{
+		{fault{kind: deleteKey, name: "n", key: "lock", worker: everyone}, 1.5, 1.5, true},
+		{fault{kind: deleteKey, name: "n", key: "lock", worker: everyone}, 0.5, 0.5, false}, // before its grant
+		{fault{kind: deleteKey, name: "n", key: "lock", worker: everyone}, 2.2, 2.2, false}, // after the other's
+		{fault{kind: deleteKey, name: "n", key: "queue", worker: everyone}, 1.5, 1.5, false},
+		{fault{kind: deleteKey, name: "other", key: "lock", worker: everyone}, 1.5, 1.5, false},
+		{fault{kind: resetLock, name: "n", key: "lock", worker: everyone}, 1.5, 1.5, true},
+		{fault{kind: killPrimary, lossy: true, worker: everyone}, 1.5, 1.6, true},
+		{fault{kind: killPrimary, worker: everyone}, 1.5, 1.6, false},
+		{fault{kind: stopClient, worker: 0}, 1.5, 2.4, true},
+		{fault{kind: stopClient, worker: 0}, 1.5, 2.01, true},  // it runs again, but not for long
+		{fault{kind: stopClient, worker: 0}, 1.5, 1.99, false}, // for long enough
+		{fault{kind: stopClient, worker: 0}, 2.2, 2.4, false},  // after the grant
+		{fault{kind: stopClient, worker: 1}, 1.5, 2.4, false},  // somebody else
+		{fault{kind: deafLinks, worker: 0}, 1.5, 2.4, false},
+		{fault{kind: blackHole, worker: 0}, 1.5, 2.4, false},
+		{fault{kind: flushFunctions, worker: everyone}, 1.5, 1.5, false},
+	} {
+		s := tell(2.5, 3)
+		c.fault.from, c.fault.to = int64(c.from*1e9), int64(c.to*1e9)
+		c.fault.quiet = c.fault.to
+		s.fault(c.fault)
+		if c.excused {
+			excused(s, 1)
+		} else {
+			s.expect(t, judgeContexts)
+		}
+	}
+
+	// It goes on: the first grant is excused, but not the next, and that fails it once.
+	s = tell(4.5, 5)
+	s.events = s.events[:len(s.events)-2]
+	s.fault(fault{kind: stopClient, worker: 0, from: 1_500_000_000, to: 2_200_000_000})
+	for _, at := range []float64{3, 3.3} { // a grant that no client got to know, and its renewal
+		s.onServer(at, srvGrant, "w1.0.0.1:b", "lock_extend", "w1.0.0.1:b", 1000)
+	}
+	s.expect(t, judgeContexts)
+	if v := judge(s.history); v.found(judgeContexts) != 1 || len(v.excused) != 1 {
+		t.Errorf("one violation and one excuse, not %v, %v", v.violations, v.excused)
+	}
+}
+
+// MONITOR alone shows the grant to a client that died before it could tell, and renewals.
+func TestContextPastTheServersGrant(t *testing.T) {
+	for _, c := range []struct {
+		ended float64
+		token string
+		found []string
+	}{
+		{2.5, "w1.0.0.0:b", []string{judgeContexts}},
+		{1.9, "w1.0.0.0:b", nil},
+		{2.5, "w0.0.0.0:a", nil}, // its own renewal
+	} {
+		s := newStory()
+		s.client(1, evCall, "w0.0.0.0")
+		s.client(1.1, evGot, "w0.0.0.0", got(1_000_000, 2))
+		s.client(c.ended, evEnded, "w0.0.0.0")
+		s.onServer(1, srvGrant, "w0.0.0.0:a", "lock_acquire", "w0.0.0.0:a", 1000)
+		s.onServer(2.1, srvGrant, c.token, "lock_acquire", c.token, 1000)
+		s.expect(t, c.found...)
+	}
+}
+
+// A Context that outlived Release is alive until it ends, though the lock was given back in good order.
+func TestContextPastRelease(t *testing.T) {
+	tell := func(alive string) *story {
+		s := newStory()
+		s.client(1, evCall, "w0.0.0.0")
+		s.client(1.1, evGot, "w0.0.0.0", got(1_000_000, 2))
+		s.client(1.2, evRelease, "w0.0.0.0")
+		s.client(1.3, alive, "w0.0.0.0")
+		s.client(1.3, evReleased, "w0.0.0.0")
+		s.client(1.4, evCall, "w1.0.0.0")
+		s.client(1.5, evGot, "w1.0.0.0", got(1_450_000, 2.5))
+		s.client(1.6, evRelease, "w1.0.0.0")
+		s.client(1.6, evReleased, "w1.0.0.0")
+		return s
+	}
+	tell(evAlive).expect(t, judgeContexts)
+	tell(evEnded).expect(t)
 }
 
 func TestTokensOutOfOrder(t *testing.T) {
@@ -263,12 +388,35 @@ func TestExpiredQueue(t *testing.T) {
 	s.client(0.2, evGot, "w2.0.0.0", got(150_000, 31))
 	s.client(1, evCall, "w0.0.0.0")
 	s.client(20, evCall, "w1.0.0.0")
+	s.client(21, evRelease, "w2.0.0.0")
+	s.client(21, evReleased, "w2.0.0.0")
+	s.client(21.1, evGot, "w1.0.0.0", got(21_000_000, 31))
 	s.client(30, evFailed, "w0.0.0.0")
-	s.client(30, evFailed, "w1.0.0.0")
 	s.onServer(1, srvEnqueue, "w0.0.0.0:a", "lock_acquire", "w0.0.0.0:a", 0)
 	s.onServer(20, srvEnqueue, "w1.0.0.0:b", "lock_acquire", "w1.0.0.0:b", 0)
 	s.onServer(21, srvGrant, "w1.0.0.0:b", "lock_release", "w2.0.0.0:c", 1000)
 	s.expect(t)
+}
+
+// Whoever called before MONITOR was interrupted may have its place from before, though it is seen later.
+func TestQueuedUnseen(t *testing.T) {
+	tell := func(call float64) *story {
+		s := newStory()
+		s.client(call, evCall, "w1.0.0.0")
+		s.client(2.58, evCall, "w0.0.0.0")
+		s.client(3.5, evFailed, "w0.0.0.0")
+		s.client(3.5, evFailed, "w1.0.0.0")
+		s.onServer(2.5, srvGap, "", "", "", 0)
+		s.onServer(2.6, srvEnqueue, "w0.0.0.0:a", "lock_acquire", "w0.0.0.0:a", 0)
+		s.onServer(2.7, srvEnqueue, "w1.0.0.0:b", "lock_acquire", "w1.0.0.0:b", 0)
+		s.onServer(3, srvGrant, "w1.0.0.0:b", "lock_release", "w2.0.0.0:c", 1000)
+		return s
+	}
+	tell(2.6).expect(t, judgeFIFO)
+	tell(2.4).expect(t)
+	if v := judge(tell(2.4).history); len(v.excused) != 1 {
+		t.Errorf("it is to be counted: %v", v.excused)
+	}
 }
 
 func TestStall(t *testing.T) {
@@ -285,6 +433,25 @@ func TestStall(t *testing.T) {
 	s := tell()
 	s.fault(fault{kind: killPrimary, worker: everyone, from: 1_500_000_000, to: 3 * second})
 	s.expect(t)
+}
+
+// The call of a release got lost: the lock stays where it is until the lease is over, though Release says in
+// the end that it was given back.
+func TestLostRelease(t *testing.T) {
+	tell := func(released float64) *story {
+		s := newStory()
+		s.client(0.5, evCall, "w1.0.0.0")
+		s.client(0.6, evGot, "w1.0.0.0", got(550_000, 2))
+		s.client(1, evCall, "w0.0.0.0")
+		s.client(1.1, evRelease, "w1.0.0.0")
+		s.client(released, evReleased, "w1.0.0.0")
+		s.client(4.5, evGot, "w0.0.0.0", got(4_500_000, 5.5))
+		s.client(4.6, evRelease, "w0.0.0.0")
+		s.client(4.6, evReleased, "w0.0.0.0")
+		return s
+	}
+	tell(1.2).expect(t, judgeWaiting)
+	tell(4.7).expect(t)
 }
 
 // A lock that was handed over to a dead client costs two seconds, whatever lease the server gave it.

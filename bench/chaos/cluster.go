@@ -13,8 +13,10 @@ type cluster struct {
 	killed *redistest.Server // to be restarted by settle
 }
 
+const nodeTimeout = 1500 * time.Millisecond
+
 func startCluster() (topology, error) {
-	c, err := redistest.StartCluster(3, 1, 1500*time.Millisecond, "--appendonly", "yes")
+	c, err := redistest.StartCluster(3, 1, nodeTimeout, "--appendonly", "yes")
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +61,8 @@ func (t *cluster) failover(_ *nemesis, s step) string {
 	return "no replica"
 }
 
-// settle restarts what was killed and returns when all is well again.
+// settle restarts what was killed and returns when all is well again, and stays so: a primary that is back
+// is taken for failed for two node timeouts more, and its replica can still be elected.
 func (t *cluster) settle() string {
 	if t.killed != nil {
 		if err := t.killed.Restart(); err != nil {
@@ -67,6 +70,10 @@ func (t *cluster) settle() string {
 		}
 		t.killed = nil
 	}
+	if err := t.Settle(); err != nil {
+		return err.Error()
+	}
+	time.Sleep(2 * nodeTimeout)
 	return note(t.Settle())
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -16,7 +17,10 @@ import (
 const (
 	controlSetNX   = "setnx"
 	controlBarging = "barging"
+	controlLate    = "late"
 )
+
+var controls = []string{controlSetNX, controlBarging, controlLate}
 
 // setNX is the lock of many tutorials: SET NX PX, polling, no fencing token, and a holder that
 // believes in its lock until it gives it back.
@@ -136,4 +140,74 @@ func (h *controlHold) Release(ctx context.Context) error {
 		return redislock.ErrNotHeld
 	}
 	return err
+}
+
+// late is the real lock, but the notice of its loss waits for its renewal: Context ends when a call says
+// so, and a call can hang for longer than the lease.
+type late struct {
+	realLocks
+	client rueidis.Client
+}
+
+func (l late) acquire(ctx context.Context, name string, try bool, o options) (hold, error) {
+	o.renew, o.maxHold = false, 0 // it renews itself, for the same lease each time
+	held, err := l.realLocks.acquire(ctx, name, try, o)
+	if err != nil {
+		return nil, err
+	}
+	h := &lateHold{Lock: held.(*redislock.Lock), client: l.client, lease: o.lease}
+	h.deadline, _ = h.Lock.Deadline()
+	h.ctx, h.end = context.WithCancel(context.Background())
+	go h.renew()
+	return h, nil
+}
+
+type lateHold struct {
+	*redislock.Lock
+	client rueidis.Client
+	lease  time.Duration
+	ctx    context.Context
+	end    context.CancelFunc
+
+	mu       sync.Mutex
+	deadline time.Time
+}
+
+func (h *lateHold) Context() context.Context { return h.ctx }
+
+func (h *lateHold) Deadline() (time.Time, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.deadline, true
+}
+
+func (h *lateHold) Release(ctx context.Context) error {
+	h.end()
+	return h.Lock.Release(ctx)
+}
+
+// renew looks at the lease only after a call.
+func (h *lateHold) renew() {
+	defer h.end()
+	tag := "{" + h.Name() + "}"
+	for {
+		select {
+		case <-time.After(h.lease / 3):
+		case <-h.ctx.Done():
+			return
+		}
+		sent := time.Now()
+		reply, err := h.client.Do(context.Background(), h.client.B().Fcall().Function("lock_extend").Numkeys(3).
+			Key("lock:"+tag, "lock-queue:"+tag, "lock-state:"+tag).
+			Arg(h.Token(), strconv.FormatInt(h.lease.Milliseconds(), 10)).Build()).AsInt64()
+		h.mu.Lock()
+		if err == nil && reply == 1 {
+			h.deadline = sent.Add(h.lease)
+		}
+		over := !time.Now().Before(h.deadline)
+		h.mu.Unlock()
+		if err == nil && reply != 1 || err != nil && over {
+			return
+		}
+	}
 }

@@ -28,6 +28,8 @@ const (
 	evFailed   = "failed"   // it did not get the lock
 	evRenewed  = "renewed"  // Deadline has moved
 	evLost     = "lost"     // it was told that the lock may be lost
+	evEnded    = "ended"    // its Context has ended; told at once, whatever the holder is busy with
+	evAlive    = "alive"    // its Context has not ended, though Release has returned
 	evRelease  = "release"  // it is about to give the lock back
 	evReleased = "released" // it has done so, or Err
 )
@@ -41,6 +43,7 @@ type Event struct {
 	Fence    int64  `json:"f,omitempty"`
 	Deadline int64  `json:"d,omitempty"` // mono; 0: the client knows of none
 	Lease    int64  `json:"l,omitempty"`
+	Loyal    bool   `json:"w,omitempty"` // renewed: it works until it is told to stop
 	Err      string `json:"e,omitempty"`
 }
 
@@ -59,6 +62,8 @@ type op struct {
 	lease    int64
 	deadline int64 // the latest that it knew of
 	lost     int64
+	ended    int64
+	survived bool // its Context outlived Release
 	release  int64
 	released int64
 	relErr   string
@@ -71,6 +76,19 @@ func (o *op) until(died int64) int64 {
 		if end != 0 && end < t {
 			t = end
 		}
+	}
+	return t
+}
+
+// aliveTo is when its Context ended, at the latest when its process was killed. Release ends Context
+// before it sends anything, so the notice of that may come after the release.
+func (o *op) aliveTo(died int64) int64 {
+	t := died
+	if o.ended != 0 {
+		t = min(t, o.ended)
+	}
+	if o.release != 0 && !o.survived {
+		t = min(t, o.release)
 	}
 	return t
 }
@@ -103,7 +121,7 @@ func (f *fault) silences(worker int) bool {
 		return false
 	}
 	switch f.kind {
-	case killClient, stopClient, cutLinks, blackHole, dropReply:
+	case killClient, stopClient, cutLinks, blackHole, deafLinks, dropReply:
 		return true
 	}
 	return false
@@ -143,17 +161,35 @@ type history struct {
 	register   []registerEvent
 	deaths     map[string]int64 // "worker.incarnation": when the process was killed
 	end        int64
+	renewing   chan int // workers of which a loyal holder has just renewed its lease
 }
 
 func newHistory() *history {
 	now := mono()
-	return &history{start: now, wallOffset: time.Now().UnixNano() - now, deaths: map[string]int64{}}
+	return &history{start: now, wallOffset: time.Now().UnixNano() - now, deaths: map[string]int64{}, renewing: make(chan int)}
 }
 
 func (h *history) add(e Event) {
+	if e.Loyal {
+		worker, _ := processOf(e.Op)
+		select {
+		case h.renewing <- worker:
+		default: // nobody waits
+		}
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.events = append(h.events, e)
+}
+
+// awaitRenewal returns a worker of which a loyal holder renews its lease now, below 0 if none does for so long.
+func (h *history) awaitRenewal(limit time.Duration) int {
+	select {
+	case worker := <-h.renewing:
+		return worker
+	case <-time.After(limit):
+		return -1
+	}
 }
 
 func (h *history) addServer(e serverEvent) {
@@ -190,6 +226,13 @@ func (h *history) moved(f *fault, from int64) {
 	f.from = max(f.from, from)
 }
 
+// aimed is for a fault that had to look for the client that it concerns: it begins now.
+func (h *history) aimed(f *fault, worker int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f.worker, f.from = worker, mono()
+}
+
 func (h *history) settled(f *fault, note string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -205,6 +248,15 @@ func (h *history) died(worker, life int, at int64) {
 	h.deaths[lifeKey(worker, life)] = at
 }
 
+// processOf reads worker and incarnation from the name of an operation.
+func processOf(id string) (worker, life int) {
+	if parts := strings.SplitN(id, ".", 3); len(parts) == 3 {
+		worker, _ = strconv.Atoi(strings.TrimPrefix(parts[0], "w"))
+		life, _ = strconv.Atoi(parts[1])
+	}
+	return worker, life
+}
+
 func lifeKey(worker, life int) string { return strconv.Itoa(worker) + "." + strconv.Itoa(life) }
 
 // wall turns the server's stamp into mono.
@@ -218,11 +270,7 @@ func (h *history) ops() []*op {
 		o := byID[e.Op]
 		if o == nil {
 			o = &op{id: e.Op, name: e.Name}
-			parts := strings.SplitN(e.Op, ".", 3)
-			if len(parts) == 3 {
-				o.worker, _ = strconv.Atoi(strings.TrimPrefix(parts[0], "w"))
-				o.life, _ = strconv.Atoi(parts[1])
-			}
+			o.worker, o.life = processOf(e.Op)
 			byID[e.Op] = o
 			all = append(all, o)
 		}
@@ -237,6 +285,10 @@ func (h *history) ops() []*op {
 			o.deadline = e.Deadline
 		case evLost:
 			o.lost = e.T
+		case evEnded:
+			o.ended = e.T
+		case evAlive:
+			o.survived = true
 		case evRelease:
 			o.release = e.T
 		case evReleased:

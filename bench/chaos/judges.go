@@ -17,22 +17,26 @@ import (
 //	c  a waiter that was overtaken: if a failover may have lost its place. One that was dropped: that too;
 //	   while it was dead, stopped or cut off (not counted: it is no live waiter); if its queue or state
 //	   key was deleted, or the server itself was stopped or killed while it waited. Where MONITOR was
-//	   interrupted, and it looks as if one who came before the end of that had been overtaken, that is
-//	   not known
+//	   interrupted, and it looks as if one who came before the end of that had been overtaken, or had
+//	   overtaken others, that is not known
 //	   A lock that is free while one waits: as if that one had been overtaken; if its state key was
 //	   deleted or the slot was being moved, since then it cannot be told
 //	d  the time of a fault of the server, or of the waiter's own client; two seconds more for each
 //	   further client that was silenced lately
 //	e  as b; a sample that porcupine cannot decide in time
+//	f  a Context that was alive when another one was granted the lock: as two leases in b; if its process
+//	   was stopped at that moment, or had gone on for less than 100 ms: nothing ends a Context of a
+//	   stopped process
 const (
 	judgeRegister  = "a fenced register"
 	judgeIntervals = "b lease intervals"
 	judgeFIFO      = "c first come, first served"
 	judgeWaiting   = "d bounded waiting"
 	judgeLinear    = "e linearizable"
+	judgeContexts  = "f no Context past the grant"
 )
 
-var judgeNames = []string{judgeRegister, judgeIntervals, judgeFIFO, judgeWaiting, judgeLinear}
+var judgeNames = []string{judgeRegister, judgeIntervals, judgeFIFO, judgeWaiting, judgeLinear, judgeContexts}
 
 // violation is what a judge has found.
 type violation struct {
@@ -117,6 +121,7 @@ func judge(h *history) *verdict {
 		judgeClientFences(v, name, byName[name])
 		judgeStalls(h, v, name, byName[name])
 		judgeLinearizable(h, v, name, byName[name])
+		judgeAlive(h, v, name, byName[name])
 	}
 	judgeServerFences(h, v)
 	judgeQueue(h, v, all)
@@ -375,14 +380,17 @@ func undisturbed(h *history, worker int, name string, s span) []span {
 }
 
 // leaseRunning is the longest lease that the server had given lately to somebody who did not give
-// the lock back.
+// the lock back. If Release took long, its call was lost, and the lease went on although it succeeded in the end.
 func leaseRunning(h *history, ops []*op, name string, s span) time.Duration {
-	const lately = int64(4 * time.Second)
+	const (
+		lately = int64(4 * time.Second)
+		long   = int64(500 * time.Millisecond)
+	)
 	byID := map[string]*op{}
 	longest := time.Duration(0)
 	for _, o := range ops {
 		byID[o.id] = o
-		if o.held && o.relErr != "" && o.end <= s.to && max(o.deadline, o.released) >= s.from-lately {
+		if o.held && (o.relErr != "" || o.released-o.release > long) && o.end <= s.to && max(o.deadline, o.released) >= s.from-lately {
 			longest = max(longest, time.Duration(o.lease))
 		}
 		if o.held && o.released == 0 && o.end <= s.to && o.deadline >= s.from-lately {
@@ -423,4 +431,68 @@ func furtherDead(h *history, worker int, at int64) time.Duration {
 		}
 	}
 	return time.Duration(max(0, len(dead)-1)) * claimTime
+}
+
+// Judge f: a holder works until its Context ends, whatever its Deadline says. So from its grant until
+// then, the server grants the lock to nobody else and renews no other's lease. MONITOR shows that, and
+// the tokens that clients got where MONITOR was interrupted.
+func judgeAlive(h *history, v *verdict, name string, ops []*op) {
+	type granted struct {
+		at int64
+		to string // the operation
+	}
+	var grants []granted
+	for _, e := range h.server {
+		if e.kind == srvGrant && e.name == name {
+			grants = append(grants, granted{h.wall(e.at), labelOf(e.token)})
+		}
+	}
+	for _, o := range ops {
+		if o.held {
+			grants = append(grants, granted{startOf(h, o), o.id})
+		}
+	}
+	sort.Slice(grants, func(i, j int) bool { return grants[i].at < grants[j].at })
+	for _, a := range ops {
+		if !a.held {
+			continue
+		}
+		v.checked[judgeContexts]++
+		from, to := startOf(h, a), a.aliveTo(h.deathOf(a))
+		excused := map[string]bool{}
+		first := sort.Search(len(grants), func(i int) bool { return grants[i].at > from })
+		for _, b := range grants[first:] {
+			if b.at+tolerance >= to {
+				break
+			}
+			if b.to == a.id {
+				continue
+			}
+			why := excuseOverlap(h, name, from, b.at)
+			if why == "" && wasStopped(h, a.worker, b.at) {
+				why = "its process was stopped"
+			}
+			if why == "" {
+				v.fail(judgeContexts, name, from, to, "the Context of %s (token %d) was alive for %v after the lock was granted to %s",
+					a.id, a.fence, time.Duration(to-b.at).Round(time.Microsecond), b.to)
+				break
+			}
+			if !excused[why] {
+				excused[why] = true
+				v.excused["f: a Context past the grant, "+why]++
+			}
+		}
+	}
+}
+
+// awake is what a process is given to end its Contexts, once it runs again.
+const awake = 100 * time.Millisecond
+
+func wasStopped(h *history, worker int, at int64) bool {
+	for _, f := range h.faults {
+		if f.kind == stopClient && f.worker == worker && f.overlaps(at-int64(awake), at) {
+			return true
+		}
+	}
+	return false
 }

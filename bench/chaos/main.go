@@ -1,10 +1,10 @@
 // Command chaos puts the lock through faults and judges what came of it: OS processes take locks
-// through proxies, a nemesis kills, stops, cuts and deletes by a seeded schedule, and five judges
+// through proxies, a nemesis kills, stops, cuts and deletes by a seeded schedule, and six judges
 // go over the history. It exits with 1 if one of them finds a violation.
 //
 //	make chaos
 //	CHAOS_MINUTES=10 CHAOS_TOPOLOGY=cluster CHAOS_SEED=42 make chaos
-//	CHAOS_CONTROL=setnx make chaos      # a lock with a known fault: must fail
+//	CHAOS_CONTROL=setnx make chaos      # a lock with a known fault (setnx, barging, late): must fail
 package main
 
 import (
@@ -58,7 +58,7 @@ func main() {
 	flag.Float64Var(&s.minutes, "minutes", s.minutes, "how long, divided between the topologies (CHAOS_MINUTES)")
 	flag.Uint64Var(&s.seed, "seed", s.seed, "of the schedule (CHAOS_SEED)")
 	flag.StringVar(&s.topology, "topology", s.topology, "standalone, sentinel, cluster or all (CHAOS_TOPOLOGY)")
-	flag.StringVar(&s.control, "control", s.control, "setnx or barging: a lock that must fail (CHAOS_CONTROL)")
+	flag.StringVar(&s.control, "control", s.control, strings.Join(controls, ", ")+": a lock that must fail (CHAOS_CONTROL)")
 	flag.IntVar(&s.clients, "clients", s.clients, "client processes")
 	flag.BoolVar(&s.verbose, "v", false, "show each fault")
 	flag.Parse()
@@ -97,8 +97,8 @@ func (s *settings) fromEnv() (err error) {
 func (s *settings) run(ctx context.Context, w io.Writer) (*verdict, error) {
 	topologies := []string{s.topology}
 	switch {
-	case s.control != "" && s.control != controlSetNX && s.control != controlBarging:
-		return nil, fmt.Errorf("there is no control %q: %s or %s", s.control, controlSetNX, controlBarging)
+	case s.control != "" && !contains(controls, s.control):
+		return nil, fmt.Errorf("there is no control %q, but %s", s.control, strings.Join(controls, ", "))
 	case s.control != "":
 		topologies = []string{standaloneName}
 	case s.topology == "all":
@@ -181,6 +181,8 @@ func (s *settings) episode(ctx context.Context, w io.Writer, name string, seed u
 		n.only = []string{stopClient} // no more is needed
 	case controlBarging:
 		n.only = []string{replaceLibrary} // nor any fault at all
+	case controlLate:
+		n.only = []string{deafLinks, blackHole}
 	}
 	// The last part is quiet: all who wait must get on.
 	quiet := min(length/4, 5*time.Second)

@@ -32,6 +32,7 @@ const (
 	slowLinks      = "delay"
 	cutLinks       = "cut"
 	blackHole      = "black hole"
+	deafLinks      = "cut, then deaf"
 	dropReply      = "drop reply"
 )
 
@@ -42,14 +43,14 @@ var weights = []struct {
 }{
 	{killClient, 4}, {stopClient, 5}, {stopPrimary, 2}, {killPrimary, 2}, {manualFailover, 2}, {moveSlot, 3},
 	{killLinks, 2}, {flushFunctions, 2}, {replaceLibrary, 1}, {deleteKey, 3}, {resetLock, 1}, {slowLinks, 2}, {cutLinks, 2},
-	{blackHole, 3}, {dropReply, 3},
+	{blackHole, 3}, {dropReply, 3}, {deafLinks, 5},
 }
 
 // step is one fault of the schedule. All that is random about it is drawn beforehand, so that the
 // schedule depends on nothing but the seed.
 type step struct {
 	kind   string
-	client int
+	client int // of deafLinks: where no loyal holder renews
 	name   string
 	key    string        // deleteKey: which
 	match  string        // dropReply: of which command
@@ -244,6 +245,8 @@ func (n *nemesis) do(s step) {
 		c.eachProxy(func(p *proxy.Proxy) { p.BlackHole(true) })
 		time.Sleep(s.span)
 		c.eachProxy(func(p *proxy.Proxy) { p.BlackHole(false) })
+	case deafLinks:
+		note = n.deafen(s, begun)
 	case dropReply:
 		note = n.dropReply(c, s, begun)
 	}
@@ -277,6 +280,22 @@ func (n *nemesis) dropReply(c *client, s step, f *fault) string {
 	}
 	c.eachProxy(func(p *proxy.Proxy) { p.DropReply(func([]byte) bool { return false }) })
 	n.h.moved(f, mono()-int64(50*time.Millisecond))
+	return note
+}
+
+// deafen lies in wait for a loyal holder that renews: its lock is held until the lease is over. The links of
+// its client break, and new ones are silent. So every call dials, or hangs in the dial of another one.
+func (n *nemesis) deafen(s step, f *fault) string {
+	worker, note := n.h.awaitRenewal(5*time.Second), ""
+	if worker < 0 {
+		worker, note = s.client, "no loyal holder renewed"
+	}
+	n.h.aimed(f, worker)
+	c := n.fleet.clients[worker]
+	c.eachProxy(func(p *proxy.Proxy) { p.BlackHole(true) })
+	c.eachProxy((*proxy.Proxy).CutAll)
+	time.Sleep(longestLease + s.span/2)
+	c.eachProxy(func(p *proxy.Proxy) { p.BlackHole(false) })
 	return note
 }
 

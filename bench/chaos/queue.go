@@ -160,8 +160,10 @@ func (q *queueJudge) granted(l *line, e *serverEvent) {
 		own, known = l.left, true
 	}
 	winner := labelOf(e.token)
-	if o := q.ops[winner]; !known && (o == nil || q.h.wall(l.blind) > o.call-int64(50*time.Millisecond)) && l.blind != 0 {
-		own.unsure = true // it may have queued unseen
+	// Where it called before MONITOR was interrupted, it may have queued unseen, whatever was seen of it since.
+	o := q.ops[winner]
+	if l.blind != 0 && (o == nil && !known || o != nil && q.h.wall(l.blind) > o.call-int64(50*time.Millisecond)) {
+		own.unsure = true
 	}
 	for _, p := range l.waiting {
 		if p.token == e.token || p.at > own.at {

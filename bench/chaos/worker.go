@@ -155,14 +155,19 @@ func (w *worker) connect() (rueidis.Client, error) {
 }
 
 func clientOption(j job) rueidis.ClientOption {
+	// Half the clients set what a user would who cares about failover. The others dial for as long as rueidis
+	// does by itself: 5 s, longer than a lease, and all their calls hang in that dial.
+	dial := time.Second
+	if j.Worker%2 == 1 {
+		dial = rueidis.DefaultDialTimeout
+	}
 	o := rueidis.ClientOption{
 		InitAddress:         j.Init,
 		DisableCache:        true,
 		ReadBufferEachConn:  16 << 10,
 		WriteBufferEachConn: 16 << 10,
-		// What a user who cares about failover would set: a silent server is given up after 2 s.
-		Dialer:           net.Dialer{Timeout: time.Second, KeepAlive: time.Second},
-		ConnWriteTimeout: 2 * time.Second,
+		Dialer:              net.Dialer{Timeout: dial, KeepAlive: time.Second},
+		ConnWriteTimeout:    2 * time.Second, // then a silent server is given up
 		DialCtxFn: func(ctx context.Context, addr string, d *net.Dialer, _ *tls.Config) (net.Conn, error) {
 			if to, ok := j.Dial[addr]; ok {
 				addr = to
@@ -184,6 +189,9 @@ func (w *worker) lockOf(client rueidis.Client) (locks, error) {
 		return barging{client}, nil
 	}
 	locker, err := redislock.New(client, redislock.Options{WaitTTL: waitTTL})
+	if err == nil && w.job.Control == controlLate {
+		return late{realLocks{locker}, client}, nil
+	}
 	return realLocks{locker}, err
 }
 
@@ -211,7 +219,9 @@ func (w *worker) run(g int) {
 
 // once takes a lock in one of many ways, works and gives it back.
 func (w *worker) once(rng *rand.Rand, id, name string) {
-	o := options{label: id, lease: time.Second + time.Duration(rng.IntN(2000))*time.Millisecond, renew: rng.IntN(4) > 0}
+	o := options{label: id}
+	o.lease = shortestLease + time.Duration(rng.IntN(int((longestLease-shortestLease)/time.Millisecond)))*time.Millisecond
+	o.renew = rng.IntN(4) > 0
 	if rng.IntN(20) == 0 {
 		o.maxHold = time.Duration(500+rng.IntN(1500)) * time.Millisecond
 	}
@@ -240,7 +250,9 @@ func (w *worker) once(rng *rand.Rand, id, name string) {
 	}
 	got := Event{Kind: evGot, Op: id, Name: name, Fence: lock.Fence(), Deadline: deadlineOf(lock)}
 	w.say(got)
-	w.work(rng, id, name, lock, got.Deadline)
+	// A goroutine of its own tells it: this one may be busy when the Context ends.
+	context.AfterFunc(lock.Context(), func() { w.say(Event{Kind: evEnded, Op: id, Name: name}) })
+	w.work(rng, id, name, lock, o.lease, got.Deadline)
 
 	w.say(Event{Kind: evRelease, Op: id, Name: name})
 	released := Event{Kind: evReleased, Op: id, Name: name}
@@ -249,6 +261,9 @@ func (w *worker) once(rng *rand.Rand, id, name string) {
 		if errors.Is(err, redislock.ErrNotHeld) {
 			released.Err = notHeld
 		}
+	}
+	if lock.Context().Err() == nil {
+		w.say(Event{Kind: evAlive, Op: id, Name: name})
 	}
 	w.say(released)
 }
@@ -263,12 +278,31 @@ func deadlineOf(lock hold) int64 {
 	return monoOf(deadline)
 }
 
+// The leases that are taken.
+const (
+	shortestLease = time.Second
+	longestLease  = 3 * time.Second
+)
+
+// loyal holders are one in loyalOneIn: they work for two leases, and until they are told to stop if their
+// renewal is overdue by then. So they still hold the lock when their links are dead.
+const loyalOneIn = 200
+
 // work reads the register, holds the lock for a while and writes. Every other one does not look
 // whether its lock is lost before it writes: that is what fencing tokens are for.
-func (w *worker) work(rng *rand.Rand, id, name string, lock hold, deadline int64) {
+func (w *worker) work(rng *rand.Rand, id, name string, lock hold, lease time.Duration, deadline int64) {
 	span := time.Duration(rng.ExpFloat64() * float64(8*time.Millisecond))
 	if rng.IntN(80) == 0 {
 		span = time.Duration(rng.IntN(2500)) * time.Millisecond // often longer than a lease without renewal
+	}
+	loyal := rng.IntN(loyalOneIn) == 0 || w.job.Control == controlLate && rng.IntN(2) == 0
+	select {
+	case <-w.stop: // the others who wait have to get through
+		loyal = false
+	default:
+	}
+	if loyal {
+		span = 2 * lease
 	}
 	stubborn := rng.IntN(2) == 0
 
@@ -281,14 +315,18 @@ func (w *worker) work(rng *rand.Rand, id, name string, lock hold, deadline int64
 	look := time.NewTicker(20 * time.Millisecond)
 	defer look.Stop()
 	lost := lock.Context().Done()
+	overtime := false
 	for working := true; working; {
 		select {
 		case <-end.C:
-			working = false
+			overdue := deadline-mono() < int64(lease/2)
+			working = loyal && overdue && lost != nil && !overtime
+			overtime = true
+			end.Reset(2 * lease) // a lock that never tells must not stop the fleet
 		case <-look.C:
 			if now := deadlineOf(lock); now/1e6 != deadline/1e6 {
 				deadline = now
-				w.say(Event{Kind: evRenewed, Op: id, Name: name, Deadline: now})
+				w.say(Event{Kind: evRenewed, Op: id, Name: name, Deadline: now, Loyal: loyal})
 			}
 		case <-lost:
 			w.say(Event{Kind: evLost, Op: id, Name: name})
@@ -296,6 +334,7 @@ func (w *worker) work(rng *rand.Rand, id, name string, lock hold, deadline int64
 			if !stubborn {
 				return
 			}
+			working = !loyal
 		}
 	}
 	_, _ = w.ask(Ask{Op: id, Name: name, Fence: lock.Fence(), Write: true, Base: read.Value})
