@@ -277,11 +277,14 @@ func (l *Lock) confirmed(next term) bool {
 // l.mu, and a lock that is held. No term ends later than the server's:
 //
 //   - A term that the server has confirmed (lock_acquire, lock_extend) counts from before the call
-//     was sent. Calls are made one at a time, so the server saw none after this one; but for those
-//     that got no answer and may still arrive: l.doubt, the shortest of their leases, is the limit.
+//     was sent. Calls are made one at a time, so the server has seen no later one.
+//   - A call that got no answer may still arrive and set its own lease. So l.doubt, the shortest of
+//     these leases, limits all later terms.
 //   - For the term of a signal, see waiter.handedOver.
-//   - A shorter term counts from before its call is sent. It is taken back only if Redis refuses
-//     the call.
+//   - A term that ends sooner counts from before its call is sent. It is taken back only if Redis
+//     refuses the call.
+//
+// Another process that extends with the same token (WithToken) is not seen here.
 func (l *Lock) setTerm(t term) {
 	l.term = t
 	switch {
@@ -296,8 +299,8 @@ func (l *Lock) setTerm(t term) {
 	}
 }
 
-// ring ends Context ahead of the deadline. It makes no call, and waits for nothing but mu: to look whether
-// the time has come and to end Context is one step, so no renewal comes in between.
+// ring ends Context ahead of the deadline. It makes no call and waits for nothing but mu. The look at the
+// time and the end of Context are one step, so no renewal comes in between.
 func (l *Lock) ring() {
 	l.mu.Lock()
 	first := !l.term.isUsable(time.Now()) && l.leave(lost, ErrLost)
@@ -323,8 +326,9 @@ func (l *Lock) isRunning() bool {
 	return l.term.isRunning(time.Now())
 }
 
-// leave is the one end of a lock: it is not held any more, Context has ended, and no timer runs. True for
-// the first who comes: it tells the observer, and then that Close need not wait for this lock. It needs l.mu.
+// leave is the one end of a lock: nobody holds it any more, Context has ended, and no timer runs. It
+// needs l.mu. It returns true once: that caller tells the observer, and then calls bg.Done, since Close
+// waits for this lock.
 func (l *Lock) leave(to lockState, cause error) (first bool) {
 	if l.state != held {
 		return false
@@ -342,7 +346,7 @@ func (l *Lock) leave(to lockState, cause error) (first bool) {
 	return true
 }
 
-// tellLost is for who has lost the lock, after Context has ended.
+// tellLost follows a leave as lost that returned true.
 func (l *Lock) tellLost() {
 	defer l.locker.bg.Done()
 	l.locker.drop(l)

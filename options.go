@@ -135,8 +135,10 @@ func WithOwner(label string) Option { return func(r *request) { r.owner = label 
 
 // WithToken uses the caller's own token, any bytes but none. Whoever has it is this holder, or this
 // waiter, in whatever process: it can go on with the lock, extend it and release it. So it must be
-// hard to guess, and not be used for two waits at once. A handed-over lock costs one more round
-// trip, because a signal for an earlier wait with the same token could be mistaken for it.
+// hard to guess, and not be used for two waits at once. All who use it must ask for the same lease: one
+// process's shorter lease ends the lock before the Deadline of another, which is not told. A handed-over
+// lock costs one more round trip, because a signal for an earlier wait with the same token could be
+// mistaken for it.
 func WithToken(token string) Option {
 	return func(r *request) {
 		r.token = token

@@ -2,12 +2,12 @@ package redislock
 
 import "time"
 
-// noticeMax and noticeShare: Context ends ahead of the deadline by noticeShare of the lease, and by
-// noticeMax at most. The holder stops in that time, and it also covers a timer that is late and a clock
-// that runs slower than the server's. See Lock.Context for the rates that it covers.
+// Context ends ahead of the deadline, by a share of the lease and by noticeMax at most. The holder stops
+// in that time. It also covers a timer that is late, and a clock that runs slower than the server's: see
+// Lock.Context for the rates.
 const (
 	noticeMax   = 500 * time.Millisecond
-	noticeShare = 10 // a tenth
+	noticeShare = 10 // the lease is divided by it
 )
 
 // term is what the server has promised a holder: the lock, for one lease from then on. It alone says
