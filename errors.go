@@ -21,8 +21,9 @@ var (
 	ErrNotHeld = errors.New("not held")
 
 	// ErrLost is the context.Cause of Lock.Context when the lease could not be kept, or the lock was
-	// taken away. Do returns it if that was before fn returned. Acquire returns it if every grant had run out when it arrived, which
-	// means that the lease is too short for this network.
+	// taken away: somebody else may hold it soon, or holds it already. Do returns it if that was before
+	// fn returned. Acquire returns it if every grant had run out when it arrived, which means that the
+	// lease is too short for this network.
 	ErrLost = errors.New("lease lost")
 
 	// ErrClosed is returned by all calls of a Locker after Close, and to those who wait during it;

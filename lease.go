@@ -104,7 +104,7 @@ func (l *Lock) Fence() int64 { return l.fence }
 // It ends ahead of Deadline, by a tenth of the lease and 500 ms at most: stop in that time. A timer of
 // its own ends it, so nothing that hangs (a call, the network, another goroutine, Options.Observe) can
 // hold it up. So it ends before the server can give the lock to somebody else, even if this
-// machine's clock runs slower than the server's, by this much:
+// machine's clock runs slower than the server's, by less than this:
 //
 //	lease        5 s or less   10 s   1 min    2 min    16 min
 //	slower by    10 %          5 %    0.8 %    0.4 %    0.05 %, the most by which NTP slews a clock

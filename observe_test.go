@@ -271,6 +271,23 @@ var _ = describe("Options.Observe", func() {
 		Expect(kinds).To(HaveExactElements(acquired, lost))
 	})
 
+	It("may hang: the Contexts of other locks end all the same, and its own has ended before", func(ctx SpecContext) {
+		var first *redislock.Lock
+		told, goOn := make(chan error, 1), make(chan struct{})
+		l := newLocker(server.Addr(), redislock.Options{Observe: func(_ context.Context, e redislock.Event) {
+			if e.Kind == lost && e.Name == name {
+				told <- first.Context().Err()
+				<-goOn
+			}
+		}})
+		defer close(goOn)
+		first = mustAcquire(ctx, l, name, redislock.WithLease(500*time.Millisecond), redislock.WithoutRenewal())
+		second := mustAcquire(ctx, l, newName(), redislock.WithLease(time.Second), redislock.WithoutRenewal())
+		Eventually(told).Should(Receive(HaveOccurred()))
+		Eventually(second.Context().Done()).Should(BeClosed())
+		Expect(context.Cause(second.Context())).To(MatchError(redislock.ErrLost))
+	})
+
 	It("may panic: nobody has the lock then", func(ctx SpecContext) {
 		panics := acquired
 		l := newLocker(server.Addr(), redislock.Options{Observe: func(ctx context.Context, e redislock.Event) {
