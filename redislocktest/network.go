@@ -84,34 +84,33 @@ func (n network) travel(ctx context.Context) error {
 		return nil
 	}
 	s := n.server
-	ctx, cancel := context.WithTimeoutCause(ctx, silence, errNoAnswer)
-	defer cancel()
+	var giveUp <-chan time.Time
 	for {
 		s.mu.Lock()
 		killed, silent, refused, delay := n.killed, s.silent, s.refused, s.delay
 		s.mu.Unlock()
+		var arrived <-chan time.Time
 		switch {
 		case killed:
 			return &wire.Error{Err: errKilled, Answered: true}
 		case refused:
 			return errRefused
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case silent != nil:
-			select {
-			case <-silent:
-			case <-n.dead:
-			case <-ctx.Done():
-			}
-		case delay == 0:
+		case silent == nil && delay == 0:
+			return ctx.Err()
+		case silent == nil:
+			arrived = time.After(delay / 2)
+		case giveUp == nil:
+			giveUp = time.After(silence)
+		}
+		select {
+		case <-arrived:
 			return nil
-		default:
-			select {
-			case <-time.After(delay / 2):
-				return nil
-			case <-n.dead:
-			case <-ctx.Done():
-			}
+		case <-silent:
+		case <-n.dead:
+		case <-giveUp:
+			return errNoAnswer
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 }

@@ -11,17 +11,20 @@ import (
 const (
 	otherLease = 10 * time.Second
 	otherWait  = 30 * time.Second
-	otherLook  = time.Second // how often somebody else calls
+	otherLook  = time.Second    // how often somebody else calls
+	otherLimit = 24 * time.Hour // a test that waits longer waits for ever
 )
 
 // Other is somebody else, in a process of its own that no outage concerns. It holds a lock or waits for
-// it until Release or Kill. Its methods are safe for concurrent use.
+// it until Release or Kill. After a day the test fails: in a bubble, that is a wait that would never end.
+// The methods of Other are safe for concurrent use.
 type Other struct {
 	server *Server
 	keys   wire.Keys
 	token  string
 	list   string
 	timer  *time.Timer
+	start  time.Time
 	held   bool // it knows that it holds the lock
 	gone   bool
 }
@@ -52,7 +55,7 @@ func (s *Server) other(name string) *Other {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := len(s.others) + 1
-	o := &Other{server: s, keys: keys, token: fmt.Sprint("somebody-", n), list: fmt.Sprint(s.prefix, "-signal:somebody-", n)}
+	o := &Other{server: s, keys: keys, token: fmt.Sprint("somebody-", n), list: fmt.Sprint(s.prefix, "-signal:somebody-", n), start: time.Now()}
 	s.others = append(s.others, o)
 	o.look()
 	return o
@@ -94,6 +97,11 @@ func (o *Other) leave() {
 // look renews the lease or keeps the place. It needs server.mu.
 func (o *Other) look() {
 	if o.gone {
+		return
+	}
+	if time.Since(o.start) > otherLimit {
+		o.leave()
+		o.server.t.Errorf("redislocktest: %s has been at %q for a day: does the test wait for it?", o.token, o.keys.Name)
 		return
 	}
 	lease, wait := fmt.Sprint(otherLease.Milliseconds()), fmt.Sprint(otherWait.Milliseconds())

@@ -1,29 +1,58 @@
 // Package redislocktest is for unit tests of code that takes locks. It gives a real [redislock.Locker] on a
-// server in memory: no Redis, no network, no sleeping. In a testing/synctest bubble a lease of ten seconds
+// server in memory: no Redis, no network, no sleeping. In a testing/synctest bubble, a lease of ten seconds
 // runs out in no time:
 //
-//	synctest.Test(t, func(t *testing.T) {
-//		locker, server := redislocktest.New(t)
-//		server.Hold("orders") // somebody else has it
-//		err := doWork(locker)
-//		...
-//	})
+//	func TestNightlyIsSkipped(t *testing.T) {
+//		synctest.Test(t, func(t *testing.T) {
+//			locker, server := redislocktest.New(t)
+//			server.Hold("nightly") // somebody else
+//			result, err := nightly(t.Context(), locker, work)
+//			if result != "skipped: another machine is at it" || err != nil {
+//				t.Error(result, err)
+//			}
+//		})
+//	}
 //
-// Call New in the bubble, so that server and Lockers live on its clock. Everything works outside of a
-// bubble as well, and then takes its time.
+//	func TestNightlyStopsWhenTheLockIsLost(t *testing.T) {
+//		synctest.Test(t, func(t *testing.T) {
+//			locker, server := redislocktest.New(t)
+//			time.AfterFunc(10*time.Minute, func() { server.Down() })
+//			start := time.Now()
+//			result, err := nightly(t.Context(), locker, work)
+//			if result != "" || !errors.Is(err, redislock.ErrLost) {
+//				t.Error(result, err)
+//			}
+//			if worked := time.Since(start); worked > 11*time.Minute {
+//				t.Errorf("worked on for %v", worked)
+//			}
+//		})
+//	}
+//
+// Call [New] inside the bubble: then server and Lockers live on its clock. Everything works outside of a bubble
+// as well, and then takes its time.
+//
+// To test this, do that:
+//
+//   - A busy lock is skipped: [Server.Hold].
+//   - The queue, and who is next: [Server.Queue], [Server.State].
+//   - Work stops when the lock is taken away: [Server.Lose]; when Redis is gone: [Server.Down].
+//   - An outage is not taken for a busy lock: [Server.Refuse], [Server.Down], then [Server.Up].
+//   - The holder dies, and its lease runs out: [Server.Locker] and [Server.Kill], or [Other.Kill].
+//   - A reply is lost, the network is slow, a clock is wrong: [Server.LoseReply], [Server.Delay], [Server.StepClock].
+//   - Code that calls redislock.New itself: [Server.Client].
 //
 // The server runs the functions of lua/lock.lua in plain Go. A property test of this project compares the
 // two, step by step. This differs from a real server:
 //
 //   - A call takes no time, unless [Server.Delay] says so.
 //   - A call that was given up during an outage is never carried out. On a real network it may arrive later.
-//   - A signal is not lost, and calls do not overtake one another.
-//   - There is one server. It has no slots and no failover; its replicas confirm at once, as many as are
+//   - No signal is lost, and calls do not overtake one another.
+//   - There is one server. It has no slots and no failover. Its replicas confirm at once, as many as are
 //     asked for, unless [Server.SetReplicas] says how many there are.
 //   - The function library is always there, in the version of this package. Options.LoadMode does nothing,
 //     and no call returns a *redislock.VersionError.
-//   - There are no rights to be missing, and memory is not limited.
-//   - It knows no other commands, see [Server.Client].
+//   - No rights are missing, and memory has no limit.
+//   - The server knows no other commands, see [Client].
 package redislocktest
 
 import (

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -225,6 +227,11 @@ func TestLoseReply(t *testing.T) {
 		server.LoseReply()
 		lock := acquire(t, locker, "orders") // it asks again, with the same token
 		server.LoseReply()
+		is(t, lock.Extend(t.Context(), time.Minute), redislock.ErrUnavailable)
+		if ttl := server.State("orders").TTL; ttl != time.Minute {
+			t.Errorf("Extend was not carried out: %v are left", ttl)
+		}
+		server.LoseReply()
 		if err := lock.Release(t.Context()); err != nil {
 			t.Error(err)
 		}
@@ -435,7 +442,13 @@ func TestMisuse(t *testing.T) {
 		"it is not free":      func(_ *failures, s *redislocktest.Server) { s.Hold("orders"); s.Hold("orders") },
 		"none of this server": func(_ *failures, s *redislocktest.Server) { s.Kill(nil) },
 		"neither holds it":    func(_ *failures, s *redislocktest.Server) { o := s.Hold("orders"); s.Lose("orders"); o.Release() },
-		"knows no commands":   func(_ *failures, s *redislocktest.Server) { s.Client().B() },
+		"does the test wait": func(_ *failures, s *redislocktest.Server) {
+			s.Hold("orders")
+			if _, err := s.Locker().Acquire(context.Background(), "orders"); err != nil {
+				panic(err)
+			}
+		},
+		"knows no commands": func(_ *failures, s *redislocktest.Server) { s.Client().B() },
 		"can only be given": func(_ *failures, s *redislocktest.Server) {
 			if err := s.Client().Do(context.Background(), rueidis.Completed{}).Error(); err == nil {
 				panic("no error")
@@ -459,5 +472,26 @@ func TestMisuse(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestDoc: the package doc has only code that example_test.go compiles and runs.
+func TestDoc(t *testing.T) {
+	text, err := os.ReadFile("redislocktest.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	examples, err := os.ReadFile("example_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile(`(?m)(^//\t.*\n(//\n//\t\t.*\n)?)+`).FindAllString(string(text), -1)
+	if len(blocks) != 2 {
+		t.Errorf("%d blocks", len(blocks))
+	}
+	for _, block := range blocks {
+		if code := strings.ReplaceAll(block, "//\t", ""); !strings.Contains(string(examples), code) {
+			t.Errorf("not in example_test.go:\n%s", code)
+		}
 	}
 }

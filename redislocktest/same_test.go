@@ -212,7 +212,7 @@ free`},
 
 	{"Do", func(s *scene) {
 		broken := errors.New("broken")
-		err := s.a.Do(s.ctx, "x", func(_ context.Context, lock *redislock.Lock) error {
+		err := s.a.Do(s.ctx, "x", func(context.Context, *redislock.Lock) error {
 			s.state()
 			return broken
 		}, redislock.WithOwner("a"))
