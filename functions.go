@@ -3,12 +3,17 @@ package redislock
 import (
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/rueidis"
+
+	"github.com/seed-ee05a192/redislock/internal/wire"
 )
 
 //go:embed lua/lock.lua
@@ -20,71 +25,138 @@ const Version = "1.0.0"
 // Source returns the text of the function library lua/lock.lua, for those who load it themselves.
 func Source() string { return source }
 
-// functions has one typed method per function of the library. It is the only place that knows how
-// arguments and replies are encoded.
+const (
+	// blockFor is how long one BLPOP blocks. It may be blocked on a demoted primary, as nobody tells it:
+	// then signals are heard again after this at the latest.
+	blockFor = 2 * time.Second
+	// blockGrace is how late BLPOP's reply may be; after that the connection is given up. A server
+	// can ignore the timeout of a BLPOP (CLIENT PAUSE), and a silent network does.
+	blockGrace = 2 * time.Second
+	// popMax bounds one reply.
+	popMax = 1000
+	// closingFor is how long a client may say that it is closing: it says so, too, while it switches over.
+	closingFor = 3 * time.Second
+)
+
+// functions is the wire.Server of rueidis: one typed method per function of the library. It is the only
+// place that knows how arguments and replies are encoded.
 type functions struct {
-	client rueidis.Client
-	loader *loader
+	client  rueidis.Client
+	loader  *loader
+	logger  *slog.Logger
+	prefix  string
+	id      string       // names our signal lists
+	perLock atomic.Bool  // each lock has a signal list of its own, as the server checks slots
+	closing atomic.Int64 // since when the client has said nothing else, Unix ns; 0: it has not
+	demoted atomic.Bool  // the warning was written
 }
 
-// acquired is the reply of lock_acquire.
-type acquired struct {
-	held     bool
-	fence    int64         // held: the fencing token
-	position int64         // not held: the place in the queue, 1 is next; 0: not queued
-	left     time.Duration // held: what is left of the lease, 0: never expires
-	checkIn  time.Duration // queued: call again at the latest after this
-	now      int64         // server time, ms
-}
+var _ wire.Server = (*functions)(nil)
 
-func (f *functions) acquire(ctx context.Context, k keys, signal, token string, lease, wait time.Duration) (acquired, error) {
-	reply, err := f.ints(ctx, 4, "FCALL", "lock_acquire", []string{k.lock, k.queue, k.state, signal},
-		token, millis(lease), millis(wait))
-	if err != nil {
-		return acquired{}, err
+func newFunctions(client rueidis.Client, opts Options) *functions {
+	f := &functions{
+		client: client,
+		loader: newLoader(client, opts.LoadMode, opts.Logger),
+		logger: opts.Logger,
+		prefix: opts.Prefix,
+		id:     randomID(64), // it is in the entry of each waiter
 	}
-	span := time.Duration(reply[2]) * time.Millisecond
-	a := acquired{held: reply[0] == 1, now: reply[3]}
+	f.perLock.Store(client.Mode() == rueidis.ClientModeCluster)
+	return f
+}
+
+// list is where we are told of hand-overs of a lock.
+func (f *functions) list(k wire.Keys) string {
+	if f.perLock.Load() {
+		return f.prefix + "-signal:" + k.Tagged + ":" + f.id
+	}
+	return f.prefix + "-signal:" + f.id
+}
+
+func (f *functions) Acquire(ctx context.Context, k wire.Keys, token string, lease, wait time.Duration) (wire.Acquired, error) {
+	const function = "lock_acquire"
+	list := f.list(k)
+	r := f.call(ctx, "FCALL", function, []string{k.Lock, k.Queue, k.State, list}, token, leaseMillis(lease), millis(wait))
+	if code(r.Error()) == "CROSSSLOT" && f.perLock.CompareAndSwap(false, true) {
+		return f.Acquire(ctx, k, token, lease, wait) // the client did not say that this is a cluster
+	}
+	n, err := ints(r)
+	if err == nil && len(n) != 4 {
+		err = fmt.Errorf("%d elements, not 4", len(n))
+	}
+	if err != nil {
+		return wire.Acquired{}, fault(function, r, err)
+	}
+	span := time.Duration(n[2]) * time.Millisecond
+	a := wire.Acquired{Held: n[0] == 1, Now: n[3], Sent: r.sent}
 	switch {
-	case !a.held:
-		a.position, a.checkIn = reply[1], span
-	case reply[2] > 0:
-		a.fence, a.left = reply[1], span
-	case reply[2] == -1 && lease == 0:
-		a.fence = reply[1]
+	case !a.Held:
+		a.Position, a.CheckIn, a.List = int(n[1]), span, list
+	case n[2] > 0:
+		a.Fence, a.Lease = n[1], span
+	case n[2] == -1 && lease == wire.Never:
+		a.Fence, a.Lease = n[1], wire.Never
 	default: // it must not be taken for one that never expires
-		return acquired{}, fmt.Errorf("lock_acquire: %w: a lease of %d ms", errReply, reply[2])
+		return wire.Acquired{}, fault(function, r, fmt.Errorf("a lease of %d ms", n[2]))
 	}
 	return a, nil
 }
 
-// The replies of lock_release.
-const (
-	notMine = 0
-	wasHeld = 1
-)
-
-func (f *functions) release(ctx context.Context, k keys, token string) (int64, error) {
-	return f.int(ctx, "lock_release", k, token)
+func (f *functions) Release(ctx context.Context, k wire.Keys, token string) (wire.Released, error) {
+	n, _, err := f.int(ctx, "lock_release", k, token)
+	return wire.Released(n), err
 }
 
-func (f *functions) extend(ctx context.Context, k keys, token string, lease time.Duration) (bool, error) {
-	n, err := f.int(ctx, "lock_extend", k, token, millis(lease))
-	return n == 1, err
+func (f *functions) Extend(ctx context.Context, k wire.Keys, token string, lease time.Duration) (wire.Extended, error) {
+	n, sent, err := f.int(ctx, "lock_extend", k, token, leaseMillis(lease))
+	return wire.Extended{Held: n == 1, Sent: sent}, err
 }
 
-func (f *functions) reset(ctx context.Context, k keys) (bool, error) {
-	n, err := f.int(ctx, "lock_reset", k)
-	return n == 1, err
-}
-
-func (f *functions) inspect(ctx context.Context, k keys) (State, error) {
-	state := State{Name: k.name}
-	result := f.call(ctx, "FCALL_RO", "lock_inspect", []string{k.lock, k.queue, k.state})
-	fields, err := parse("lock_inspect", result, result.AsMap)
-	if err != nil {
-		return state, err
+// ExtendAndWait works on a connection of its own: WAIT counts what its own connection wrote.
+func (f *functions) ExtendAndWait(ctx context.Context, k wire.Keys, token string, lease time.Duration, n int,
+	timeout time.Duration, extended func(wire.Extended),
+) (acks int, err error) {
+	type reply struct {
+		acks int64
+		err  error
 	}
+	r, err := ending(ctx, func() (r reply) {
+		r.err = f.client.Dedicated(func(c rueidis.DedicatedClient) error {
+			sent := time.Now()
+			reply, err := c.Do(ctx, c.B().Fcall().Function("lock_extend").Numkeys(3).
+				Key(k.Lock, k.Queue, k.State).Arg(token, leaseMillis(lease)).Build()).AsInt64()
+			if err != nil {
+				return err
+			}
+			extended(wire.Extended{Held: reply == 1, Sent: sent})
+			r.acks, err = c.Do(ctx, c.B().Wait().Numreplicas(int64(n)).Timeout(ceilMillis(timeout)).Build()).AsInt64()
+			return err
+		})
+		return r
+	})
+	if err = errors.Join(err, r.err); err != nil {
+		return 0, classify(fmt.Errorf("lock_extend and WAIT: %w", err))
+	}
+	return int(r.acks), nil
+}
+
+func (f *functions) Reset(ctx context.Context, k wire.Keys) (bool, error) {
+	n, _, err := f.int(ctx, "lock_reset", k)
+	return n == 1, err
+}
+
+func (f *functions) Inspect(ctx context.Context, k wire.Keys) (wire.State, error) {
+	const function = "lock_inspect"
+	r := f.call(ctx, "FCALL_RO", function, []string{k.Lock, k.Queue, k.State})
+	state, err := parseState(r)
+	if err != nil {
+		return wire.State{}, fault(function, r, err)
+	}
+	return state, nil
+}
+
+func parseState(r answer) (state wire.State, err error) {
+	fields, err := r.AsMap()
 	number := func(name string) (n int64) {
 		if err == nil {
 			field := fields[name]
@@ -92,156 +164,273 @@ func (f *functions) inspect(ctx context.Context, k keys) (State, error) {
 		}
 		return n
 	}
-	holder, waiters := fields["holder"], fields["waiters"]
+	ttl := time.Duration(number("ttl_ms")) * time.Millisecond
+	state.Fence, state.Waiting = number("fence"), int(number("waiting"))
+	if err != nil {
+		return state, err
+	}
+	holder, list := fields["holder"], fields["waiters"]
 	if state.Holder, err = holder.ToString(); err != nil {
-		return state, unexpected("lock_inspect", err)
+		return state, err
 	}
-	state.Fence = number("fence")
-	state.TTL = time.Duration(number("ttl_ms")) * time.Millisecond
-	state.Waiting = int(number("waiting"))
-	if err != nil {
-		return state, unexpected("lock_inspect", err)
+	if state.Holder != "" {
+		state.TTL = max(ttl, -1)
 	}
-	if state.Holder == "" {
-		state.TTL = 0
-	} else if state.TTL < 0 {
-		state.TTL = -1
-	}
-	entries, err := waiters.ToArray()
-	if err != nil {
-		return state, unexpected("lock_inspect", err)
-	}
-	for i := range entries {
-		waiter, err := parseWaiter(&entries[i])
-		if err != nil {
-			return state, err
-		}
+	waiters, err := list.ToArray()
+	for i := 0; i < len(waiters) && err == nil; i++ {
+		var waiter wire.Waiter
+		waiter, err = parseWaiter(&waiters[i])
 		state.Waiters = append(state.Waiters, waiter)
 	}
-	return state, nil
+	return state, err
 }
 
-func parseWaiter(entry *rueidis.RedisMessage) (Waiter, error) {
+func parseWaiter(entry *rueidis.RedisMessage) (w wire.Waiter, err error) {
 	fields, err := entry.ToArray()
 	if err != nil || len(fields) < 5 {
-		return Waiter{}, fmt.Errorf("lock_inspect: %w: a waiter of %d fields", errReply, len(fields))
+		return w, errors.Join(err, fmt.Errorf("a waiter of %d fields", len(fields)))
 	}
-	var w Waiter
-	var spans [3]time.Duration
-	for i := range spans {
+	for i, span := range []*time.Duration{&w.Waited, &w.LapsesIn, &w.Lease} {
 		ms, err := fields[i+1].AsInt64()
 		if err != nil {
-			return Waiter{}, unexpected("lock_inspect", err)
+			return w, err
 		}
-		spans[i] = time.Duration(ms) * time.Millisecond
+		*span = time.Duration(ms) * time.Millisecond
 	}
-	w.Waited, w.LapsesIn, w.Lease = spans[0], spans[1], spans[2]
 	if w.Token, err = fields[0].ToString(); err == nil {
 		w.Signal, err = fields[4].ToString()
-	}
-	if err != nil {
-		err = unexpected("lock_inspect", err)
 	}
 	return w, err
 }
 
-// askVersion also asks for the eviction policy, which is "" where the server or the user's rights
-// keep it secret.
-func askVersion(ctx context.Context, node rueidis.Client) (version, policy string, err error) {
-	replies := node.DoMulti(ctx,
-		node.B().Arbitrary("FCALL_RO", "lock_version", "0").Build(),
-		node.B().Arbitrary("INFO", "memory").Build())
-	info, _ := replies[1].ToString()
-	_, policy, _ = strings.Cut(info, "maxmemory_policy:")
-	policy, _, _ = strings.Cut(policy, "\r\n")
-	version, err = replies[0].ToString()
-	return version, policy, err
+// Pop makes one round trip for all signals that have piled up.
+func (f *functions) Pop(ctx context.Context, list string, most int) ([]wire.Signal, error) {
+	// A ctx without a deadline: only then does rueidis heed its end while it blocks.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	timer := time.AfterFunc(blockFor+blockGrace, cancel)
+	defer timer.Stop()
+	commands := rueidis.Commands{f.client.B().Blpop().Key(list).Timeout(blockFor.Seconds()).Build()}
+	if most > 1 && !f.perLock.Load() {
+		commands = append(commands, f.client.B().Lpop().Key(list).Count(int64(min(most, popMax))).Build())
+	}
+	results := f.client.DoMulti(ctx, commands...)
+	elements, err := results[0].AsStrSlice()
+	if rueidis.IsRedisNil(err) {
+		return nil, nil
+	}
+	if err != nil {
+		f.leaveDemoted(err)
+		return nil, classify(fmt.Errorf("BLPOP: %w", err))
+	}
+	elements = elements[min(1, len(elements)):] // the first is the list
+	if len(results) > 1 {
+		more, _ := results[1].AsStrSlice() // what is lost with an error is found at the next check-in
+		elements = append(elements, more...)
+	}
+	var signals []wire.Signal
+	for _, element := range elements {
+		if s, ok := parseSignal(element); ok {
+			signals = append(signals, s)
+		}
+	}
+	return signals, nil
 }
 
-// extendAndWait is extend on a connection of its own, then WAIT there: WAIT counts what its own
-// connection wrote. In between it calls extended. It returns how many replicas have the lease.
-func (f *functions) extendAndWait(ctx context.Context, k keys, token string, lease time.Duration, n int, timeout time.Duration,
-	extended func(),
-) (held bool, acks int64, err error) {
-	err = f.client.Dedicated(func(c rueidis.DedicatedClient) error {
-		reply, err := c.Do(ctx, c.B().Fcall().Function("lock_extend").Numkeys(3).
-			Key(k.lock, k.queue, k.state).Arg(token, millis(lease)).Build()).AsInt64()
-		if err != nil || reply != 1 {
+// parseSignal reads FENCE DEADLINE_MS TOKEN. False: the library did not write it.
+func parseSignal(element string) (wire.Signal, bool) {
+	fence, rest, _ := strings.Cut(element, " ")
+	deadline, token, _ := strings.Cut(rest, " ")
+	s := wire.Signal{Token: token}
+	var err1, err2 error
+	s.Fence, err1 = strconv.ParseInt(fence, 10, 64)
+	s.Deadline, err2 = strconv.ParseInt(deadline, 10, 64)
+	return s, err1 == nil && err2 == nil && token != ""
+}
+
+func (f *functions) Forget(ctx context.Context, lists []string) error {
+	_, err := ending(ctx, func() (none struct{}) {
+		for _, list := range lists {
+			if f.client.Do(ctx, f.client.B().Del().Key(list).Build()).Error() != nil {
+				return // they expire
+			}
+		}
+		return none
+	})
+	return err
+}
+
+func (f *functions) Locks(ctx context.Context, prefix string) (keys []string, err error) {
+	seen := make(chan []string)
+	failed := make(chan error, 1)
+	go func() {
+		defer close(seen)
+		failed <- errors.Join(primaries(ctx, f.client, func(ctx context.Context, addr string, node rueidis.Client) error {
+			return scan(ctx, node, globEscape(prefix)+"*", seen)
+		})...)
+	}()
+	for page := range seen {
+		keys = append(keys, page...)
+	}
+	if err := <-failed; err != nil {
+		return keys, classify(fmt.Errorf("SCAN: %w", err))
+	}
+	return keys, nil
+}
+
+// scan sends every string key of a node that matches the pattern, some more than once.
+func scan(ctx context.Context, node rueidis.Client, pattern string, to chan<- []string) error {
+	var cursor uint64
+	for {
+		page, err := node.Do(ctx, node.B().Scan().Cursor(cursor).
+			Match(pattern).Count(1000).Type("string").Build()).AsScanEntry()
+		if err != nil {
 			return err
 		}
-		held = true
-		extended()
-		acks, err = c.Do(ctx, c.B().Wait().Numreplicas(int64(n)).
-			Timeout(ceilMillis(timeout)).Build()).AsInt64()
-		return err
-	})
-	return held, acks, err
+		to <- page.Elements
+		if cursor = page.Cursor; cursor == 0 {
+			return nil
+		}
+	}
+}
+
+// globEscape has SCAN take a prefix literally.
+func globEscape(prefix string) string {
+	return strings.NewReplacer(`*`, `\*`, `?`, `\?`, `[`, `\[`, `]`, `\]`, `\`, `\\`, `^`, `\^`, `-`, `\-`).Replace(prefix)
+}
+
+// answer is a reply, and when the call that was answered was sent.
+type answer struct {
+	rueidis.RedisResult
+	sent time.Time
 }
 
 // call runs one function, and loads the library if it is missing: at first use, and once more if
 // it has gone since.
-func (f *functions) call(ctx context.Context, command, function string, keys []string, args ...string) rueidis.RedisResult {
-	if err := f.loader.ensure(ctx); err != nil {
-		return rueidis.NewErrorResult(err)
-	}
-	// Arbitrary: rueidis itself retries what it knows to be read-only, for as long as ctx allows.
-	run := func() rueidis.RedisResult {
-		return f.client.Do(ctx, f.client.B().Arbitrary(command, function, strconv.Itoa(len(keys))).
-			Keys(keys...).Args(args...).Build())
-	}
-	result := run()
-	if notFound(result.Error()) {
-		if err := f.loader.reload(ctx); err != nil {
-			return rueidis.NewErrorResult(err)
+func (f *functions) call(ctx context.Context, command, function string, keys []string, args ...string) answer {
+	a, err := ending(ctx, func() answer {
+		if err := f.loader.ensure(ctx); err != nil {
+			return answer{RedisResult: rueidis.NewErrorResult(err)}
 		}
-		result = run()
-	}
-	return result
-}
-
-func (f *functions) ints(ctx context.Context, n int, command, function string, keys []string, args ...string) ([]int64, error) {
-	result := f.call(ctx, command, function, keys, args...)
-	elements, err := parse(function, result, result.ToArray)
-	if err == nil && len(elements) != n {
-		err = fmt.Errorf("%s: %w: %d elements, not %d", function, errReply, len(elements), n)
-	}
-	if err != nil {
-		return nil, err
-	}
-	numbers := make([]int64, n)
-	for i := range elements {
-		if numbers[i], err = elements[i].ToInt64(); err != nil {
-			return nil, unexpected(function, err)
+		for rounds := f.loader.rounds.Load(); ; {
+			// Arbitrary: rueidis itself retries what it knows to be read-only, for as long as ctx allows.
+			a := answer{sent: time.Now()}
+			a.RedisResult = f.client.Do(ctx, f.client.B().Arbitrary(command, function, strconv.Itoa(len(keys))).
+				Keys(keys...).Args(args...).Build())
+			err := a.Error()
+			if !notFound(err) {
+				f.leaveDemoted(err)
+				if stays := f.patient(err); stays != err {
+					a.RedisResult = rueidis.NewErrorResult(stays)
+				}
+				return a
+			}
+			if rounds, err = f.loader.missing(ctx, rounds); err != nil {
+				return answer{RedisResult: rueidis.NewErrorResult(err)}
+			}
 		}
-	}
-	return numbers, nil
-}
-
-func (f *functions) int(ctx context.Context, function string, k keys, args ...string) (int64, error) {
-	result := f.call(ctx, "FCALL", function, []string{k.lock, k.queue, k.state}, args...)
-	return parse(function, result, result.AsInt64)
-}
-
-// parse tells an error of the server or the network from a reply that the library cannot have made.
-func parse[T any](function string, result rueidis.RedisResult, as func() (T, error)) (T, error) {
-	if err := result.Error(); err != nil && !rueidis.IsRedisNil(err) {
-		var none T
-		return none, fmt.Errorf("%s: %w", function, err)
-	}
-	reply, err := as()
+	})
 	if err != nil {
-		err = unexpected(function, err)
+		a.RedisResult = rueidis.NewErrorResult(err)
 	}
-	return reply, err
+	return a
 }
 
-func unexpected(function string, err error) error {
-	return fmt.Errorf("%s: %w: %w", function, errReply, err)
+// ending returns what do returns, or ctx's error as soon as ctx ends: rueidis does not heed ctx while
+// it dials, or waits for a connection that somebody else dials.
+func ending[T any](ctx context.Context, do func() T) (result T, err error) {
+	if ctx.Done() == nil {
+		return do(), nil
+	}
+	done := make(chan T, 1)
+	go func() { done <- do() }()
+	select {
+	case result = <-done:
+		return result, nil
+	case <-ctx.Done():
+		return result, ctx.Err()
+	}
+}
+
+// leaveDemoted gives up connections to a server that has been demoted behind a single address (a DNS
+// name, a proxy): rueidis keeps them as long as they work. QUIT needs no right, and ends the connection
+// that answers it: of those that are pipelined any one, so each READONLY ends one more.
+func (f *functions) leaveDemoted(err error) {
+	if code(err) != "READONLY" || f.client.Mode() != rueidis.ClientModeStandalone {
+		return
+	}
+	if f.demoted.CompareAndSwap(false, true) {
+		f.logger.Warn("redislock: the server is a replica now: its connections are given up, one after the other. "+
+			"rueidis.ClientOption.ConnLifetime shortens this", "error", err)
+	}
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+		defer cancel()
+		f.client.Do(ctx, f.client.B().Arbitrary("QUIT").Build())
+		_ = f.client.Dedicated(func(c rueidis.DedicatedClient) error {
+			return c.Do(ctx, c.B().Arbitrary("QUIT").Build()).Error()
+		})
+	}()
+}
+
+// patient reads ErrClosing as an error that passes: a client also says that while it switches over. But
+// not for long.
+func (f *functions) patient(err error) error {
+	if !errors.Is(err, rueidis.ErrClosing) {
+		if f.closing.Load() != 0 {
+			f.closing.Store(0)
+		}
+		return err
+	}
+	now := time.Now().UnixNano()
+	f.closing.CompareAndSwap(0, now)
+	if since := f.closing.Load(); since != 0 && now-since > int64(closingFor) {
+		return &wire.Error{Err: err, Answered: true}
+	}
+	return err
+}
+
+// fault is how a call failed: at the server, on its way, or with a reply that the library cannot have made.
+func fault(function string, a answer, err error) error {
+	if failed := a.Error(); failed != nil && !rueidis.IsRedisNil(failed) {
+		return classify(fmt.Errorf("%s: %w", function, failed))
+	}
+	return &wire.Error{Err: fmt.Errorf("%s: unexpected reply from the function library: %w", function, err)}
+}
+
+func ints(a answer) ([]int64, error) {
+	elements, err := a.ToArray()
+	numbers := make([]int64, len(elements))
+	for i := 0; i < len(elements) && err == nil; i++ {
+		numbers[i], err = elements[i].ToInt64()
+	}
+	return numbers, err
+}
+
+func (f *functions) int(ctx context.Context, function string, k wire.Keys, args ...string) (int64, time.Time, error) {
+	a := f.call(ctx, "FCALL", function, []string{k.Lock, k.Queue, k.State}, args...)
+	n, err := a.AsInt64()
+	if err != nil {
+		err = fault(function, a, err)
+	}
+	return n, a.sent, err
 }
 
 // ceilMillis rounds up to the library's unit, so that a time above zero never becomes zero.
 func ceilMillis(d time.Duration) int64 {
-	return int64((d + time.Millisecond - 1) / time.Millisecond)
+	ms := int64(d / time.Millisecond)
+	if d%time.Millisecond > 0 {
+		ms++
+	}
+	return ms
 }
 
 func millis(d time.Duration) string { return strconv.FormatInt(ceilMillis(d), 10) }
+
+// leaseMillis is a lease as the library wants it: 0 never expires. Only Never becomes that.
+func leaseMillis(d time.Duration) string {
+	if d == wire.Never {
+		return "0"
+	}
+	return millis(max(d, time.Millisecond))
+}

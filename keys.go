@@ -4,23 +4,22 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/seed-ee05a192/redislock/internal/wire"
 )
 
-// keys are the Redis keys of one lock. They share a hash tag, and so a cluster slot.
-type keys struct {
-	name               string // as the caller gave it, for messages
-	lock, queue, state string
-	tagged             string // the name with its hash tag
-}
+// maxName bounds the name of a lock, in bytes: each waiter's entry has it in its keys.
+const maxName = 4096
 
 // keysOf refuses the names whose keys would not share a slot.
-func keysOf(prefix, name string) (keys, error) {
+func keysOf(prefix, name string) (wire.Keys, error) {
 	switch {
 	case name == "":
-		return keys{}, errors.New("redislock: the name of a lock must not be empty")
+		return wire.Keys{}, errors.New("the name of a lock must not be empty")
 	case name[0] == '}':
-		return keys{}, fmt.Errorf("redislock: lock %q: the name must not begin with '}', "+
-			"its hash tag would be empty", name)
+		return wire.Keys{}, errors.New("the name must not begin with '}', its hash tag would be empty")
+	case len(name) > maxName:
+		return wire.Keys{}, fmt.Errorf("the name has %d bytes, more than %d", len(name), maxName)
 	}
 	tagged := name
 	if !hasTag(name) {
@@ -30,12 +29,12 @@ func keysOf(prefix, name string) (keys, error) {
 	all := prefix + ":" + tagged + prefix + "-queue:" + tagged + prefix + "-state:" + tagged
 	lock := len(prefix) + len(":") + len(tagged)
 	queue := lock + len("-queue")
-	return keys{
-		name:   name,
-		lock:   all[:lock],
-		queue:  all[lock : lock+queue],
-		state:  all[lock+queue:],
-		tagged: all[lock-len(tagged) : lock],
+	return wire.Keys{
+		Name:   name,
+		Lock:   all[:lock],
+		Queue:  all[lock : lock+queue],
+		State:  all[lock+queue:],
+		Tagged: all[lock-len(tagged) : lock],
 	}, nil
 }
 
@@ -51,10 +50,10 @@ func hasTag(name string) bool {
 }
 
 // keysFrom is the way back from a lock's key, for the locks that SCAN finds.
-func keysFrom(prefix, key string) (keys, bool) {
+func keysFrom(prefix, key string) (wire.Keys, bool) {
 	tagged, found := strings.CutPrefix(key, prefix+":")
 	if !found || !hasTag(tagged) || tagged[0] == '}' {
-		return keys{}, false
+		return wire.Keys{}, false
 	}
 	k, err := keysOf(prefix, tagged)
 	return k, err == nil

@@ -10,8 +10,11 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/redis/rueidis"
+
+	"github.com/seed-ee05a192/redislock/internal/wire"
 )
 
 // LoadMode says what a Locker does about the function library in Redis.
@@ -30,70 +33,226 @@ const (
 	LoadNever
 )
 
+const (
+	// lookFor bounds the look at one of several primaries: one that hangs holds up nobody for longer.
+	lookFor = 2 * time.Second
+	// retryWithin is how soon a call is tried again while primaries are looked at: its own may be done.
+	retryWithin = 100 * time.Millisecond
+)
+
 // Load puts the function library on every primary that client knows: where it is missing, it is
 // loaded; an older version of the same major version is replaced; the same or a newer one is left
 // alone, so it is never downgraded and two versions of an app do not fight. Another major version,
 // or somebody else's library or functions under our names, is a *VersionError and nothing changes
 // there. A Locker does this by itself at first use, unless Options.LoadMode says otherwise.
 //
-// In a cluster, replicas get the library from their primaries, and nodes that cannot be reached
-// are passed over as long as one can: what they lack is loaded when a call meets it.
+// In a cluster, replicas get the library from their primaries. Nodes that do not answer within 2 s
+// are passed over as long as one does: what they lack is loaded when a call meets it.
 func Load(ctx context.Context, client rueidis.Client) error {
-	return newLoader(client, LoadIfNeeded, nil).look(ctx)
+	l := newLoader(client, LoadIfNeeded, nil)
+	r := l.look()
+	select {
+	case <-r.done:
+		return r.err
+	case <-ctx.Done():
+		return fmt.Errorf("redislock: load the function library: %w", ctx.Err())
+	}
 }
 
-// eachNode runs do on the primaries of client. Whether a node is one, not every user may ask: so with
-// more than one node, READONLY is no error either.
-func eachNode(ctx context.Context, client rueidis.Client, do func(context.Context, string, rueidis.Client) error) error {
-	var unreachable []error
+// primaries runs do on each primary of client, side by side, and returns what failed. Whether a node is
+// one, not every user may ask: so with more than one node, READONLY is no error.
+func primaries(ctx context.Context, client rueidis.Client, do func(context.Context, string, rueidis.Client) error) []error {
 	nodes := client.Nodes()
+	failed := make(chan error, len(nodes))
 	for addr, node := range nodes {
-		if len(nodes) > 1 && isReplica(ctx, node) {
-			continue
-		}
-		err := do(ctx, addr, node)
-		var version *VersionError
-		switch {
-		case err == nil, len(nodes) > 1 && code(err) == "READONLY":
-		case errors.As(err, &version):
-			return err
-		case transient(err):
-			unreachable = append(unreachable, fmt.Errorf("redislock: function library on %s: %w", addr, err))
-		default:
-			return fmt.Errorf("redislock: function library on %s: %w", addr, err)
+		go func() {
+			if len(nodes) > 1 && isReplica(ctx, node) {
+				failed <- nil
+				return
+			}
+			err := do(ctx, addr, node)
+			var version *VersionError
+			switch {
+			case err != nil && len(nodes) > 1 && code(err) == "READONLY":
+				err = nil
+			case err != nil && !errors.As(err, &version):
+				err = fmt.Errorf("on %s: %w", addr, err)
+			}
+			failed <- err
+		}()
+	}
+	var errs []error
+	for range nodes {
+		if err := <-failed; err != nil {
+			errs = append(errs, err)
 		}
 	}
-	if len(unreachable) > 0 && len(unreachable) == len(nodes) {
-		return errors.Join(unreachable...)
+	return errs
+}
+
+func isReplica(ctx context.Context, node rueidis.Client) bool {
+	role, err := node.Do(ctx, node.B().Arbitrary("ROLE").Build()).ToArray()
+	if err != nil || len(role) == 0 {
+		return false
+	}
+	name, _ := role[0].ToString()
+	return name == "slave"
+}
+
+// loader does what LoadMode says, once, and again when a function turns out to be missing.
+type loader struct {
+	client rueidis.Client
+	mode   LoadMode
+	logger *slog.Logger
+	ready  atomic.Bool  // a round has gone well
+	rounds atomic.Int64 // how many are over
+
+	mu       sync.Mutex        // held over no call
+	round    *round            // under way; nil: none
+	evicting map[string]string // the policy of nodes that evict keys, by address
+}
+
+// round is one look at all primaries, side by side, for all who ask meanwhile.
+type round struct {
+	done chan struct{}
+	err  error // when done
+}
+
+func newLoader(client rueidis.Client, mode LoadMode, logger *slog.Logger) *loader {
+	return &loader{client: client, mode: mode, logger: logger, evicting: make(map[string]string)}
+}
+
+// ensure waits for the first round that goes well.
+func (l *loader) ensure(ctx context.Context) error {
+	if l.ready.Load() || l.mode == LoadNever {
+		return nil
+	}
+	r := l.look()
+	select {
+	case <-r.done:
+		return r.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// missing is for a call that met a node without the library. Rounds is how many were over before the
+// call. It returns how many are when the call is to be made again, or why that is useless.
+func (l *loader) missing(ctx context.Context, rounds int64) (int64, error) {
+	if now := l.rounds.Load(); now > rounds {
+		return now, nil // a round has ended since: it may have found that node
+	}
+	r := l.look()
+	soon := time.NewTimer(retryWithin)
+	defer soon.Stop()
+	select {
+	case <-r.done:
+		var version *VersionError
+		if l.mode == LoadNever && errors.As(r.err, &version) && version.Have != "" {
+			return l.rounds.Load(), nil
+		}
+		return l.rounds.Load(), r.err
+	case <-soon.C:
+		return rounds, nil
+	case <-ctx.Done():
+		return rounds, ctx.Err()
+	}
+}
+
+// look joins the round under way, or begins one.
+func (l *loader) look() *round {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.round == nil {
+		l.round = &round{done: make(chan struct{})}
+		go l.run(l.round)
+	}
+	return l.round
+}
+
+func (l *loader) run(r *round) {
+	do := l.compare
+	if l.mode == LoadIfNeeded {
+		do = l.loadOn
+	}
+	nodes := len(l.client.Nodes())
+	r.err = verdict(nodes, primaries(context.Background(), l.client,
+		func(ctx context.Context, addr string, node rueidis.Client) error {
+			if nodes == 1 {
+				return do(ctx, addr, node)
+			}
+			ctx, cancel := context.WithTimeout(ctx, lookFor)
+			defer cancel()
+			var err error
+			late, end := ending(ctx, func() error { return do(ctx, addr, node) })
+			if err = errors.Join(late, end); err != nil {
+				return err
+			}
+			return nil
+		}))
+	first := r.err == nil && l.ready.CompareAndSwap(false, true)
+	l.mu.Lock()
+	l.round = nil
+	l.rounds.Add(1)
+	evicting := l.evictingNodes()
+	l.mu.Unlock()
+	close(r.done)
+	if first && len(evicting) > 0 && l.logger != nil {
+		l.logger.Warn("redislock: Redis may evict locks when its memory is full: then two can hold one lock, and waiters lose "+
+			"their places. CONFIG SET maxmemory-policy noeviction, or give the locks a Redis of their own", "nodes", evicting)
+	}
+}
+
+// verdict passes over primaries that cannot be reached, as long as one can.
+func verdict(nodes int, errs []error) error {
+	unreachable := 0
+	for _, err := range errs {
+		if err := classify(err); !wire.Passes(err) {
+			return err
+		}
+		unreachable++
+	}
+	if unreachable > 0 && unreachable == nodes {
+		return errors.Join(errs...)
 	}
 	return nil
+}
+
+// evictingNodes needs mu.
+func (l *loader) evictingNodes() (nodes []string) {
+	for addr, policy := range l.evicting {
+		nodes = append(nodes, addr+" "+policy)
+	}
+	slices.Sort(nodes)
+	return nodes
 }
 
 func (l *loader) loadOn(ctx context.Context, addr string, node rueidis.Client) error {
 	// More than one round only if others load at the same moment.
 	for range 3 {
 		err := l.compare(ctx, addr, node)
-		var version *VersionError
-		if !errors.As(err, &version) || version.Have != "" && !older(version.Have, Version) {
+		var wrong *VersionError
+		if !errors.As(err, &wrong) || !wrong.replaceable {
 			return err
 		}
-		if version.Have == "" {
-			err = node.Do(ctx, node.B().FunctionLoad().FunctionCode(source).Build()).Error()
-		} else {
-			err = node.Do(ctx, node.B().FunctionLoad().Replace().FunctionCode(source).Build()).Error()
+		load := node.B().FunctionLoad().FunctionCode(source).Build()
+		if wrong.Have != "" {
+			load = node.B().FunctionLoad().Replace().FunctionCode(source).Build()
 		}
-		if code(err) == "NOPERM" {
-			version.Reason += ", and this user may not load it: " + err.Error()
-			return version
-		}
-		if err == nil || !strings.Contains(err.Error(), "already exists") {
+		err = node.Do(ctx, load).Error()
+		switch {
+		case code(err) == "NOPERM":
+			wrong.Reason += ", and this user may not load it"
+			wrong.Err = err
+			return wrong
+		case !alreadyExists(err):
 			return err
 		}
 		// The library, or one of its functions, is there: somebody else's, or loaded just now.
-		taken := err.Error()
-		if err = l.compare(ctx, addr, node); errors.As(err, &version) && version.Have == "" {
-			version.Reason = "the name is taken by somebody else's library, see FUNCTION LIST: " + taken
-			return version
+		taken := err
+		if err = l.compare(ctx, addr, node); errors.As(err, &wrong) && wrong.Have == "" {
+			wrong.Reason, wrong.Err = "the name is taken by somebody else's library, see FUNCTION LIST", taken
+			return wrong
 		}
 	}
 	return errors.New("others keep replacing the library")
@@ -104,125 +263,58 @@ func (l *loader) loadOn(ctx context.Context, addr string, node rueidis.Client) e
 func (l *loader) compare(ctx context.Context, addr string, node rueidis.Client) error {
 	have, policy, err := askVersion(ctx, node)
 	if policy != "" && policy != "noeviction" {
+		l.mu.Lock()
 		l.evicting[addr] = policy
+		l.mu.Unlock()
 	}
-	wrong := &VersionError{Node: addr, Have: have, Want: Version}
+	wrong := &VersionError{Node: addr, Have: have, Want: Version, Err: err}
+	theirs, ok := parseVersion(have)
+	ours, _ := parseVersion(Version)
 	switch {
 	case notFound(err):
-		wrong.Have = "" // rueidis puts the error's text there
-		wrong.Reason = "the library is missing"
-	case err != nil && strings.Contains(err.Error(), "unknown command"):
+		wrong.Have, wrong.Reason, wrong.replaceable = "", "the library is missing", true // rueidis puts the error's text into have
+	case unknownCommand(err):
 		return fmt.Errorf("functions need Redis 7.0 or newer, or Valkey: %w", err)
 	case rueidis.IsParseErr(err):
 		wrong.Have, wrong.Reason = "unknown", "lock_version is somebody else's"
 	case err != nil:
 		return err
-	case !valid(have) || major(have) != major(Version):
+	case !ok || theirs[0] != ours[0]:
 		wrong.Reason = fmt.Sprintf("it has version %q, of another major version or not ours", have)
-	case older(have, Version):
-		wrong.Reason = "it has the older version " + have
+	case slices.Compare(theirs[:], ours[:]) < 0:
+		wrong.Reason, wrong.replaceable = "it has the older version "+have, true
 	default:
 		return nil
 	}
 	return wrong
 }
 
-func notFound(err error) bool {
-	return err != nil && strings.Contains(err.Error(), "Function not found")
+// askVersion also asks for the eviction policy, which is "" where the server or the user's rights
+// keep it secret.
+func askVersion(ctx context.Context, node rueidis.Client) (version, policy string, err error) {
+	replies := node.DoMulti(ctx,
+		node.B().Arbitrary("FCALL_RO", "lock_version", "0").Build(),
+		node.B().Arbitrary("INFO", "memory").Build())
+	info, _ := replies[1].ToString()
+	_, policy, _ = strings.Cut(info, "maxmemory_policy:")
+	policy, _, _ = strings.Cut(policy, "\r\n")
+	version, err = replies[0].ToString()
+	return version, policy, err
 }
 
-func numbers(version string) (n [3]int, ok bool) {
-	parts := strings.Split(version, ".")
-	if len(parts) != len(n) {
-		return n, false
+// libraryVersion is MAJOR.MINOR.PATCH.
+type libraryVersion [3]int
+
+func parseVersion(text string) (v libraryVersion, ok bool) {
+	parts := strings.Split(text, ".")
+	if len(parts) != len(v) {
+		return v, false
 	}
 	for i, part := range parts {
 		var err error
-		if n[i], err = strconv.Atoi(part); err != nil {
-			return n, false
+		if v[i], err = strconv.Atoi(part); err != nil {
+			return v, false
 		}
 	}
-	return n, true
-}
-
-func valid(version string) bool {
-	_, ok := numbers(version)
-	return ok
-}
-
-func major(version string) int {
-	n, _ := numbers(version)
-	return n[0]
-}
-
-// older tells whether a is an older version than b, of the same major version.
-func older(a, b string) bool {
-	x, okA := numbers(a)
-	y, okB := numbers(b)
-	return okA && okB && x[0] == y[0] && (x[1] < y[1] || x[1] == y[1] && x[2] < y[2])
-}
-
-// loader does what LoadMode says, once, and again when a function turns out to be missing.
-type loader struct {
-	client   rueidis.Client
-	mode     LoadMode
-	logger   *slog.Logger
-	done     atomic.Bool
-	mu       sync.Mutex
-	evicting map[string]string // the policy of nodes that evict keys, by address
-}
-
-func newLoader(client rueidis.Client, mode LoadMode, logger *slog.Logger) *loader {
-	return &loader{client: client, mode: mode, logger: logger, evicting: make(map[string]string)}
-}
-
-func (l *loader) look(ctx context.Context) error {
-	if l.mode == LoadIfNeeded {
-		return eachNode(ctx, l.client, l.loadOn)
-	}
-	return eachNode(ctx, l.client, l.compare)
-}
-
-func (l *loader) ensure(ctx context.Context) error {
-	if l.done.Load() {
-		return nil
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.done.Load() {
-		return nil
-	}
-	if l.mode != LoadNever {
-		if err := l.look(ctx); err != nil {
-			return err
-		}
-	}
-	l.done.Store(true)
-	l.warnOfEviction(ctx)
-	return nil
-}
-
-func (l *loader) warnOfEviction(ctx context.Context) {
-	if len(l.evicting) == 0 {
-		return
-	}
-	var nodes []string
-	for addr, policy := range l.evicting {
-		nodes = append(nodes, addr+" "+policy)
-	}
-	slices.Sort(nodes)
-	l.logger.WarnContext(ctx, "redislock: Redis may evict locks when its memory is full: then two can hold one lock, and waiters lose "+
-		"their places. CONFIG SET maxmemory-policy noeviction, or give the locks a Redis of their own", "nodes", nodes)
-}
-
-// reload is called when a function was not found. The one who comes first loads for all.
-func (l *loader) reload(ctx context.Context) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	err := l.look(ctx)
-	var version *VersionError
-	if l.mode == LoadNever && errors.As(err, &version) && version.Have != "" {
-		return nil
-	}
-	return err
+	return v, true
 }

@@ -247,7 +247,7 @@ var _ = describe("Locker", func() {
 				Expect(err).To(MatchError(redislock.ErrNotAcquired), "held until fn returns")
 				return failure
 			})
-			Expect(err).To(Equal(errors.Join(failure)))
+			Expect(err).To(BeIdenticalTo(failure))
 			Expect(mustAcquire(ctx, other, name).Release(ctx)).To(Succeed())
 		})
 		It("releases when fn panics", func(ctx SpecContext) {

@@ -2,7 +2,6 @@ package redislock
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -100,13 +99,13 @@ func LogEvents(logger *slog.Logger) func(ctx context.Context, e Event) {
 type watch struct {
 	observe func(context.Context, Event)
 	ctx     context.Context
+	common  Event     // what all events have
+	since   time.Time // when the call began
 
-	// mu is held while observe runs: the events of a lock come one after the other. The end can be
-	// there first: a lease of 1 ms is over, or Close was called, before the call returns.
-	mu       sync.Mutex
-	since    time.Time // when the call began; then when the lock was acquired
-	acquired bool
-	event    Event // what all have in common, then the last one
+	mu       sync.Mutex // not held while observe runs
+	acquired time.Time  // zero: not told yet
+	events   []Event    // to be told, in order
+	telling  bool
 }
 
 func (l *Locker) watch(ctx context.Context, r *request) *watch {
@@ -116,70 +115,79 @@ func (l *Locker) watch(ctx context.Context, r *request) *watch {
 	return &watch{
 		observe: l.opts.Observe,
 		ctx:     context.WithoutCancel(ctx),
+		common:  Event{Name: r.keys.Name, Token: r.token},
 		since:   time.Now(),
-		event:   Event{Name: r.keys.name, Token: r.token},
 	}
 }
 
 // fail tells that the call returns this error, and returns it.
 func (w *watch) fail(err error) error {
-	if w == nil {
-		return err
+	if w != nil {
+		e := w.common
+		e.Kind, e.Waited, e.Err = EventNotAcquired, time.Since(w.since), err
+		w.observe(w.ctx, e)
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.event.Kind, w.event.Waited, w.event.Err = EventNotAcquired, time.Since(w.since), err
-	w.observe(w.ctx, w.event)
 	return err
 }
 
 // got tells that the call returns this lock.
 func (w *watch) got(lock *Lock, queued bool) {
-	if w == nil {
-		return
-	}
 	told := false
 	defer func() {
 		if !told { // a panic: nobody gets the lock
-			_ = lock.Release(w.ctx)
+			_ = lock.Release(lock.calls)
 		}
 	}()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	now := time.Now()
-	w.event.Fence = lock.fence
-	e := w.event
-	e.Kind, e.Waited, e.HandedOver, e.Err = EventAcquired, now.Sub(w.since), queued, nil
-	w.since, w.acquired = now, true
-	w.observe(w.ctx, e)
+	w.tell(Event{Kind: EventAcquired, Fence: lock.fence, HandedOver: queued})
 	told = true
-	w.tellEnd()
 }
 
-// end is called once, by who has ended the lock.
-func (w *watch) end(kind EventKind, err error) {
+// tell has observe called for a lock, by this goroutine or by the one that is at it. The end of a lock can
+// be there before it was acquired: a lease of 1 ms is over, or Close was called, before the call returns.
+func (w *watch) tell(e Event) {
 	if w == nil {
 		return
 	}
+	now := time.Now()
+	e.Name, e.Token = w.common.Name, w.common.Token
+	w.mu.Lock()
+	if e.Kind == EventAcquired {
+		e.Waited, w.acquired = now.Sub(w.since), now
+		w.events = append([]Event{e}, w.events...)
+	} else {
+		if !w.acquired.IsZero() {
+			e.Held = now.Sub(w.acquired)
+		}
+		w.events = append(w.events, e)
+	}
+	mine := !w.telling && !w.acquired.IsZero()
+	w.telling = w.telling || mine
+	w.mu.Unlock()
+	if !mine {
+		return
+	}
+	done := false
+	defer func() {
+		if !done { // a panic: the next event finds nobody at it
+			w.mu.Lock()
+			w.telling = false
+			w.mu.Unlock()
+		}
+	}()
+	for e, ok := w.next(); ok; e, ok = w.next() {
+		w.observe(w.ctx, e)
+	}
+	done = true
+}
+
+// next takes out the next event.
+func (w *watch) next() (e Event, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.event.Kind, w.event.Err = kind, err
-	w.tellEnd()
-}
-
-// released is end with the result of Release.
-func (w *watch) released(err error) {
-	if errors.Is(err, ErrNotHeld) {
-		w.end(EventLost, err)
+	if ok = len(w.events) > 0; ok {
+		e, w.events = w.events[0], w.events[1:]
 	} else {
-		w.end(EventReleased, err)
+		w.telling = false
 	}
-}
-
-// tellEnd needs mu. It does nothing unless the lock was acquired, and has ended.
-func (w *watch) tellEnd() {
-	if w.acquired && w.event.Kind != 0 {
-		w.event.Held = time.Since(w.since)
-		w.observe(w.ctx, w.event)
-	}
+	return e, ok
 }

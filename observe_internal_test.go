@@ -16,7 +16,7 @@ var _ = Describe("Options.Observe by itself", func() {
 			w := l.watch(ctx, r)
 			_ = w.fail(nil)
 			w.got(lock, true)
-			w.end(EventLost, nil)
+			w.tell(Event{Kind: EventLost})
 		})).To(BeZero())
 	})
 
@@ -25,7 +25,7 @@ var _ = Describe("Options.Observe by itself", func() {
 		l := &Locker{opts: Options{Observe: func(_ context.Context, e Event) { told = append(told, e.Kind) }}}
 		for _, fails := range []bool{false, true} {
 			w := l.watch(ctx, &request{})
-			w.end(EventLost, ErrLost)
+			w.tell(Event{Kind: EventLost, Err: ErrLost})
 			if fails {
 				Expect(w.fail(ErrLost)).To(BeIdenticalTo(ErrLost))
 			} else {

@@ -8,217 +8,246 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"github.com/redis/rueidis"
+	"github.com/seed-ee05a192/redislock/internal/wire"
 )
 
 const (
-	// handedLease is how long a handed-over lease lasts until it is confirmed: CLAIM_MS of lock.lua.
-	handedLease = 2 * time.Second
+	// callTimeout bounds what must be tried even though the caller's ctx has ended: to release a lock,
+	// to leave a queue.
+	callTimeout = 5 * time.Second
 	// foremostCheckIn is how often the first waiter that this Locker has for a lock calls at least,
 	// so that a dead waiter before it costs no more than this and handedLease: the 3 s of README.md.
+	// With more than manyLocks waited for it is crowdCheckIn, still sooner than a handed-over lease ends.
 	foremostCheckIn = time.Second
-	// placeOfMany times the number of waiters that this Locker has for a lock is how long their places
+	crowdCheckIn    = 1500 * time.Millisecond
+	manyLocks       = 100
+	// placePerWaiter times the number of waiters that this Locker has for a lock is how long their places
 	// are kept, if that is longer than Options.WaitTTL: a third of it is how often each calls, so all of
 	// them together call 40 times a second, and those in front a few times more. If they die, nobody
 	// waits so long: the server sees that their signals lie unread.
-	placeOfMany = 75 * time.Millisecond
-	// promptly is how long a wait that ended goes on for its place in the queue to be given up.
+	placePerWaiter = 75 * time.Millisecond
+	// undoWait is how long a wait that ended goes on for its place in the queue to be given up.
 	// After that it does so in the background.
-	promptly = time.Second
-	// tooLate is how many grants of a lease under a second may arrive when they have run out, until
-	// it is clear that they always will.
-	tooLate = 3
+	undoWait = 250 * time.Millisecond
+	// maxLateGrants may arrive when they have run out, over a network that is too slow for the lease.
+	maxLateGrants = 3
+	// tryCalls is how often a try is sent while Redis is in trouble.
+	tryCalls = 3
 )
 
 // grant is a lock that was just given to us.
 type grant struct {
-	fence  int64
-	term   term
-	doubt  time.Duration // the lease of a call without an answer, which may still arrive; 0: none
-	short  bool          // it was handed over with a short lease, which has to be confirmed
-	queued bool          // it was waited for
+	fence       int64
+	term        term
+	doubt       time.Duration // the lease of a call without an answer, which may still arrive; wire.Never: none
+	unconfirmed bool          // it was handed over with a short lease, which has to be confirmed
+	queued      bool          // it was waited for
+	ours        bool          // given to this wait, and not to an earlier one with the same token
 }
 
 // waiter is one call of Acquire or TryAcquire. Its caller just sleeps until it is over. Whoever brings
-// news of it (the reply to a call, a signal, its time to check in) takes the next step. So a goroutine
-// that waits has the smallest stack there is; of the many that may wait, that is what counts.
+// news of it (the reply to a call, a signal, its time to check in) takes the next step, under hub.mu. So
+// a goroutine that waits has the smallest stack there is; of the many that may wait, that is what counts.
 type waiter struct {
 	*request
 	l       *Locker
-	ctx     context.Context // the caller's
-	try     bool            // does not queue
-	ended   chan struct{}   // closed when it is over: then err says why, or there is a grant
+	caller  context.Context // the caller's ctx
+	ctx     context.Context // of the wait: it also ends with WithWait
+	inDo    bool
+	ended   chan struct{} // closed when it is over: then err says why, or there is a grant
 	grant   grant
 	err     error
 	watch   *watch
 	counted bool // Close waits for it
 
 	// The rest needs hub.mu.
-	ready   bool          // the request is complete
-	over    bool          // nothing more is to be done but to undo it
-	calling chan struct{} // closed when the lock_acquire under way was answered; nil if none is
+	ready   bool          // the first call may be made
+	over    bool          // nothing more is to be done but to leave
+	calling chan struct{} // closed when the call under way was answered; nil if none is
 	sent    time.Time     // before the last one was sent
 	asked   int           // how often
+	kept    time.Duration // how long the place is kept after that; 0: only tried
 	due     time.Time     // for the next one, if it is not the foremost
 	timer   *time.Timer
-	told    signal // came while a call was under way: what counts is what is said last
-	known   bool   // the server's clock showed seen after seenAt
-	seen    int64  // ms
-	seenAt  time.Time
-	trouble error // why the last call was not answered
+	told    []wire.Signal // came while a call was under way: what counts is what is said last
+	clock   serverClock   // known once the server has queued us
+	busy    bool          // the server has said that somebody holds the lock or waits for it
+	trouble error         // why the last call was not answered
 	// unanswered: some call got no answer, so it may still arrive.
 	unanswered bool
 	retry      backoff
-	late       int        // grants that had run out when they arrived
-	signal     string     // the list where the server tells us
-	heard      bool       // somebody blocks there for us
-	line       *list.List // those of this Locker who wait for the same lock, in order
+	slow       time.Duration // how long the last answer took
+	late       int           // grants that had run out when they arrived
+	heard      string        // the list where somebody pops signals for us
+	line       *list.List    // those of this Locker who wait for the same lock, in order
 	place      *list.Element
 	next       *waiter // another one with the same token
+	leaving    *leaver // gives up what the wait may have
 }
 
 // obtain takes the lock, or waits for it.
-func (l *Locker) obtain(ctx context.Context, name string, opts []Option, try bool) (*Lock, error) {
-	w := &waiter{request: l.opts.request(), l: l, ctx: ctx, try: try, ended: make(chan struct{})}
-	for _, opt := range opts {
-		opt(w.request)
+func (l *Locker) obtain(ctx context.Context, name string, r *request, inDo bool) (*Lock, error) {
+	w := &waiter{request: r, l: l, caller: ctx, ctx: ctx, inDo: inDo, ended: make(chan struct{})}
+	if r.limited && !r.try() {
+		var cancel context.CancelFunc
+		w.ctx, cancel = context.WithTimeout(ctx, r.limit)
+		defer cancel()
 	}
 	// A call under way cannot be abandoned: on another connection, what is to undo it could overtake it.
 	// So where ctx can end, another goroutine makes it. That one also keeps the stack of a goroutine small
 	// that probably has to wait.
-	if ctx.Done() == nil && l.hub.isIdle() {
+	if w.ctx.Done() == nil && l.hub.isIdle() {
 		w.begin(name)
 	} else {
 		go w.begin(name)
 	}
 	select {
 	case <-w.ended:
-	case <-ctx.Done():
+	case <-w.ctx.Done():
 		w.quit()
 	}
 	return w.result()
 }
 
-func (w *waiter) op() string {
-	if w.try {
-		return "try to acquire"
-	}
-	return "acquire"
-}
-
-func (w *waiter) wrap(err error) error { return wrap(w.op(), w.request, err) }
-
 // begin completes the request and makes the first call.
 func (w *waiter) begin(name string) {
 	h := w.l.hub
-	err := w.l.complete(w.request, w.op(), name)
+	err := w.complete(w.l.opts.Prefix, name)
 	if err == nil && !w.l.background() {
 		err = w.wrap(ErrClosed)
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	if err != nil {
-		w.end(err)
+		w.err = err
+		close(w.ended)
 		return
 	}
 	w.counted = true
-	w.watch = w.l.watch(w.ctx, w.request)
-	w.signal = h.signalOf(w.keys)
+	w.watch = w.l.watch(w.caller, w.request)
+	if w.ownToken {
+		w.l.leavers.adopt(w.ctx, w.token)
+	}
+	h.mu.Lock()
 	switch {
 	case w.ctx.Err() != nil:
-		w.end(w.notAcquired(w.ctx, nil))
+		w.end(w.unserved())
 	case h.closed:
 		w.end(w.wrap(ErrClosed))
 	default:
 		w.ready = true
 		h.add(w)
-		w.call()
 	}
+	h.mu.Unlock()
+	w.call()
 }
 
-// call makes one lock_acquire. It needs hub.mu, which it gives up meanwhile.
+// call makes one lock_acquire, unless one is under way or the wait is over. It must be called without
+// hub.mu.
 func (w *waiter) call() {
 	h := w.l.hub
+	h.mu.Lock()
 	if w.over || w.calling != nil {
+		h.mu.Unlock()
 		return
 	}
-	var wait time.Duration
-	if !w.try {
-		wait = max(w.l.opts.WaitTTL, time.Duration(w.line.Len())*placeOfMany)
-	}
-	answered := make(chan struct{})
-	w.calling, w.sent = answered, time.Now()
+	w.calling, w.sent = make(chan struct{}), time.Now()
 	w.asked++
+	if !w.try() {
+		w.kept = min(max(w.l.opts.WaitTTL, time.Duration(w.line.Len())*placePerWaiter), maxWaitTTL)
+	}
+	kept := w.kept
 	h.mu.Unlock()
-	reply, err := w.l.fn.acquire(context.WithoutCancel(w.ctx), w.keys, w.signal, w.token, w.firstLease(), wait)
+
+	reply, err := w.l.server.Acquire(context.WithoutCancel(w.ctx), w.keys, w.token, w.firstLease(), kept)
+
 	h.mu.Lock()
+	defer h.mu.Unlock()
+	close(w.calling)
 	w.calling = nil
-	close(answered)
-	if !w.over { // else it is being undone
+	w.unanswered = w.unanswered || wire.MayArrive(err)
+	w.busy = w.busy || err == nil && !reply.Held
+	if w.leaving != nil {
+		w.leaving.ours = w.leaving.ours || w.isOurs(reply)
+		w.l.leavers.add(w.leaving)
+	}
+	if !w.over {
 		w.answered(reply, err)
 	}
 }
 
-// answered takes the step that a reply asks for, and then that of a signal which came meanwhile.
-func (w *waiter) answered(reply acquired, err error) {
+// isOurs tells whether a grant is for this wait. With the caller's own token, somebody else may have
+// held the lock before. A fencing token is the time of its grant in microseconds.
+func (w *waiter) isOurs(reply wire.Acquired) bool {
+	return !w.ownToken || w.clock.now != 0 || reply.Fence/1000 == reply.Now
+}
+
+// answered takes the step that a reply asks for, and then that of signals which came meanwhile. This one
+// and those that follow need hub.mu.
+func (w *waiter) answered(reply wire.Acquired, err error) {
 	told := w.told
-	w.told = signal{}
-	w.unanswered = w.unanswered || hasNoAnswer(err)
+	w.told = nil
+	now := time.Now()
 	switch {
-	case err != nil && (w.retry.final(err) || w.try && w.retry.n == 2):
+	case err != nil && (!wire.Passes(err) || w.try() && w.asked == tryCalls):
 		w.undo(w.wrap(err))
 	case err != nil:
 		w.trouble = err
-		w.callAt(time.Now().Add(w.retry.next()))
-	case reply.held:
+		w.l.hub.report(w)
+		w.callAt(now.Add(w.retry.next()))
+	case reply.Held:
+		w.slow = now.Sub(reply.Sent)
 		// Asked twice: it was queued, if only by a call whose answer was lost.
 		// The lease counts from before the request was sent: whatever was slow, the server's ends later.
-		w.take(grant{fence: reply.fence, term: term{w.sent, reply.left}, queued: w.asked > 1 && !w.try})
-	case w.try:
+		w.take(grant{fence: reply.Fence, term: term{reply.Sent, reply.Lease}, queued: w.asked > 1 && !w.try(), ours: w.isOurs(reply)})
+	case w.try():
 		w.end(w.wrap(ErrNotAcquired))
 	default:
-		w.known, w.seen, w.seenAt = true, reply.now, w.sent
+		w.slow = now.Sub(reply.Sent)
+		w.clock = serverClock{reply.Now, reply.Sent}
 		w.trouble, w.retry = nil, backoff{}
-		w.l.hub.listen(w)
-		w.callAt(time.Now().Add(reply.checkIn))
+		w.l.hub.listen(w, reply.List)
+		w.callAt(now.Add(w.l.hub.pace(reply.CheckIn)))
 	}
-	if told.fence != 0 && !w.over {
-		w.tell(told)
+	for _, s := range told {
+		w.tell(s)
 	}
 }
 
 // take ends the wait with a grant, unless that came too late.
 func (w *waiter) take(g grant) {
-	lease := w.firstLease()
-	switch {
-	case g.term.isUsable(time.Now()):
+	if g.term.isUsable(time.Now()) {
+		g.doubt = wire.Never
 		if w.unanswered {
-			g.doubt = lease
+			g.doubt = w.firstLease()
 		}
 		w.grant = g
 		w.end(nil)
-	case w.try, w.late+1 >= tooLate && lease > 0 && lease < time.Second:
-		w.undo(w.tooShort())
-	default:
-		w.late++
-		w.callAt(time.Now())
+		return
 	}
+	if w.slow > w.handed()/4 {
+		w.late++
+	}
+	if w.try() || w.late >= maxLateGrants {
+		w.undo(w.wrap(fmt.Errorf("%w: a lease of %v had run out when the grant arrived (round trip %v): "+
+			"use a longer one", ErrLost, g.term.length, w.slow)))
+		return
+	}
+	w.callAt(time.Now())
 }
 
-// tell is for a signal. Only if it is sure what it means, no call is needed.
-func (w *waiter) tell(s signal) {
+// tell is for a signal. It is acted on without a call only if it is unambiguous.
+func (w *waiter) tell(s wire.Signal) {
 	switch {
 	case w.over:
 	case w.calling != nil:
-		w.told = s
-	case !w.known || w.ownToken:
+		w.told = append(w.told, s)
+	case s.Fence == 0 || w.clock.now == 0 || w.ownToken:
 		w.callAt(time.Now())
 	default:
 		g := w.handedOver(s)
 		switch {
 		case g.term.from.After(time.Now()): // yet to come: the server's clock has jumped
 			w.callAt(time.Now())
-		case s.deadline-ceilMillis(w.handed()) < w.seen: // the server has said since that we wait: it was taken back
+		case s.Deadline-ceilMillis(w.handed()) < w.clock.now: // the server has said since that we wait: it was taken back
 			w.callAt(time.Now())
 		default:
 			w.take(g)
@@ -226,29 +255,27 @@ func (w *waiter) tell(s signal) {
 	}
 }
 
-// handedOver is the grant that a signal tells of. The server's clock is known from the reply to our
-// last call: it showed w.seen after w.seenAt, so it shows the signal's deadline not before w.seenAt
-// plus the difference; less a millisecond for the rounding, and a thousandth of the time since for
-// clocks of different speed.
-func (w *waiter) handedOver(s signal) grant {
-	drift := time.Since(w.seenAt) / 1000
-	deadline := w.seenAt.Add(time.Duration(s.deadline-w.seen)*time.Millisecond - time.Millisecond - drift)
-	lease := w.handed()
-	return grant{fence: s.fence, term: term{deadline.Add(-lease), lease}, short: lease != w.firstLease(), queued: true}
+// handedOver is the grant that a signal tells of.
+func (w *waiter) handedOver(s wire.Signal) grant {
+	length := w.handed()
+	deadline := w.clock.earliest(s.Deadline, time.Now())
+	return grant{
+		fence:       s.Fence,
+		term:        term{deadline.Add(-length), length},
+		unconfirmed: length != w.firstLease(),
+		queued:      true,
+		ours:        true,
+	}
 }
 
 // callAt has call run at that time, or sooner if this is the foremost waiter.
 func (w *waiter) callAt(due time.Time) {
 	w.due = due
-	if sooner := w.sent.Add(foremostCheckIn); w.isForemost() && sooner.Before(due) {
+	if sooner := w.sent.Add(w.l.hub.pace(foremostCheckIn)); w.isForemost() && sooner.Before(due) {
 		due = sooner
 	}
 	if w.timer == nil {
-		w.timer = time.AfterFunc(time.Until(due), func() {
-			w.l.hub.mu.Lock()
-			defer w.l.hub.mu.Unlock()
-			w.call()
-		})
+		w.timer = time.AfterFunc(time.Until(due), w.call)
 		return
 	}
 	w.timer.Reset(time.Until(due))
@@ -259,11 +286,6 @@ func (w *waiter) isForemost() bool { return w.line != nil && w.line.Front() == w
 
 // end is how each wait ends, just once.
 func (w *waiter) end(err error) {
-	w.finish(err)
-	close(w.ended)
-}
-
-func (w *waiter) finish(err error) {
 	w.over, w.err = true, err
 	if w.timer != nil {
 		w.timer.Stop()
@@ -271,39 +293,16 @@ func (w *waiter) finish(err error) {
 	if w.ready {
 		w.l.hub.remove(w)
 	}
+	close(w.ended)
 }
 
-// undo is end for a wait that may have a place in the queue, or the lock: it leaves the queue, and gives
-// back what was granted meanwhile. It first waits for the fate of a call that is under way. What is not
-// done promptly goes on in the background.
+// undo is end for a wait that may have a place in the queue, or the lock. What it has is given up when
+// the fate of a call under way is known: on another connection, this could overtake it.
 func (w *waiter) undo(err error) {
-	w.finish(err)
-	calling := w.calling
-	go func() {
-		w.giveUp(calling)
-		close(w.ended)
-	}()
-}
-
-func (w *waiter) giveUp(calling <-chan struct{}) {
-	done := make(chan struct{})
-	w.l.bg.Add(1) // not the first: our caller is counted
-	go func() {
-		defer w.l.bg.Done()
-		defer close(done)
-		if calling != nil {
-			<-calling
-		}
-		w.l.giveBack(w.keys, w.token)
-		if !w.ownToken {
-			w.l.hub.over(w.keys, w.token)
-		}
-	}()
-	timer := time.NewTimer(promptly)
-	defer timer.Stop()
-	select {
-	case <-done:
-	case <-timer.C:
+	w.leaving = w.l.leavers.prepare(w, !w.ownToken || w.clock.now != 0)
+	w.end(err)
+	if w.calling == nil {
+		w.l.leavers.add(w.leaving)
 	}
 }
 
@@ -312,30 +311,38 @@ func (w *waiter) quit() {
 	h := w.l.hub
 	h.mu.Lock()
 	if w.ready && !w.over {
-		w.undo(w.notAcquired(w.ctx, w.trouble))
+		w.undo(w.unserved())
 	}
 	h.mu.Unlock()
 	<-w.ended
 	if w.err == nil {
-		w.err = w.notAcquired(w.ctx, nil)
-		w.giveUp(nil)
+		w.giveBack(w.unserved())
 	}
+}
+
+// giveBack is for a grant that nobody wants any more. Only the caller of a wait that is over calls it.
+func (w *waiter) giveBack(err error) {
+	w.err = err
+	w.leaving = w.l.leavers.prepare(w, w.grant.ours)
+	w.l.leavers.add(w.leaving)
 }
 
 // result is what the caller gets. Until then, Close waits for it.
 func (w *waiter) result() (*Lock, error) {
-	l := w.l
 	if w.counted {
-		defer l.bg.Done()
+		defer w.l.bg.Done()
+	}
+	var lock *Lock
+	if w.err == nil {
+		if lock = newLock(w); !w.l.hold(lock) {
+			w.giveBack(w.wrap(ErrClosed))
+		}
 	}
 	if w.err != nil {
+		if w.leaving != nil && w.trouble == nil {
+			w.leaving.await(undoWait)
+		}
 		return nil, w.watch.fail(w.err)
-	}
-	lock := newLock(w.ctx, l, w.request, w.grant)
-	lock.watch = w.watch
-	if !l.hold(lock) {
-		w.giveUp(nil)
-		return nil, w.watch.fail(w.wrap(ErrClosed))
 	}
 	lock.start()
 	if w.replicas > 0 {
@@ -347,75 +354,25 @@ func (w *waiter) result() (*Lock, error) {
 	return lock, nil
 }
 
-// firstLease is the lease to ask for, which must not outlast the maximum hold.
-func (r *request) firstLease() time.Duration { return shorter(r.lease, r.maxHold) }
-
-// handed is the lease that a lock is handed over with.
-func (r *request) handed() time.Duration { return shorter(r.firstLease(), handedLease) }
-
-// hold has Close wait for the end of this lock. False: the Locker is closed already.
-func (l *Locker) hold(lock *Lock) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		return false
+// unserved is the error of a wait whose ctx has ended: what is known of the lock, ctx's own error, and
+// what was in the way. It needs hub.mu, or a wait that is over.
+func (w *waiter) unserved() error {
+	why := ErrUnavailable
+	if w.busy {
+		why = ErrNotAcquired
 	}
-	l.held[lock] = struct{}{}
-	l.bg.Add(1)
-	return true
-}
-
-// giveBack releases, or leaves the queue. What cannot be given back in time lapses.
-func (l *Locker) giveBack(k keys, token string) {
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-	defer cancel()
-	_ = retrying(ctx, func() error {
-		_, err := l.fn.release(ctx, k, token)
-		return err
-	})
-}
-
-// pass is giveBack in the background.
-func (l *Locker) pass(k keys, token string) {
-	if l.background() {
-		go func() {
-			defer l.bg.Done()
-			l.giveBack(k, token)
-		}()
-	}
-}
-
-// notAcquired is both ErrNotAcquired and the error of ctx, and tells what was in the way.
-func (r *request) notAcquired(ctx context.Context, trouble error) error {
-	err := fmt.Errorf("redislock: acquire %q: %w: %w", r.keys.name, ErrNotAcquired, ctx.Err())
-	if cause := context.Cause(ctx); !errors.Is(ctx.Err(), cause) {
+	err := fmt.Errorf("%w: %w", why, w.ctx.Err())
+	if cause := context.Cause(w.ctx); !errors.Is(w.ctx.Err(), cause) {
 		err = fmt.Errorf("%w (%w)", err, cause)
 	}
-	if trouble != nil {
-		err = fmt.Errorf("%w; the last call failed: %w", err, trouble)
+	if w.trouble != nil {
+		err = fmt.Errorf("%w; the last call failed: %w", err, w.trouble)
 	}
-	return err
-}
-
-func (r *request) tooShort() error {
-	return wrap("acquire", r, fmt.Errorf("%w: a lease of %v had run out when the grant arrived: "+
-		"use a longer one", ErrLost, r.firstLease()))
+	return w.wrap(err)
 }
 
 // backoff is for calls that failed but may succeed later.
-type backoff struct {
-	n       int
-	closing int
-}
-
-// final tells whether an error will not pass. A client also says that it is closing while it
-// switches over, so that is believed only after a while.
-func (b *backoff) final(err error) bool {
-	if errors.Is(err, rueidis.ErrClosing) {
-		b.closing++
-	}
-	return !transient(err) || b.closing > 7
-}
+type backoff struct{ n int }
 
 // next is 10 ms, doubled each time up to 1 s, with a random half so that clients spread.
 func (b *backoff) next() time.Duration {
@@ -429,7 +386,7 @@ func retrying(ctx context.Context, do func() error) error {
 	var retry backoff
 	for {
 		err := do()
-		if err == nil || retry.final(err) || ctx.Err() != nil {
+		if err == nil || !wire.Passes(err) || ctx.Err() != nil {
 			return err
 		}
 		select {

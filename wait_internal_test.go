@@ -9,6 +9,7 @@ import (
 	"github.com/redis/rueidis"
 
 	"github.com/seed-ee05a192/redislock/internal/redistest"
+	"github.com/seed-ee05a192/redislock/internal/wire"
 )
 
 // What has to happen at the same moment for these to be seen from outside is made to happen here.
@@ -28,7 +29,7 @@ var _ = Describe("a waiter", func() {
 
 	// begun is a waiter for the lock "x" whose first call was answered.
 	begun := func(ctx context.Context) *waiter {
-		w := &waiter{request: l.opts.request(), l: l, ctx: ctx, ended: make(chan struct{})}
+		w := &waiter{request: l.opts.request("acquire"), l: l, caller: ctx, ctx: ctx, ended: make(chan struct{})}
 		w.begin("x")
 		return w
 	}
@@ -40,7 +41,7 @@ var _ = Describe("a waiter", func() {
 		Expect(w.err).NotTo(HaveOccurred())
 		cancel()
 		w.quit()
-		Expect(w.result()).Error().To(And(MatchError(ErrNotAcquired), MatchError(context.Canceled)))
+		Expect(w.result()).Error().To(And(MatchError(ErrUnavailable), MatchError(context.Canceled)))
 		Expect(l.Inspect(ctx, "x")).To(HaveField("Holder", ""))
 	})
 
@@ -53,7 +54,7 @@ var _ = Describe("a waiter", func() {
 
 	Describe("that is told of a hand-over while it checks in", func() {
 		var w *waiter
-		var told signal
+		var told wire.Signal
 		BeforeEach(func(ctx SpecContext) {
 			lock, err := l.Acquire(ctx, "x")
 			Expect(err).NotTo(HaveOccurred())
@@ -63,7 +64,7 @@ var _ = Describe("a waiter", func() {
 			Expect(err).NotTo(HaveOccurred())
 			l.hub.mu.Lock()
 			defer l.hub.mu.Unlock()
-			told = signal{fence: state.Fence + 1, deadline: w.seen + time.Since(w.seenAt).Milliseconds() + handedLease.Milliseconds()}
+			told = wire.Signal{Fence: state.Fence + 1, Deadline: w.clock.now + time.Since(w.clock.at).Milliseconds() + handedLease.Milliseconds()}
 			DeferCleanup(func() {
 				_, _ = w.result()
 				Expect(lock.Release(context.Background())).To(Succeed())
@@ -84,20 +85,20 @@ var _ = Describe("a waiter", func() {
 		answered := func(now int64) {
 			l.hub.mu.Lock()
 			defer l.hub.mu.Unlock()
-			w.told, w.sent = told, time.Now()
-			w.answered(acquired{position: 1, checkIn: time.Minute, now: now}, nil)
+			w.told, w.sent = []wire.Signal{told}, time.Now()
+			w.answered(wire.Acquired{Position: 1, CheckIn: time.Minute, Now: now, Sent: w.sent, List: w.heard}, nil)
 		}
 
 		It("has the lock when it is answered", func() {
-			answered(told.deadline - handedLease.Milliseconds())
+			answered(told.Deadline - handedLease.Milliseconds())
 			Expect(w.ended).To(BeClosed())
 			Expect(w.err).NotTo(HaveOccurred())
-			Expect(w.grant.fence).To(Equal(told.fence))
+			Expect(w.grant.fence).To(Equal(told.Fence))
 		})
 
 		It("asks again if the answer is newer: what it was given was taken back (reset, failover)", func() {
 			asked := w.asked
-			answered(told.deadline - handedLease.Milliseconds() + 1)
+			answered(told.Deadline - handedLease.Milliseconds() + 1)
 			Expect(w.ended).NotTo(BeClosed())
 			Eventually(func() int {
 				l.hub.mu.Lock()

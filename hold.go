@@ -1,0 +1,376 @@
+package redislock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/seed-ee05a192/redislock/internal/wire"
+)
+
+// stage of a Lock. It leaves held once, in leave.
+type stage int
+
+const (
+	held      stage = iota
+	releasing       // Release was called, and is not answered yet
+	released        // it was answered
+	lost            // the server may give the lock to somebody else, and the holder was told
+)
+
+// holding is what a Lock knows of itself.
+type holding struct {
+	releases chan struct{} // holds one element during a Release: one at a time
+	extends  chan struct{} // likewise for lock_extend: of two at once, nobody would know which came last
+
+	// mu is held over no call and no user's code, and ring waits for nothing else. See Locker for the order.
+	mu        sync.Mutex
+	stage     stage
+	lease     lease
+	alarm     *time.Timer // runs ring when Context has to end
+	renewal   *time.Timer // runs keep when the lease is to be confirmed or renewed; nil: it was not armed yet
+	keeping   bool        // keep is at it
+	abort     context.CancelFunc
+	replyLost bool  // a release was sent in time and got no answer
+	verdict   error // of the release that was answered
+	unclaimed bool  // that was Close's: the first Release returns it
+}
+
+// errReleased is an ErrNotHeld that says why: the verdict on the lock came with an earlier Release.
+var errReleased = fmt.Errorf("%w: it was released before", ErrNotHeld)
+
+func newLock(w *waiter) *Lock {
+	lock := &Lock{
+		locker: w.l,
+		keys:   w.keys,
+		token:  w.token,
+		fence:  w.grant.fence,
+		inDo:   w.inDo,
+		// A failover could put it into the queue again.
+		mayRequeue: w.grant.queued && !w.ownToken,
+		calls:      context.WithoutCancel(w.caller),
+		watch:      w.watch,
+		holding: holding{
+			releases: make(chan struct{}, 1),
+			extends:  make(chan struct{}, 1),
+			lease:    newLease(w.request, w.grant),
+		},
+	}
+	lock.ctx, lock.end = context.WithCancelCause(lock.calls)
+	return lock
+}
+
+// start arms the timers of a new lock.
+func (l *Lock) start() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.stage == held { // else Close was faster
+		l.alarm = time.AfterFunc(time.Until(l.lease.term.notice()), l.ring)
+		l.schedule()
+	}
+}
+
+// setLease is the only place that changes until when the lock is held, and Context with it. It needs mu.
+func (l *Lock) setLease(next lease) {
+	l.lease = next
+	if l.stage == held && l.alarm != nil {
+		l.alarm.Reset(time.Until(next.term.notice()))
+	}
+}
+
+// ring ends Context ahead of the deadline. It makes no call and waits for nothing but mu. The look at the
+// time and the end of Context are one step, so no renewal comes in between.
+func (l *Lock) ring() {
+	l.mu.Lock()
+	cause := l.lease.ending()
+	first := !l.lease.term.isUsable(time.Now()) && l.leave(lost, cause)
+	l.mu.Unlock()
+	if first {
+		l.left(EventLost, cause)
+	}
+}
+
+// leave is the one end of a lock: nobody holds it any more, Context has ended, no timer runs, and the
+// Locker has forgotten it. It needs mu. It returns true once: that caller calls left, without mu.
+func (l *Lock) leave(to stage, cause error) (first bool) {
+	if l.stage != held {
+		return false
+	}
+	l.stage = to
+	l.rest()
+	if l.alarm != nil {
+		l.alarm.Stop()
+	}
+	l.end(cause)
+	l.locker.forget(l)
+	return true
+}
+
+// left tells of the end, and has Close wait no longer.
+func (l *Lock) left(kind EventKind, err error) {
+	defer l.locker.bg.Done()
+	if l.mayRequeue {
+		l.locker.hub.remember(l.keys, l.token)
+	}
+	l.watch.tell(Event{Kind: kind, Fence: l.fence, Err: err})
+}
+
+// rest has nothing confirm or renew the lease any more. It needs mu.
+func (l *Lock) rest() {
+	if l.renewal != nil {
+		l.renewal.Stop()
+	}
+	if l.abort != nil {
+		l.abort()
+	}
+}
+
+// close is Close's. What Do took is released when its fn has returned: nobody else gets it before.
+func (l *Lock) close() {
+	l.end(ErrClosed)
+	l.mu.Lock()
+	l.rest()
+	l.mu.Unlock()
+	if !l.inDo {
+		_ = l.giveBack(context.Background(), true) // what can't be released runs out
+	}
+}
+
+// giveBack is Release. If it is Close's, the first Release of the user returns the same.
+func (l *Lock) giveBack(ctx context.Context, byClose bool) (err error) {
+	l.releases <- struct{}{}
+	defer func() { <-l.releases }()
+	l.mu.Lock()
+	if l.stage == released {
+		err = l.wrap("release", errReleased)
+		if l.unclaimed && !byClose {
+			err, l.unclaimed = l.verdict, false
+		}
+		l.mu.Unlock()
+		return err
+	}
+	first := l.leave(releasing, nil)
+	l.mu.Unlock()
+
+	err = l.release(ctx)
+	if first {
+		kind := EventReleased
+		if errors.Is(err, ErrNotHeld) {
+			kind = EventLost
+		}
+		l.left(kind, err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil || errors.Is(err, ErrNotHeld) {
+		l.stage, l.verdict, l.unclaimed = released, err, byClose
+	}
+	return err
+}
+
+// release tells the server, as long as it takes within callTimeout.
+func (l *Lock) release(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	var reply wire.Released
+	err := retrying(ctx, func() (err error) {
+		inTime := time.Now().Before(l.current().term.deadline())
+		reply, err = l.locker.server.Release(ctx, l.keys, l.token)
+		// The call may have been carried out although its reply is lost.
+		l.replyLost = l.replyLost || inTime && wire.MayArrive(err)
+		return err
+	})
+	switch {
+	case err != nil:
+		return l.wrap("release", fmt.Errorf("%w (it ends by itself with its lease)", err))
+	case reply == wire.WasHeld, reply == wire.NotMine && l.replyLost:
+		return nil
+	}
+	return l.wrap("release", ErrNotHeld)
+}
+
+// finish is the end of Do: Release, and the verdict on the whole time until then.
+func (l *Lock) finish(ctx context.Context) error {
+	failed := l.Release(ctx)
+	if errors.Is(failed, errReleased) {
+		failed = nil // by fn
+	}
+	cause := context.Cause(l.ctx)
+	var why []error
+	if errors.Is(cause, ErrClosed) {
+		why = append(why, ErrClosed)
+	}
+	if errors.Is(cause, ErrLost) {
+		why = append(why, cause)
+	} else if errors.Is(failed, ErrNotHeld) {
+		why = append(why, ErrLost)
+	}
+	if len(why) == 0 {
+		return failed
+	}
+	if failed == nil {
+		return l.wrap("do", fmt.Errorf("before the work was through: %w", join(why...)))
+	}
+	return join(append([]error{failed}, why...)...)
+}
+
+// extend has the server begin a new term. A length below 0: the one to renew for.
+func (l *Lock) extend(ctx context.Context, length time.Duration) error {
+	if ctx.Err() != nil {
+		return ctx.Err() // nothing is sent
+	}
+	select {
+	case l.extends <- struct{}{}:
+		defer func() { <-l.extends }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	l.mu.Lock()
+	before := l.lease
+	if length < 0 {
+		length = before.length
+	}
+	next, ok := before.ask(time.Now(), length)
+	if !ok || l.stage != held {
+		l.mu.Unlock()
+		return ErrNotHeld
+	}
+	l.setLease(before.asked(next))
+	l.mu.Unlock()
+
+	reply, err := l.locker.server.Extend(ctx, l.keys, l.token, next.length)
+	l.mu.Lock()
+	var cause error
+	if l.stage == held {
+		cause = l.extended(before, next, length, reply, err)
+	}
+	first := cause != nil && l.leave(lost, cause)
+	if l.stage != held {
+		err = ErrNotHeld
+	}
+	l.schedule()
+	l.mu.Unlock()
+	if first {
+		l.left(EventLost, cause)
+	}
+	return err
+}
+
+// extended notes what became of a call of extend. It returns why the lock is lost, if it is. It needs mu.
+func (l *Lock) extended(before lease, next term, length time.Duration, reply wire.Extended, err error) error {
+	switch {
+	case wire.MayArrive(err):
+		l.setLease(l.lease.unanswered(next, length))
+	case err != nil: // nothing has changed
+		l.setLease(before)
+	case !reply.Held:
+		return fmt.Errorf("%w: it was taken away, or its key is gone", ErrLost)
+	default:
+		confirmed := l.lease.confirmed(term{reply.Sent, next.length})
+		confirmed.length = length
+		l.setLease(confirmed)
+		if !confirmed.term.isUsable(time.Now()) { // the reply came too late
+			return confirmed.ending()
+		}
+	}
+	return nil
+}
+
+// schedule has keep run when something is to be done about the lease. It needs mu.
+func (l *Lock) schedule() {
+	at, ok := l.lease.next(time.Now())
+	switch {
+	case l.stage != held || l.keeping:
+	case !ok:
+		l.rest()
+	case l.renewal == nil:
+		l.renewal = time.AfterFunc(time.Until(at), l.keep)
+	default:
+		l.renewal.Reset(time.Until(at))
+	}
+}
+
+// keep confirms or renews the lease, through any trouble, until that is done or Context has ended.
+func (l *Lock) keep() {
+	if !l.locker.background() {
+		return // Close releases the lock
+	}
+	defer l.locker.bg.Done()
+	l.mu.Lock()
+	if _, ok := l.lease.next(time.Now()); l.stage != held || l.keeping || !ok {
+		l.mu.Unlock()
+		return
+	}
+	l.keeping = true
+	pause := l.lease.term.length/10 + time.Millisecond
+	ctx, cancel := context.WithDeadline(l.calls, l.lease.term.notice())
+	l.abort = cancel
+	l.mu.Unlock()
+	defer cancel()
+
+	for retry := (backoff{}); ; {
+		err := l.extend(ctx, -1)
+		if err == nil || errors.Is(err, ErrNotHeld) || ctx.Err() != nil {
+			break
+		}
+		select {
+		case <-time.After(min(retry.next(), pause)):
+		case <-ctx.Done():
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.keeping = false
+	l.schedule() // the next; or again, if Extend came through meanwhile
+}
+
+// replicate confirms the lock on a connection of its own and waits until n replicas have it.
+func (l *Lock) replicate(ctx context.Context, n int, timeout time.Duration) error {
+	callCtx, cancel := context.WithTimeout(ctx, timeout+callTimeout)
+	defer cancel()
+	lease := l.current()
+	next, ok := lease.ask(time.Now(), lease.length)
+	var acks int
+	var err error
+	if ok {
+		acks, err = l.locker.server.ExtendAndWait(callCtx, l.keys, l.token, next.length, n, timeout, func(reply wire.Extended) {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			next.from = reply.Sent
+			// It is renewed meanwhile, as a connection and the replicas may take longer than the lease: a
+			// later term stays.
+			if confirmed := l.lease.confirmed(next); reply.Held && l.stage == held && !confirmed.term.deadline().Before(l.lease.term.deadline()) {
+				l.setLease(confirmed)
+				l.schedule()
+			}
+		})
+	}
+	switch cause := context.Cause(l.ctx); {
+	case cause != nil:
+		err = cause
+	case err != nil && ctx.Err() != nil:
+		err = fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+	case err != nil:
+	case !ok:
+		err = lease.ending()
+	case acks < n:
+		err = fmt.Errorf("%w: %d of %d replicas confirmed it within %v", ErrNotReplicated, acks, n, timeout)
+	default:
+		return nil
+	}
+	err = l.wrap("acquire", err)
+	if released := l.Release(ctx); released != nil && !errors.Is(released, ErrNotHeld) {
+		err = join(err, released)
+	}
+	return err
+}
+
+func (l *Lock) current() lease {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lease
+}
+
+func (l *Lock) wrap(op string, err error) error { return wrap(op, l.keys.Name, err) }
