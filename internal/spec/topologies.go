@@ -1,11 +1,10 @@
-package redislock_test
+package spec
 
 import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
 	"net"
-	"os"
 	"strconv"
 	"time"
 
@@ -17,21 +16,22 @@ import (
 	"github.com/seed-ee05a192/redislock/internal/redistest"
 )
 
-// topology is a way to run Redis. The specs of the lock run on each, see describe.
-type topology struct {
-	name string
+// Topology is a way to run Redis. The specs of the lock run on each, see OnEachTopology.
+type Topology struct {
+	Name string
 	// shared starts what all processes of the suite use and returns the primaries, the Sentinels
 	// and how to end it.
 	shared func() (primaries, sentinels []string, stop func() error, err error)
-	// own starts the smallest one of this kind: one primary, that a spec has for itself.
-	own func(args ...string) (*redistest.Server, []string, func() error, error)
+	// Own starts the smallest one of this kind: one primary, that a spec has for itself.
+	Own func(args ...string) (*redistest.Server, []string, func() error, error)
 }
 
-// calm is a node timeout that no load of the tests exceeds: nothing here fails over by itself.
-const calm = time.Minute
+// Calm is a node timeout that no load of the tests exceeds: nothing here fails over by itself.
+const Calm = time.Minute
 
-var topologies = []topology{{
-	name: "standalone",
+// Topologies are those that Redis is tested on.
+var Topologies = []Topology{{
+	Name: "standalone",
 	shared: func() ([]string, []string, func() error, error) {
 		s, err := redistest.Start("--appendonly", "yes")
 		if err != nil {
@@ -39,7 +39,7 @@ var topologies = []topology{{
 		}
 		return []string{s.Addr()}, nil, s.Stop, nil
 	},
-	own: func(args ...string) (*redistest.Server, []string, func() error, error) {
+	Own: func(args ...string) (*redistest.Server, []string, func() error, error) {
 		s, err := redistest.Start(args...)
 		if err != nil {
 			return nil, nil, nil, err
@@ -47,25 +47,25 @@ var topologies = []topology{{
 		return s, nil, s.Stop, nil
 	},
 }, {
-	name: "sentinel",
+	Name: "sentinel",
 	shared: func() ([]string, []string, func() error, error) {
-		s, err := redistest.StartSentinel(1, 3, calm)
+		s, err := redistest.StartSentinel(1, 3, Calm)
 		if err != nil {
 			return nil, nil, nil, err
 		}
 		return []string{s.Servers[0].Addr()}, s.Addrs(), s.Stop, nil
 	},
-	own: func(args ...string) (*redistest.Server, []string, func() error, error) {
-		s, err := redistest.StartSentinel(0, 1, calm, args...)
+	Own: func(args ...string) (*redistest.Server, []string, func() error, error) {
+		s, err := redistest.StartSentinel(0, 1, Calm, args...)
 		if err != nil {
 			return nil, nil, nil, err
 		}
 		return s.Servers[0], s.Addrs(), s.Stop, nil
 	},
 }, {
-	name: "cluster",
+	Name: "cluster",
 	shared: func() ([]string, []string, func() error, error) {
-		c, err := redistest.StartCluster(3, 1, calm)
+		c, err := redistest.StartCluster(3, 1, Calm)
 		if err != nil {
 			return nil, nil, nil, err
 		}
@@ -75,8 +75,8 @@ var topologies = []topology{{
 		}
 		return primaries, nil, c.Stop, nil
 	},
-	own: func(args ...string) (*redistest.Server, []string, func() error, error) {
-		c, err := redistest.StartCluster(1, 0, calm, args...)
+	Own: func(args ...string) (*redistest.Server, []string, func() error, error) {
+		c, err := redistest.StartCluster(1, 0, Calm, args...)
 		if err != nil {
 			return nil, nil, nil, err
 		}
@@ -85,18 +85,19 @@ var topologies = []topology{{
 }}
 
 // shared is one Redis per topology, for all processes of the suite. What is global to a server
-// (CONFIG, FUNCTION FLUSH, CLIENT KILL, commandstats) gets one of its own, see ownRedis.
+// (CONFIG, FUNCTION FLUSH, CLIENT KILL, commandstats) gets one of its own, see OwnRedis.
 var shared map[string]deployment
 
 // deployment is where a running Redis is. Only addresses, for the other processes.
 type deployment struct{ Primaries, Sentinels []string }
 
-// server is the shared Redis of the topology that the present spec runs on.
-var server endpoint
+// Server is the shared Redis of the topology that the present spec runs on.
+var Server endpoint
 
 // endpoint is the address of a primary.
 type endpoint string
 
+// Addr is the address itself.
 func (e endpoint) Addr() string { return string(e) }
 
 // Port is that of the address.
@@ -107,23 +108,24 @@ func (e endpoint) Port() int {
 }
 
 // here is the topology that the present spec runs on.
-var here *topology
+var here *Topology
 
-// routes say how a client gets to what is at an address, where that takes more than to dial it.
-var routes = map[string]route{}
+// Routes say how a client gets to what is at an address, where that takes more than to dial it.
+var Routes = map[string]Route{}
 
-type route struct {
+// Route is nil of both where the address is dialled as it is.
+type Route struct {
 	Sentinels []string
 	Via       map[string]string // the proxy in front of an address
 }
 
 var _ = SynchronizedBeforeSuite(func() []byte {
 	all := map[string]deployment{}
-	for _, t := range topologies {
+	for _, t := range Topologies {
 		primaries, sentinels, stop, err := t.shared()
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(stop)
-		all[t.name] = deployment{primaries, sentinels}
+		all[t.Name] = deployment{primaries, sentinels}
 	}
 	text, err := json.Marshal(all)
 	Expect(err).NotTo(HaveOccurred())
@@ -131,21 +133,21 @@ var _ = SynchronizedBeforeSuite(func() []byte {
 }, func(text []byte) {
 	Expect(json.Unmarshal(text, &shared)).To(Succeed())
 	for _, d := range shared {
-		routes[d.Primaries[0]] = route{Sentinels: d.Sentinels}
+		Routes[d.Primaries[0]] = Route{Sentinels: d.Sentinels}
 	}
 	// What is said nowhere else is standalone.
-	here, server = &topologies[0], endpoint(shared["standalone"].Primaries[0])
+	here, Server = &Topologies[0], endpoint(shared["standalone"].Primaries[0])
 })
 
-// describe is Describe, on each topology.
-func describe(text string, body func()) bool {
-	for i := range topologies {
-		t := &topologies[i]
-		Describe(text+" ["+t.name+"]", Label(t.name), func() {
+// OnEachTopology is Describe, on each of them.
+func OnEachTopology(text string, body func()) bool {
+	for i := range Topologies {
+		t := &Topologies[i]
+		Describe(text+" ["+t.Name+"]", Label(t.Name), func() {
 			BeforeEach(func() {
-				before, at := here, server
-				here, server = t, endpoint(shared[t.name].Primaries[0])
-				DeferCleanup(func() { here, server = before, at })
+				before, at := here, Server
+				here, Server = t, endpoint(shared[t.Name].Primaries[0])
+				DeferCleanup(func() { here, Server = before, at })
 			})
 			body()
 		})
@@ -153,18 +155,18 @@ func describe(text string, body func()) bool {
 	return true
 }
 
-// ownRedis starts a Redis of the present topology for one spec, and returns its primary.
-func ownRedis(args ...string) *redistest.Server {
+// OwnRedis starts a Redis of the present topology for one spec, and returns its primary.
+func OwnRedis(args ...string) *redistest.Server {
 	GinkgoHelper()
-	s, sentinels, stop, err := here.own(args...)
+	s, sentinels, stop, err := here.Own(args...)
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(stop)
-	routes[s.Addr()] = route{Sentinels: sentinels}
+	Routes[s.Addr()] = Route{Sentinels: sentinels}
 	return s
 }
 
-// directly connects to one server and asks nobody where else to go.
-func directly(addr string, change ...func(*rueidis.ClientOption)) rueidis.Client {
+// Directly connects to one server and asks nobody where else to go.
+func Directly(addr string, change ...func(*rueidis.ClientOption)) rueidis.Client {
 	GinkgoHelper()
 	option := rueidis.ClientOption{InitAddress: []string{addr}, DisableCache: true, ForceSingleClient: true}
 	for _, c := range change {
@@ -176,10 +178,10 @@ func directly(addr string, change ...func(*rueidis.ClientOption)) rueidis.Client
 	return client
 }
 
-// clientOption is how to connect to what is at an address: a server, a cluster (rueidis asks), a
+// ClientOption is how to connect to what is at an address: a server, a cluster (rueidis asks), a
 // primary that Sentinels watch; with a proxy in between or not.
-func clientOption(addr string) rueidis.ClientOption {
-	r := routes[addr]
+func ClientOption(addr string) rueidis.ClientOption {
+	r := Routes[addr]
 	o := rueidis.ClientOption{InitAddress: []string{addr}, DisableCache: true}
 	if len(r.Sentinels) > 0 {
 		o.InitAddress = r.Sentinels
@@ -196,31 +198,13 @@ func clientOption(addr string) rueidis.ClientOption {
 	return o
 }
 
-// newProxy puts a proxy in front of one server. Who connects to the proxy's address gets to what is
+// NewProxy puts a proxy in front of one server. Who connects to the proxy's address gets to what is
 // there, and talks to that server by way of the proxy only.
-func newProxy(target string) *proxy.Proxy {
+func NewProxy(target string) *proxy.Proxy {
 	GinkgoHelper()
 	p, err := proxy.New(target)
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(p.Close)
-	routes[p.Addr()] = route{Sentinels: routes[target].Sentinels, Via: map[string]string{target: p.Addr()}}
+	Routes[p.Addr()] = Route{Sentinels: Routes[target].Sentinels, Via: map[string]string{target: p.Addr()}}
 	return p
-}
-
-// routeVar is where a child process finds how to connect.
-const routeVar = "REDISLOCK_ROUTE"
-
-func routeEnv(addr string) []string {
-	text, err := json.Marshal(routes[addr])
-	Expect(err).NotTo(HaveOccurred())
-	return []string{"ADDR=" + addr, routeVar + "=" + string(text)}
-}
-
-// childOption is clientOption in a child that got routeEnv.
-func childOption() rueidis.ClientOption {
-	addr := os.Getenv("ADDR")
-	var r route
-	must(json.Unmarshal([]byte(os.Getenv(routeVar)), &r))
-	routes[addr] = r
-	return clientOption(addr)
 }
