@@ -7,7 +7,7 @@ need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo top test lint model bench bench-quick chaos chaos-quick fuzz load golangci
+.PHONY: help demo top check test lint model bench bench-quick chaos chaos-quick fuzz load golangci
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +19,10 @@ demo: ## workers share a lock on a private redis-server, and one of them dies
 top: ## all locks of the server or cluster at REDIS_URL, live (ARGS="-json": see examples/top)
 	@$(need) go
 	@cd examples/top && REDIS_URL="$(REDIS_URL)" go run . $(ARGS)
+
+check: ## build, vet and the fast tests, for the inner loop
+	@$(need) go redis-server redis-cli faketime
+	@internal/tools/check
 
 test: examples/node/node_modules ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
 	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis node bats ps
