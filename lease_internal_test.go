@@ -133,7 +133,7 @@ var _ = Describe("the alarm of a lock", func() {
 		lock.extends <- struct{}{} // the call
 		set(term{time.Now().Add(-time.Hour), time.Hour})
 		Eventually(lock.Context().Done()).Should(BeClosed())
-		Expect(context.Cause(lock.Context())).To(And(MatchError(ErrLost), MatchError(ContainSubstring("its lease of 1h0m0s ends"))))
+		Expect(context.Cause(lock.Context())).To(And(MatchError(ErrLost), MatchError(ContainSubstring("the 1h0m0s are over"))))
 		Expect(lock.extend(lock.Context(), time.Hour)).To(MatchError(context.Canceled))
 		<-lock.extends
 	})
