@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -35,7 +37,7 @@ const (
 	// popMax bounds one reply.
 	popMax = 1000
 	// closingFor is how long a client may say that it is closing: it says so, too, while it switches over.
-	closingFor = 3 * time.Second
+	closingFor = 2 * time.Second
 )
 
 // functions is the wire.Server of rueidis: one typed method per function of the library. It is the only
@@ -210,11 +212,13 @@ func (f *functions) Pop(ctx context.Context, list string, most int) ([]wire.Sign
 	defer cancel()
 	timer := time.AfterFunc(blockFor+blockGrace, cancel)
 	defer timer.Stop()
-	commands := rueidis.Commands{f.client.B().Blpop().Key(list).Timeout(blockFor.Seconds()).Build()}
+	block := f.client.B().Blpop().Key(list).Timeout(blockFor.Seconds()).Build()
+	var results []rueidis.RedisResult
 	if most > 1 && !f.perLock.Load() {
-		commands = append(commands, f.client.B().Lpop().Key(list).Count(int64(min(most, popMax))).Build())
+		results = f.client.DoMulti(ctx, block, f.client.B().Lpop().Key(list).Count(int64(min(most, popMax))).Build())
+	} else {
+		results = []rueidis.RedisResult{f.client.Do(ctx, block)}
 	}
-	results := f.client.DoMulti(ctx, commands...)
 	elements, err := results[0].AsStrSlice()
 	if rueidis.IsRedisNil(err) {
 		return nil, nil
@@ -260,36 +264,33 @@ func (f *functions) Forget(ctx context.Context, lists []string) error {
 	return err
 }
 
-func (f *functions) Locks(ctx context.Context, prefix string) (keys []string, err error) {
-	seen := make(chan []string)
-	failed := make(chan error, 1)
-	go func() {
-		defer close(seen)
-		failed <- errors.Join(primaries(ctx, f.client, func(ctx context.Context, addr string, node rueidis.Client) error {
-			return scan(ctx, node, globEscape(prefix)+"*", seen)
-		})...)
-	}()
-	for page := range seen {
-		keys = append(keys, page...)
-	}
-	if err := <-failed; err != nil {
-		return keys, classify(fmt.Errorf("SCAN: %w", err))
+func (f *functions) Locks(ctx context.Context, prefix string) ([]string, error) {
+	var mu sync.Mutex
+	var keys []string
+	errs := primaries(ctx, f.client, 0, func(ctx context.Context, _ string, node rueidis.Client) error {
+		found, err := scan(ctx, node, globEscape(prefix)+"*")
+		mu.Lock()
+		defer mu.Unlock()
+		keys = append(keys, found...)
+		return err
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	if err := join(errs...); err != nil {
+		return slices.Clone(keys), classify(fmt.Errorf("SCAN: %w", err))
 	}
 	return keys, nil
 }
 
-// scan sends every string key of a node that matches the pattern, some more than once.
-func scan(ctx context.Context, node rueidis.Client, pattern string, to chan<- []string) error {
+// scan returns every string key of a node that matches the pattern, some more than once.
+func scan(ctx context.Context, node rueidis.Client, pattern string) (keys []string, err error) {
 	var cursor uint64
 	for {
 		page, err := node.Do(ctx, node.B().Scan().Cursor(cursor).
 			Match(pattern).Count(1000).Type("string").Build()).AsScanEntry()
-		if err != nil {
-			return err
-		}
-		to <- page.Elements
-		if cursor = page.Cursor; cursor == 0 {
-			return nil
+		keys = append(keys, page.Elements...)
+		if cursor = page.Cursor; err != nil || cursor == 0 {
+			return keys, err
 		}
 	}
 }
@@ -312,16 +313,17 @@ func (f *functions) call(ctx context.Context, command, function string, keys []s
 		if err := f.loader.ensure(ctx); err != nil {
 			return answer{RedisResult: rueidis.NewErrorResult(err)}
 		}
-		for rounds := f.loader.rounds.Load(); ; {
+		first := f.loader.rounds.Load()
+		for rounds := first; ; {
 			// Arbitrary: rueidis itself retries what it knows to be read-only, for as long as ctx allows.
 			a := answer{sent: time.Now()}
 			a.RedisResult = f.client.Do(ctx, f.client.B().Arbitrary(command, function, strconv.Itoa(len(keys))).
 				Keys(keys...).Args(args...).Build())
 			err := a.Error()
-			if !notFound(err) {
+			if !notFound(err) || rounds > first+1 { // else others keep removing it
 				f.leaveDemoted(err)
-				if stays := f.patient(err); stays != err {
-					a.RedisResult = rueidis.NewErrorResult(stays)
+				if f.isClosed(err) {
+					a.RedisResult = rueidis.NewErrorResult(&wire.Error{Err: err, Answered: true})
 				}
 				return a
 			}
@@ -373,21 +375,19 @@ func (f *functions) leaveDemoted(err error) {
 	}()
 }
 
-// patient reads ErrClosing as an error that passes: a client also says that while it switches over. But
-// not for long.
-func (f *functions) patient(err error) error {
+// isClosed tells whether the client says that it is closing, and has said so for a while: it also does
+// while it switches over.
+func (f *functions) isClosed(err error) bool {
 	if !errors.Is(err, rueidis.ErrClosing) {
 		if f.closing.Load() != 0 {
 			f.closing.Store(0)
 		}
-		return err
+		return false
 	}
 	now := time.Now().UnixNano()
 	f.closing.CompareAndSwap(0, now)
-	if since := f.closing.Load(); since != 0 && now-since > int64(closingFor) {
-		return &wire.Error{Err: err, Answered: true}
-	}
-	return err
+	since := f.closing.Load()
+	return since != 0 && now-since > int64(closingFor)
 }
 
 // fault is how a call failed: at the server, on its way, or with a reply that the library cannot have made.

@@ -12,7 +12,7 @@ import (
 
 var _ = Describe("a lease", func() {
 	from := time.Now()
-	after := func(d time.Duration) time.Time { return from.Add(d) }
+	after := from.Add
 	plain := func(length time.Duration) lease {
 		return lease{term: term{from, length}, length: length, begin: from, maxHold: wire.Never, renew: true, doubt: wire.Never}
 	}
