@@ -47,10 +47,10 @@ type functions struct {
 	loader  *loader
 	logger  *slog.Logger
 	prefix  string
-	id      string       // names our signal lists
-	perLock atomic.Bool  // each lock has a signal list of its own, as the server checks slots
-	closing atomic.Int64 // since when the client has said nothing else, Unix ns; 0: it has not
-	demoted atomic.Bool  // the warning was written
+	id      string                    // names our signal lists
+	perLock atomic.Bool               // each lock has a signal list of its own, as the server checks slots
+	closing atomic.Pointer[time.Time] // since when the client has said nothing else; nil: it has not
+	demoted atomic.Bool               // the warning was written
 }
 
 var _ wire.Server = (*functions)(nil)
@@ -379,15 +379,15 @@ func (f *functions) leaveDemoted(err error) {
 // while it switches over.
 func (f *functions) isClosed(err error) bool {
 	if !errors.Is(err, rueidis.ErrClosing) {
-		if f.closing.Load() != 0 {
-			f.closing.Store(0)
+		if f.closing.Load() != nil {
+			f.closing.Store(nil)
 		}
 		return false
 	}
-	now := time.Now().UnixNano()
-	f.closing.CompareAndSwap(0, now)
+	now := time.Now()
+	f.closing.CompareAndSwap(nil, &now)
 	since := f.closing.Load()
-	return since != 0 && now-since > int64(closingFor)
+	return since != nil && now.Sub(*since) > closingFor
 }
 
 // fault is how a call failed: at the server, on its way, or with a reply that the library cannot have made.
