@@ -95,6 +95,9 @@ func join(errs ...error) (all error) {
 
 // code is the first word of an error that Redis replied with, "" for any other error.
 func code(err error) string {
+	if err == nil {
+		return ""
+	}
 	var reply *rueidis.RedisError
 	if errors.As(err, &reply) && !reply.IsNil() {
 		word, _, _ := strings.Cut(reply.Error(), " ")
