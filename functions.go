@@ -48,6 +48,7 @@ type functions struct {
 	logger  *slog.Logger
 	prefix  string
 	id      string                    // names our signal lists
+	all     string                    // the one for all locks
 	perLock atomic.Bool               // each lock has a signal list of its own, as the server checks slots
 	closing atomic.Pointer[time.Time] // since when the client has said nothing else; nil: it has not
 	demoted atomic.Bool               // the warning was written
@@ -63,6 +64,7 @@ func newFunctions(client rueidis.Client, opts Options) *functions {
 		prefix: opts.Prefix,
 		id:     randomID(64), // it is in the entry of each waiter
 	}
+	f.all = f.prefix + "-signal:" + f.id
 	f.perLock.Store(client.Mode() == rueidis.ClientModeCluster)
 	return f
 }
@@ -72,7 +74,7 @@ func (f *functions) list(k wire.Keys) string {
 	if f.perLock.Load() {
 		return f.prefix + "-signal:" + k.Tagged + ":" + f.id
 	}
-	return f.prefix + "-signal:" + f.id
+	return f.all
 }
 
 func (f *functions) Acquire(ctx context.Context, k wire.Keys, token string, lease, wait time.Duration) (wire.Acquired, error) {
