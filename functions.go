@@ -324,9 +324,6 @@ func (f *functions) call(ctx context.Context, command, function string, keys []s
 			err := a.Error()
 			if !notFound(err) || rounds > first+1 { // else others keep removing it
 				f.leaveDemoted(err)
-				if f.isClosed(err) {
-					a.RedisResult = rueidis.NewErrorResult(&wire.Error{Err: err, Answered: true})
-				}
 				return a
 			}
 			if rounds, err = f.loader.missing(ctx, rounds); err != nil {
@@ -336,6 +333,9 @@ func (f *functions) call(ctx context.Context, command, function string, keys []s
 	})
 	if err != nil {
 		a.RedisResult = rueidis.NewErrorResult(err)
+	}
+	if err = a.Error(); f.isClosed(err) {
+		a.RedisResult = rueidis.NewErrorResult(&wire.Error{Err: err, Answered: true})
 	}
 	return a
 }

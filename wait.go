@@ -311,12 +311,12 @@ func (w *waiter) quit() {
 	h := w.l.hub
 	h.mu.Lock()
 	if w.ready && !w.over {
-		w.undo(w.unserved())
+		w.undo(errUnserved)
 	}
 	h.mu.Unlock()
 	<-w.ended
 	if w.err == nil {
-		w.giveBack(w.unserved())
+		w.giveBack(errUnserved)
 	}
 }
 
@@ -342,6 +342,11 @@ func (w *waiter) result() (*Lock, error) {
 		if w.leaving != nil && w.trouble == nil {
 			w.leaving.await(undoWait)
 		}
+		if errors.Is(w.err, errUnserved) { // an answer that came meanwhile says more
+			w.l.hub.mu.Lock()
+			w.err = w.unserved()
+			w.l.hub.mu.Unlock()
+		}
 		return nil, w.watch.fail(w.err)
 	}
 	lock.start()
@@ -354,8 +359,11 @@ func (w *waiter) result() (*Lock, error) {
 	return lock, nil
 }
 
+// errUnserved stands for what unserved will say.
+var errUnserved = errors.New("unserved")
+
 // unserved is the error of a wait whose ctx has ended: what is known of the lock, ctx's own error, and
-// what was in the way. It needs hub.mu, or a wait that is over.
+// what was in the way. It needs hub.mu.
 func (w *waiter) unserved() error {
 	why := ErrUnavailable
 	if w.busy {
