@@ -373,8 +373,9 @@ func (w *waiter) unserved() error {
 	if cause := context.Cause(w.ctx); !errors.Is(w.ctx.Err(), cause) {
 		err = fmt.Errorf("%w (%w)", err, cause)
 	}
-	if w.trouble != nil {
-		err = fmt.Errorf("%w; the last call failed: %w", err, w.trouble)
+	var last *wire.Error
+	if errors.As(w.trouble, &last) { // without ErrUnavailable: the lock can be busy all the same
+		err = fmt.Errorf("%w; the last call failed: %w", err, last.Err)
 	}
 	return w.wrap(err)
 }
