@@ -271,10 +271,19 @@ func (f *functions) Locks(ctx context.Context, prefix string) (keys []string, er
 			return scan(ctx, node, globEscape(prefix)+"*", seen)
 		})...)
 	}()
-	for page := range seen {
-		keys = append(keys, page...)
+	for more := true; more && err == nil; {
+		var page []string
+		select {
+		case page, more = <-seen:
+			keys = append(keys, page...)
+		case <-ctx.Done(): // a node may hang in a call that does not heed it
+			err = ctx.Err()
+		}
 	}
-	if err := <-failed; err != nil {
+	if err == nil {
+		err = <-failed
+	}
+	if err != nil {
 		return keys, classify(fmt.Errorf("SCAN: %w", err))
 	}
 	return keys, nil
@@ -289,7 +298,11 @@ func scan(ctx context.Context, node rueidis.Client, pattern string, to chan<- []
 		if err != nil {
 			return err
 		}
-		to <- page.Elements
+		select {
+		case to <- page.Elements:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 		if cursor = page.Cursor; cursor == 0 {
 			return nil
 		}
