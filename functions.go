@@ -52,6 +52,7 @@ type functions struct {
 	perLock atomic.Bool               // each lock has a signal list of its own, as the server checks slots
 	closing atomic.Pointer[time.Time] // since when the client has said nothing else; nil: it has not
 	demoted atomic.Bool               // the warning was written
+	leaving atomic.Bool               // a QUIT is under way
 }
 
 var _ wire.Server = (*functions)(nil)
@@ -139,6 +140,7 @@ func (f *functions) ExtendAndWait(ctx context.Context, k wire.Keys, token string
 		return r
 	})
 	if err = errors.Join(err, r.err); err != nil {
+		f.leaveDemoted(r.err, false)
 		return 0, classify(fmt.Errorf("lock_extend and WAIT: %w", err))
 	}
 	return int(r.acks), nil
@@ -226,7 +228,7 @@ func (f *functions) Pop(ctx context.Context, list string, most int) ([]wire.Sign
 		return nil, nil
 	}
 	if err != nil {
-		f.leaveDemoted(err)
+		f.leaveDemoted(err, false)
 		return nil, classify(fmt.Errorf("BLPOP: %w", err))
 	}
 	elements = elements[min(1, len(elements)):] // the first is the list
@@ -323,7 +325,7 @@ func (f *functions) call(ctx context.Context, command, function string, keys []s
 				Keys(keys...).Args(args...).Build())
 			err := a.Error()
 			if !notFound(err) || rounds > first+1 { // else others keep removing it
-				f.leaveDemoted(err)
+				f.leaveDemoted(err, true)
 				return a
 			}
 			if rounds, err = f.loader.missing(ctx, rounds); err != nil {
@@ -356,10 +358,12 @@ func ending[T any](ctx context.Context, do func() T) (result T, err error) {
 	}
 }
 
-// leaveDemoted gives up connections to a server that has been demoted behind a single address (a DNS
+// leaveDemoted gives up a connection to a server that has been demoted behind a single address (a DNS
 // name, a proxy): rueidis keeps them as long as they work. QUIT needs no right, and ends the connection
-// that answers it: of those that are pipelined any one, so each READONLY ends one more.
-func (f *functions) leaveDemoted(err error) {
+// that answers it. Of the pipelined ones that is any, if the command has a key; of the others the one that
+// was used last. So each READONLY ends one more. One QUIT at a time: it may meet a connection to the new
+// primary, where it costs those who share the client their calls under way.
+func (f *functions) leaveDemoted(err error, pipelined bool) {
 	if code(err) != "READONLY" || f.client.Mode() != rueidis.ClientModeStandalone {
 		return
 	}
@@ -367,10 +371,17 @@ func (f *functions) leaveDemoted(err error) {
 		f.logger.Warn("redislock: the server is a replica now: its connections are given up, one after the other. "+
 			"rueidis.ClientOption.ConnLifetime shortens this", "error", err)
 	}
+	if !f.leaving.CompareAndSwap(false, true) {
+		return
+	}
 	go func() {
+		defer f.leaving.Store(false)
 		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 		defer cancel()
-		f.client.Do(ctx, f.client.B().Arbitrary("QUIT").Build())
+		if pipelined {
+			f.client.Do(ctx, f.client.B().Arbitrary("QUIT").Keys(f.id).Build())
+			return
+		}
 		_ = f.client.Dedicated(func(c rueidis.DedicatedClient) error {
 			return c.Do(ctx, c.B().Arbitrary("QUIT").Build()).Error()
 		})
