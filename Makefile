@@ -7,7 +7,7 @@ need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo top test lint model bench bench-quick chaos chaos-quick fuzz load golangci
+.PHONY: help demo top check test lint model bench bench-quick chaos chaos-quick fuzz load golangci
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -20,6 +20,10 @@ top: ## all locks of the server or cluster at REDIS_URL, live (ARGS="-json": see
 	@$(need) go
 	@cd examples/top && REDIS_URL="$(REDIS_URL)" go run . $(ARGS)
 
+check: ## build, vet and the fast tests, for the inner loop
+	@$(need) go redis-server redis-cli faketime
+	@internal/tools/check
+
 test: examples/node/node_modules ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
 	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis node bats ps
 	@internal/tools/test $(ARGS)
@@ -31,7 +35,7 @@ examples/node/node_modules: examples/node/package-lock.json
 lint: golangci ## gofmt, go vet, golangci-lint, luacheck, shellcheck
 	@$(need) luacheck shellcheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
-	for module in . bench examples/top examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
+	for module in . bench chaos examples/top examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
 	luacheck lua
 	shellcheck examples/shell/* lua/model/run
 
@@ -49,11 +53,11 @@ bench-quick: # less of everything, in a minute, into bench/results-quick
 
 chaos: ## faults and judges for CHAOS_MINUTES (2): CHAOS_SEED, CHAOS_TOPOLOGY, CHAOS_CONTROL
 	@$(need) go redis-server redis-cli
-	cd bench && go run ./chaos
+	cd chaos && go run .
 
 chaos-quick: # 30 s of that for each topology, as in make test
 	@$(need) go redis-server redis-cli
-	cd bench && go test -count=1 -v -run TestFaults ./chaos
+	cd chaos && go test -count=1 -v -run TestFaults .
 
 fuzz: ## any words and any keys into the functions, FUZZ_TIME (5m) each; what it finds is in lua/model/testdata
 	@$(need) go redis-server

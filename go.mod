@@ -1,6 +1,6 @@
 module github.com/seed-ee05a192/redislock
 
-go 1.26
+go 1.25.0
 
 require (
 	github.com/onsi/ginkgo/v2 v2.34.0

@@ -17,51 +17,12 @@ import (
 	"github.com/redis/rueidis"
 
 	"github.com/seed-ee05a192/redislock"
+	. "github.com/seed-ee05a192/redislock/internal/spec"
 )
 
 type ctxKey string
 
-// mustAcquire takes a lock that is free, or waits for it.
-func mustAcquire(ctx context.Context, l *redislock.Locker, name string, opts ...redislock.Option) *redislock.Lock {
-	GinkgoHelper()
-	lock, err := l.Acquire(ctx, name, opts...)
-	Expect(err).NotTo(HaveOccurred())
-	return lock
-}
-
-// acquiring starts an Acquire, and returns when it is in the queue at that place.
-func acquiring(ctx context.Context, l *redislock.Locker, name string, place int, opts ...redislock.Option) <-chan *redislock.Lock {
-	GinkgoHelper()
-	got := make(chan *redislock.Lock, 1)
-	go func() {
-		defer GinkgoRecover()
-		defer close(got)
-		lock, err := l.Acquire(ctx, name, opts...)
-		if err == nil {
-			got <- lock
-		} else if ctx.Err() == nil {
-			Expect(err).To(MatchError(redislock.ErrClosed))
-		}
-	}()
-	Eventually(waitingFor(l, name)).Should(BeNumerically(">=", place))
-	return got
-}
-
-func waitingFor(l *redislock.Locker, name string) func() (int, error) {
-	return func() (int, error) {
-		state, err := l.Inspect(context.Background(), name)
-		return state.Waiting, err
-	}
-}
-
-func pttl(client rueidis.Client, key string) int64 {
-	GinkgoHelper()
-	ms, err := redis(client, "PTTL", key).ToInt64()
-	Expect(err).NotTo(HaveOccurred())
-	return ms
-}
-
-var _ = describe("Locker", func() {
+var _ = OnEachTopology("Locker", func() {
 	var (
 		client rueidis.Client
 		locker *redislock.Locker
@@ -69,9 +30,9 @@ var _ = describe("Locker", func() {
 		name   string
 	)
 	BeforeEach(func() {
-		client = connect(server.Addr())
-		locker, other = newLocker(server.Addr()), newLocker(server.Addr())
-		name = newName()
+		client = Connect(Server.Addr())
+		locker, other = NewLocker(Server.Addr()), NewLocker(Server.Addr())
+		name = NewName()
 	})
 
 	Describe("New", func() {
@@ -92,25 +53,25 @@ var _ = describe("Locker", func() {
 			Expect(err).To(MatchError(ContainSubstring("nil")))
 		})
 		It("uses the prefix for all keys, and its defaults for each call", func(ctx SpecContext) {
-			l := newLocker(server.Addr(), redislock.Options{Prefix: "*p[x]", Lease: 40 * time.Second, Owner: "me"})
-			lock := mustAcquire(ctx, l, name)
+			l := NewLocker(Server.Addr(), redislock.Options{Prefix: "*p[x]", Lease: 40 * time.Second, Owner: "me"})
+			lock := MustAcquire(ctx, l, name)
 			Expect(lock.Token()).To(HavePrefix("me:"))
-			Expect(pttl(client, "*p[x]:{"+name+"}")).To(BeNumerically("~", 40_000, 5_000))
+			Expect(PTTL(client, "*p[x]:{"+name+"}")).To(BeNumerically("~", 40_000, 5_000))
 			Expect(l.ResetAll(ctx)).To(Equal(1))
 			Expect(lock.Release(ctx)).To(MatchError(redislock.ErrNotHeld))
 		})
 	})
 
 	It("takes the defaults of the options from Options", func(ctx SpecContext) {
-		l := newLocker(server.Addr(), redislock.Options{WithoutExpiry: true})
-		mustAcquire(ctx, l, name)
-		Expect(pttl(client, keysOf(name)[0])).To(BeEquivalentTo(-1))
-		l = newLocker(server.Addr(), redislock.Options{WithoutRenewal: true, MaxHold: 100 * time.Millisecond})
-		<-mustAcquire(ctx, l, name+"2").Context().Done()
+		l := NewLocker(Server.Addr(), redislock.Options{WithoutExpiry: true})
+		MustAcquire(ctx, l, name)
+		Expect(PTTL(client, KeysOf(name)[0])).To(BeEquivalentTo(-1))
+		l = NewLocker(Server.Addr(), redislock.Options{WithoutRenewal: true, MaxHold: 100 * time.Millisecond})
+		<-MustAcquire(ctx, l, name+"2").Context().Done()
 	})
 
 	It("acquires, tells about the lock, and releases it", func(ctx SpecContext) {
-		lock := mustAcquire(context.WithValue(ctx, ctxKey("k"), "v"), locker, name, redislock.WithOwner("me"))
+		lock := MustAcquire(context.WithValue(ctx, ctxKey("k"), "v"), locker, name, redislock.WithOwner("me"))
 		Expect(lock.Name()).To(Equal(name))
 		Expect(lock.Token()).To(HavePrefix("me:"))
 		Expect(len(lock.Token())).To(BeNumerically(">=", 3+22), "128 bits")
@@ -131,7 +92,7 @@ var _ = describe("Locker", func() {
 
 	It("does not end a lock with the ctx of its wait", func(ctx SpecContext) {
 		waiting, cancel := context.WithCancel(ctx)
-		lock := mustAcquire(waiting, locker, name)
+		lock := MustAcquire(waiting, locker, name)
 		cancel()
 		Expect(lock.Context().Err()).NotTo(HaveOccurred())
 		Expect(lock.Release(waiting)).To(Succeed(), "with a ctx that has ended")
@@ -143,7 +104,7 @@ var _ = describe("Locker", func() {
 		_, err = other.TryAcquire(ctx, name)
 		Expect(err).To(MatchError(redislock.ErrNotAcquired))
 		Expect(err).To(MatchError(ContainSubstring(strconv.Quote(name))))
-		next := acquiring(ctx, other, name, 1)
+		next := Acquiring(ctx, other, name, 1)
 		Expect(lock.Release(ctx)).To(Succeed())
 		_, err = locker.TryAcquire(ctx, name)
 		Expect(err).To(MatchError(redislock.ErrNotAcquired), "handed over already")
@@ -151,10 +112,10 @@ var _ = describe("Locker", func() {
 	})
 
 	It("serves in the order of arrival, over goroutines and Lockers, with growing fences", func(ctx SpecContext) {
-		lock := mustAcquire(ctx, locker, name)
+		lock := MustAcquire(ctx, locker, name)
 		var queue []<-chan *redislock.Lock
 		for i := range 20 {
-			queue = append(queue, acquiring(ctx, []*redislock.Locker{locker, other}[i%2], name, i+1))
+			queue = append(queue, Acquiring(ctx, []*redislock.Locker{locker, other}[i%2], name, i+1))
 		}
 		for _, next := range queue {
 			Consistently(next, "1ms").ShouldNot(Receive())
@@ -166,35 +127,35 @@ var _ = describe("Locker", func() {
 		Expect(lock.Release(ctx)).To(Succeed())
 	})
 
-	It("has its foremost waiter check in every 2 s, however far back it is; the rest as the server says", func(ctx SpecContext) {
-		own := ownRedis()
-		c, l := connect(own.Addr()), newLocker(own.Addr(), redislock.Options{WaitTTL: time.Hour})
-		lock := mustAcquire(ctx, l, name, redislock.WithLease(time.Hour)) // no renewal that would be counted
+	It("has its foremost waiter check in every 2 s, however far back it is; the rest as the server says", Longest, func(ctx SpecContext) {
+		own := OwnRedis()
+		c, l := Connect(own.Addr()), NewLocker(own.Addr(), redislock.Options{WaitTTL: time.Hour})
+		lock := MustAcquire(ctx, l, name, redislock.WithLease(time.Hour)) // no renewal that would be counted
 		for i := range 100 {
-			reply := fcall(c, "lock_acquire", append(keysOf(name), "nobody:{"+name+"}"), strconv.Itoa(i), "1000", "3600000")
+			reply := FCall(c, "lock_acquire", append(KeysOf(name), "nobody:{"+name+"}"), strconv.Itoa(i), "1000", "3600000")
 			Expect(reply.Error()).NotTo(HaveOccurred())
 		}
 		waiting, cancel := context.WithCancel(ctx)
 		first, leave := context.WithCancel(ctx)
 		defer leave()
-		acquiring(first, l, name, 101)
+		Acquiring(first, l, name, 101)
 		for i := range 9 {
-			acquiring(waiting, l, name, 102+i)
+			Acquiring(waiting, l, name, 102+i)
 		}
 		for range 2 {
-			Expect(redis(c, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
-			Eventually(ctx, func() int { return commandCalls(c)["fcall"] }).WithTimeout(15 * time.Second).Should(BeNumerically(">=", 4))
+			Expect(Redis(c, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
+			Eventually(ctx, func() int { return CommandCalls(c)["fcall"] }).WithTimeout(15 * time.Second).Should(BeNumerically(">=", 4))
 			leave() // then the next one is the foremost
-			Eventually(waitingFor(l, name)).Should(Equal(109))
+			Eventually(WaitingFor(l, name)).Should(Equal(109))
 		}
 		cancel()
-		Eventually(waitingFor(l, name)).Should(Equal(100))
+		Eventually(WaitingFor(l, name)).Should(Equal(100))
 		Expect(lock.Release(ctx)).To(Succeed())
 	})
 
 	Describe("when ctx ends", func() {
 		It("has left the queue, and tells why", func(ctx SpecContext) {
-			lock := mustAcquire(ctx, locker, name)
+			lock := MustAcquire(ctx, locker, name)
 			why := errors.New("why")
 			waiting, cancel := context.WithCancelCause(ctx)
 			failed := make(chan error)
@@ -202,10 +163,10 @@ var _ = describe("Locker", func() {
 				_, err := other.Acquire(waiting, name)
 				failed <- err
 			}()
-			Eventually(waitingFor(locker, name)).Should(Equal(1))
+			Eventually(WaitingFor(locker, name)).Should(Equal(1))
 			cancel(why)
 			err := <-failed
-			Expect(waitingFor(locker, name)()).To(BeZero())
+			Expect(WaitingFor(locker, name)()).To(BeZero())
 			Expect(err).To(MatchError(redislock.ErrNotAcquired))
 			Expect(err).To(MatchError(context.Canceled))
 			Expect(err).To(MatchError(why))
@@ -213,7 +174,7 @@ var _ = describe("Locker", func() {
 			Expect(lock.Release(ctx)).To(Succeed())
 		})
 		It("finds the deadline too", func(ctx SpecContext) {
-			lock := mustAcquire(ctx, locker, name)
+			lock := MustAcquire(ctx, locker, name)
 			waiting, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
 			defer cancel()
 			_, err := other.Acquire(waiting, name)
@@ -222,15 +183,15 @@ var _ = describe("Locker", func() {
 			Expect(lock.Release(ctx)).To(Succeed())
 		})
 		It("sends nothing if it had ended before", func(ctx SpecContext) {
-			own := ownRedis()
-			l, c := newLocker(own.Addr()), connect(own.Addr())
+			own := OwnRedis()
+			l, c := NewLocker(own.Addr()), Connect(own.Addr())
 			ended, cancel := context.WithCancel(ctx)
 			cancel()
 			for _, acquire := range []func(context.Context, string, ...redislock.Option) (*redislock.Lock, error){l.Acquire, l.TryAcquire} {
 				_, err := acquire(ended, name)
 				Expect(err).To(MatchError(context.Canceled))
 			}
-			Expect(commandCalls(c)).NotTo(HaveKey("fcall"))
+			Expect(CommandCalls(c)).NotTo(HaveKey("fcall"))
 		})
 	})
 
@@ -248,17 +209,17 @@ var _ = describe("Locker", func() {
 				return failure
 			})
 			Expect(err).To(BeIdenticalTo(failure))
-			Expect(mustAcquire(ctx, other, name).Release(ctx)).To(Succeed())
+			Expect(MustAcquire(ctx, other, name).Release(ctx)).To(Succeed())
 		})
 		It("releases when fn panics", func(ctx SpecContext) {
 			Expect(func() {
 				_ = locker.Do(ctx, name, func(context.Context, *redislock.Lock) error { panic("!") })
 			}).To(PanicWith("!"))
-			Expect(mustAcquire(ctx, other, name).Release(ctx)).To(Succeed())
+			Expect(MustAcquire(ctx, other, name).Release(ctx)).To(Succeed())
 		})
 		It("says that the lock was lost", func(ctx SpecContext) {
 			err := locker.Do(ctx, name, func(_ context.Context, _ *redislock.Lock) error {
-				return redis(client, "DEL", keysOf(name)[0]).Error()
+				return Redis(client, "DEL", KeysOf(name)[0]).Error()
 			})
 			Expect(err).To(MatchError(redislock.ErrNotHeld))
 			Expect(err).To(MatchError(redislock.ErrLost))
@@ -288,7 +249,7 @@ var _ = describe("Locker", func() {
 			}, redislock.WithMaxHold(5*time.Second))).To(MatchError(redislock.ErrLost))
 		})
 		It("says that Close ended it", func(ctx SpecContext) {
-			l := newLocker(server.Addr())
+			l := NewLocker(Server.Addr())
 			err := l.Do(ctx, name, func(ctx context.Context, _ *redislock.Lock) error {
 				l.Close()
 				<-ctx.Done()
@@ -304,8 +265,8 @@ var _ = describe("Locker", func() {
 
 	Describe("Reset and ResetAll", func() {
 		It("hands on, and the former holder learns it at its next renewal", func(ctx SpecContext) {
-			lock := mustAcquire(ctx, locker, name, redislock.WithLease(600*time.Millisecond))
-			next := acquiring(ctx, other, name, 1)
+			lock := MustAcquire(ctx, locker, name, redislock.WithLease(600*time.Millisecond))
+			next := Acquiring(ctx, other, name, 1)
 			Expect(locker.Reset(ctx, name)).To(BeTrue())
 			second := <-next
 			Eventually(ctx, lock.Context().Done()).Should(BeClosed())
@@ -315,45 +276,45 @@ var _ = describe("Locker", func() {
 			Expect(locker.Reset(ctx, name)).To(BeFalse())
 		})
 		It("finds all held locks, and touches nothing else", func(ctx SpecContext) {
-			own := ownRedis()
-			l, c := newLocker(own.Addr()), connect(own.Addr())
+			own := OwnRedis()
+			l, c := NewLocker(own.Addr()), Connect(own.Addr())
 			odd := []string{"a", "order:{42}", "a b\n{", "{}", "*"}
 			for _, n := range odd {
-				mustAcquire(ctx, l, n)
+				MustAcquire(ctx, l, n)
 			}
 			others := []string{"lock:plain", "lock:", "locker:{x}", "other:{a}"}
 			for _, key := range others {
-				Expect(redis(c, "SET", key, "x").Error()).NotTo(HaveOccurred())
+				Expect(Redis(c, "SET", key, "x").Error()).NotTo(HaveOccurred())
 			}
-			Expect(redis(c, "SADD", "lock:{set}", "x").Error()).NotTo(HaveOccurred())
+			Expect(Redis(c, "SADD", "lock:{set}", "x").Error()).NotTo(HaveOccurred())
 			Expect(l.ResetAll(ctx)).To(Equal(len(odd)))
 			Expect(l.ResetAll(ctx)).To(Equal(0))
 			for _, key := range append(others, "lock:{set}") {
-				Expect(redis(c, "EXISTS", key).ToInt64()).To(BeEquivalentTo(1), key)
+				Expect(Redis(c, "EXISTS", key).ToInt64()).To(BeEquivalentTo(1), key)
 			}
-			Expect(commandCalls(c)).To(HaveKey("scan"))
-			Expect(commandCalls(c)).NotTo(HaveKey("keys"))
+			Expect(CommandCalls(c)).To(HaveKey("scan"))
+			Expect(CommandCalls(c)).NotTo(HaveKey("keys"))
 		})
 	})
 
 	Describe("Close", func() {
 		It("ends waits, releases what is held, leaves no connection blocked and only states behind", func(ctx SpecContext) {
-			own := ownRedis()
-			c, second := connect(own.Addr()), newLocker(own.Addr())
-			l, err := redislock.New(connect(own.Addr()), redislock.Options{})
+			own := OwnRedis()
+			c, second := Connect(own.Addr()), NewLocker(own.Addr())
+			l, err := redislock.New(Connect(own.Addr()), redislock.Options{})
 			Expect(err).NotTo(HaveOccurred())
-			lock := mustAcquire(ctx, l, name, redislock.WithLease(time.Hour))
-			wanted := mustAcquire(ctx, second, name+"2")
-			next := acquiring(ctx, second, name, 1)
+			lock := MustAcquire(ctx, l, name, redislock.WithLease(time.Hour))
+			wanted := MustAcquire(ctx, second, name+"2")
+			next := Acquiring(ctx, second, name, 1)
 			failed := make(chan error, 1)
 			go func() {
 				_, err := l.Acquire(ctx, name+"2")
 				failed <- err
 			}()
-			Eventually(waitingFor(l, name+"2")).Should(Equal(1))
+			Eventually(WaitingFor(l, name+"2")).Should(Equal(1))
 			l.Close()
 			Expect(<-failed).To(MatchError(redislock.ErrClosed))
-			Expect(waitingFor(second, name+"2")()).To(BeZero())
+			Expect(WaitingFor(second, name+"2")()).To(BeZero())
 			Expect(context.Cause(lock.Context())).To(MatchError(redislock.ErrClosed))
 			Expect((<-next).Release(ctx)).To(Succeed())
 			Expect(wanted.Release(ctx)).To(Succeed())
@@ -371,13 +332,13 @@ var _ = describe("Locker", func() {
 			Expect(err).To(MatchError(redislock.ErrClosed))
 
 			second.Close()
-			Eventually(func() (string, error) { return redis(c, "INFO", "clients").ToString() }).
+			Eventually(func() (string, error) { return Redis(c, "INFO", "clients").ToString() }).
 				Should(ContainSubstring("blocked_clients:0\r\n"))
-			keys, err := redis(c, "KEYS", "*").AsStrSlice()
+			keys, err := Redis(c, "KEYS", "*").AsStrSlice()
 			Expect(err).NotTo(HaveOccurred())
 			Expect(keys).To(ConsistOf("lock-state:{"+name+"}", "lock-state:{"+name+"2}"))
 			for _, key := range keys {
-				Expect(pttl(c, key)).To(And(BeNumerically(">", 0), BeNumerically("<=", 600_000)))
+				Expect(PTTL(c, key)).To(And(BeNumerically(">", 0), BeNumerically("<=", 600_000)))
 			}
 		})
 	})
@@ -385,8 +346,8 @@ var _ = describe("Locker", func() {
 	Describe("leases", func() {
 		It("are renewed while others wait, as long as it takes", func(ctx SpecContext) {
 			const lease = 2 * time.Second
-			lock := mustAcquire(ctx, locker, name, redislock.WithLease(lease))
-			next := acquiring(ctx, other, name, 1)
+			lock := MustAcquire(ctx, locker, name, redislock.WithLease(lease))
+			next := Acquiring(ctx, other, name, 1)
 			first, _ := lock.Deadline()
 			Eventually(ctx, func() time.Time { d, _ := lock.Deadline(); return d }).
 				Should(BeTemporally(">", first.Add(lease)))
@@ -396,8 +357,8 @@ var _ = describe("Locker", func() {
 			Expect((<-next).Release(ctx)).To(Succeed())
 		})
 		It("end without renewal, and the next one gets the lock", func(ctx SpecContext) {
-			lock := mustAcquire(ctx, locker, name, redislock.WithLease(300*time.Millisecond), redislock.WithoutRenewal())
-			next := acquiring(ctx, other, name, 0) // it may come too late to wait
+			lock := MustAcquire(ctx, locker, name, redislock.WithLease(300*time.Millisecond), redislock.WithoutRenewal())
+			next := Acquiring(ctx, other, name, 0) // it may come too late to wait
 			deadline, _ := lock.Deadline()
 			<-lock.Context().Done()
 			Expect(context.Cause(lock.Context())).To(MatchError(redislock.ErrLost))
@@ -409,58 +370,58 @@ var _ = describe("Locker", func() {
 		})
 		It("end with WithMaxHold in spite of renewal", func(ctx SpecContext) {
 			began := time.Now()
-			lock := mustAcquire(ctx, locker, name, redislock.WithLease(time.Second), redislock.WithMaxHold(2*time.Second))
+			lock := MustAcquire(ctx, locker, name, redislock.WithLease(time.Second), redislock.WithMaxHold(2*time.Second))
 			<-lock.Context().Done()
 			Expect(context.Cause(lock.Context())).To(MatchError(redislock.ErrLost))
 			Expect(time.Since(began)).To(BeNumerically(">=", 1700*time.Millisecond), "renewed until then")
-			Eventually(ctx, func() int64 { return pttl(client, keysOf(name)[0]) }).Should(BeEquivalentTo(-2))
+			Eventually(ctx, func() int64 { return PTTL(client, KeysOf(name)[0]) }).Should(BeEquivalentTo(-2))
 		})
 		It("are cut by WithMaxHold, that of a lock without expiry too", func(ctx SpecContext) {
 			for i, opt := range []redislock.Option{redislock.WithoutExpiry(), redislock.WithLease(time.Hour)} {
 				n := name + strconv.Itoa(i)
-				lock := mustAcquire(ctx, locker, n, opt, redislock.WithMaxHold(30*time.Second))
-				Expect(pttl(client, keysOf(n)[0])).To(And(BeNumerically(">", 0), BeNumerically("<=", 30_000)))
+				lock := MustAcquire(ctx, locker, n, opt, redislock.WithMaxHold(30*time.Second))
+				Expect(PTTL(client, KeysOf(n)[0])).To(And(BeNumerically(">", 0), BeNumerically("<=", 30_000)))
 				Expect(lock.Release(ctx)).To(Succeed())
 			}
 		})
 		It("never end WithoutExpiry, also after a hand-over, once it is confirmed", func(ctx SpecContext) {
-			lock := mustAcquire(ctx, locker, name, redislock.WithoutExpiry())
+			lock := MustAcquire(ctx, locker, name, redislock.WithoutExpiry())
 			_, expires := lock.Deadline()
 			Expect(expires).To(BeFalse())
-			Expect(pttl(client, keysOf(name)[0])).To(BeEquivalentTo(-1))
+			Expect(PTTL(client, KeysOf(name)[0])).To(BeEquivalentTo(-1))
 			state, err := locker.Inspect(ctx, name)
 			Expect(err).NotTo(HaveOccurred())
 			Expect(state.TTL).To(BeNumerically("<", 0))
-			next := acquiring(ctx, other, name, 1, redislock.WithoutExpiry())
+			next := Acquiring(ctx, other, name, 1, redislock.WithoutExpiry())
 			Expect(lock.Release(ctx)).To(Succeed())
 			second := <-next
 			_, expires = second.Deadline()
 			Expect(expires).To(BeTrue(), "two seconds, until it is confirmed")
 			Eventually(ctx, func() bool { _, expires := second.Deadline(); return expires }).Should(BeFalse())
-			Expect(pttl(client, keysOf(name)[0])).To(BeEquivalentTo(-1))
+			Expect(PTTL(client, KeysOf(name)[0])).To(BeEquivalentTo(-1))
 			Expect(second.Release(ctx)).To(Succeed())
 		})
 		It("start short after a hand-over and are confirmed without being asked", func(ctx SpecContext) {
-			lock := mustAcquire(ctx, locker, name)
-			next := acquiring(ctx, other, name, 1, redislock.WithLease(time.Minute), redislock.WithoutRenewal())
+			lock := MustAcquire(ctx, locker, name)
+			next := Acquiring(ctx, other, name, 1, redislock.WithLease(time.Minute), redislock.WithoutRenewal())
 			Expect(lock.Release(ctx)).To(Succeed())
 			second := <-next
-			Expect(pttl(client, keysOf(name)[0])).To(BeNumerically("<=", 2_000))
-			Eventually(ctx, func() int64 { return pttl(client, keysOf(name)[0]) }).Should(BeNumerically(">", 50_000))
+			Expect(PTTL(client, KeysOf(name)[0])).To(BeNumerically("<=", 2_000))
+			Eventually(ctx, func() int64 { return PTTL(client, KeysOf(name)[0]) }).Should(BeNumerically(">", 50_000))
 			Eventually(ctx, func() time.Duration { d, _ := second.Deadline(); return time.Until(d) }).
 				Should(BeNumerically(">", 50*time.Second))
 			Expect(second.Release(ctx)).To(Succeed())
 		})
 		It("have a Deadline that is not later than the server's, however slow the way", func(ctx SpecContext) {
-			network := newProxy(server.Addr())
-			far, next := newLocker(network.Addr()), newLocker(network.Addr())
-			Expect(mustAcquire(ctx, far, name).Release(ctx)).To(Succeed())
+			network := NewProxy(Server.Addr())
+			far, next := NewLocker(network.Addr()), NewLocker(network.Addr())
+			Expect(MustAcquire(ctx, far, name).Release(ctx)).To(Succeed())
 			network.SetDelay(50 * time.Millisecond)
 			check := func(lock *redislock.Lock) (deadline time.Time) {
 				GinkgoHelper()
 				deadline, ok := lock.Deadline()
 				Expect(ok).To(BeTrue())
-				left := time.Duration(pttl(client, keysOf(name)[0])) * time.Millisecond // was true earlier than now
+				left := time.Duration(PTTL(client, KeysOf(name)[0])) * time.Millisecond // was true earlier than now
 				Expect(time.Until(deadline)).To(BeNumerically("<=", left+time.Millisecond))
 				return deadline
 			}
@@ -469,9 +430,9 @@ var _ = describe("Locker", func() {
 				Eventually(func() time.Time { d, _ := lock.Deadline(); return d }).Should(BeTemporally(">", from.Add(100*time.Millisecond)))
 				check(lock)
 			}
-			lock := mustAcquire(ctx, far, name, redislock.WithLease(3*time.Second))
+			lock := MustAcquire(ctx, far, name, redislock.WithLease(3*time.Second))
 			moved(lock, check(lock)) // renewed
-			waiting := acquiring(ctx, next, name, 1)
+			waiting := Acquiring(ctx, next, name, 1)
 			Expect(lock.Extend(ctx, 20*time.Second)).To(Succeed())
 			check(lock)
 			Expect(lock.Release(ctx)).To(Succeed())
@@ -480,34 +441,34 @@ var _ = describe("Locker", func() {
 			Expect(lock.Release(ctx)).To(Succeed())
 		})
 		It("are claimed once after a hand-over, and end by themselves without renewal", func(ctx SpecContext) {
-			own := ownRedis()
-			l := newLocker(own.Addr())
-			lock := mustAcquire(ctx, l, name)
-			next := acquiring(ctx, l, name, 1, redislock.WithLease(3*time.Second), redislock.WithoutRenewal())
-			seen := monitor(own.Addr())
+			own := OwnRedis()
+			l := NewLocker(own.Addr())
+			lock := MustAcquire(ctx, l, name)
+			next := Acquiring(ctx, l, name, 1, redislock.WithLease(3*time.Second), redislock.WithoutRenewal())
+			seen := Monitor(own.Addr())
 			Expect(lock.Release(ctx)).To(Succeed())
 			lock = <-next
 			Eventually(lock.Context().Done()).Should(BeClosed())
 			Expect(context.Cause(lock.Context())).To(MatchError(redislock.ErrLost))
-			Expect(seen.count("lock_extend")).To(Equal(1))
+			Expect(seen.Count("lock_extend")).To(Equal(1))
 		})
 		It("stay as they are if Redis refuses a shorter one", func(ctx SpecContext) {
-			own := ownRedis()
-			lock := mustAcquire(ctx, newLocker(own.Addr()), name, redislock.WithoutRenewal())
+			own := OwnRedis()
+			lock := MustAcquire(ctx, NewLocker(own.Addr()), name, redislock.WithoutRenewal())
 			before, _ := lock.Deadline()
-			c := connect(own.Addr())
-			Expect(redis(c, "CONFIG", "SET", "min-replicas-to-write", "1").Error()).NotTo(HaveOccurred())
+			c := Connect(own.Addr())
+			Expect(Redis(c, "CONFIG", "SET", "min-replicas-to-write", "1").Error()).NotTo(HaveOccurred())
 			Expect(lock.Extend(ctx, 300*time.Millisecond)).To(MatchError(ContainSubstring("NOREPLICAS")))
 			after, _ := lock.Deadline()
 			Expect(after).To(Equal(before))
-			Expect(redis(c, "CONFIG", "SET", "min-replicas-to-write", "0").Error()).NotTo(HaveOccurred())
+			Expect(Redis(c, "CONFIG", "SET", "min-replicas-to-write", "0").Error()).NotTo(HaveOccurred())
 			Expect(lock.Extend(ctx, time.Minute)).To(Succeed())
 			after, _ = lock.Deadline()
 			Expect(after).To(BeTemporally(">", before), "no call is in doubt")
 			Expect(lock.Release(ctx)).To(Succeed())
 		})
 		It("stay as they are if ctx has ended before Extend: nothing is sent", func(ctx SpecContext) {
-			lock := mustAcquire(ctx, locker, name, redislock.WithoutRenewal())
+			lock := MustAcquire(ctx, locker, name, redislock.WithoutRenewal())
 			before, _ := lock.Deadline()
 			ended, cancel := context.WithCancel(ctx)
 			cancel()
@@ -519,14 +480,14 @@ var _ = describe("Locker", func() {
 			Expect(lock.Release(ctx)).To(Succeed())
 		})
 		It("end with a Release, whatever an Extend beside it says then", func(ctx SpecContext) {
-			own := ownRedis()
-			network := newProxy(own.Addr())
-			lock := mustAcquire(ctx, newLocker(network.Addr()), name)
-			seen := monitor(own.Addr())
+			own := OwnRedis()
+			network := NewProxy(own.Addr())
+			lock := MustAcquire(ctx, NewLocker(network.Addr()), name)
+			seen := Monitor(own.Addr())
 			network.SetDelay(50 * time.Millisecond)
 			extended := make(chan error, 1)
 			go func() { extended <- lock.Extend(ctx, time.Hour) }()
-			Eventually(func() int { return seen.count("lock_extend", "3600000") }).Should(Equal(1))
+			Eventually(func() int { return seen.Count("lock_extend", "3600000") }).Should(Equal(1))
 			before, _ := lock.Deadline()
 			Expect(lock.Release(ctx)).To(Succeed())
 			Expect(<-extended).To(MatchError(redislock.ErrNotHeld))
@@ -534,13 +495,13 @@ var _ = describe("Locker", func() {
 			Expect(after).To(Equal(before))
 		})
 		It("are set by Extend, shorter too, and renewal goes on with that", func(ctx SpecContext) {
-			lock := mustAcquire(ctx, locker, name)
+			lock := MustAcquire(ctx, locker, name)
 			Expect(lock.Extend(ctx, time.Hour)).To(Succeed())
-			Expect(pttl(client, keysOf(name)[0])).To(BeNumerically("~", 3_600_000, 20_000))
+			Expect(PTTL(client, KeysOf(name)[0])).To(BeNumerically("~", 3_600_000, 20_000))
 			Expect(lock.Extend(ctx, 2*time.Second)).To(Succeed())
 			first, _ := lock.Deadline()
 			Eventually(ctx, func() time.Time { d, _ := lock.Deadline(); return d }).Should(BeTemporally(">", first.Add(time.Second)))
-			Expect(redis(client, "DEL", keysOf(name)[0]).Error()).NotTo(HaveOccurred())
+			Expect(Redis(client, "DEL", KeysOf(name)[0]).Error()).NotTo(HaveOccurred())
 			Expect(lock.Extend(ctx, time.Second)).To(MatchError(redislock.ErrNotHeld))
 			Expect(context.Cause(lock.Context())).To(MatchError(redislock.ErrLost))
 		})
@@ -548,16 +509,16 @@ var _ = describe("Locker", func() {
 
 	Describe("WithToken", func() {
 		It("lets another Locker go on with the same lock", func(ctx SpecContext) {
-			lock := mustAcquire(ctx, locker, name, redislock.WithToken("shared \n token"))
-			same := mustAcquire(ctx, other, name, redislock.WithToken("shared \n token"))
+			lock := MustAcquire(ctx, locker, name, redislock.WithToken("shared \n token"))
+			same := MustAcquire(ctx, other, name, redislock.WithToken("shared \n token"))
 			Expect(same.Fence()).To(Equal(lock.Fence()))
 			Expect(same.Release(ctx)).To(Succeed())
 			Expect(lock.Release(ctx)).To(MatchError(redislock.ErrNotHeld))
 		})
 		It("waits, for two names at once with one token too", func(ctx SpecContext) {
-			first, second := mustAcquire(ctx, locker, name), mustAcquire(ctx, locker, name+"2")
-			got1 := acquiring(ctx, other, name, 1, redislock.WithToken("t"))
-			got2 := acquiring(ctx, other, name+"2", 1, redislock.WithToken("t"))
+			first, second := MustAcquire(ctx, locker, name), MustAcquire(ctx, locker, name+"2")
+			got1 := Acquiring(ctx, other, name, 1, redislock.WithToken("t"))
+			got2 := Acquiring(ctx, other, name+"2", 1, redislock.WithToken("t"))
 			Expect(first.Release(ctx)).To(Succeed())
 			Expect((<-got1).Release(ctx)).To(Succeed())
 			Consistently(got2, "20ms").ShouldNot(Receive())
@@ -578,16 +539,16 @@ var _ = describe("Locker", func() {
 					if d != 0 {
 						Expect(err).To(MatchError(ContainSubstring(d.String())))
 					}
-					Expect(redis(client, append([]string{"EXISTS"}, keysOf(name)...)...).ToInt64()).To(BeZero())
+					Expect(Redis(client, append([]string{"EXISTS"}, KeysOf(name)...)...).ToInt64()).To(BeZero())
 					continue
 				}
 				Expect(err).NotTo(HaveOccurred())
-				Expect(pttl(client, keysOf(name)[0])).To(And(BeNumerically("<=", wantMS), BeNumerically(">", max(0, wantMS-10_000))))
+				Expect(PTTL(client, KeysOf(name)[0])).To(And(BeNumerically("<=", wantMS), BeNumerically(">", max(0, wantMS-10_000))))
 				Expect(lock.Extend(ctx, d)).To(Succeed())
 				Expect(lock.Release(ctx)).To(Succeed())
 			}
 			if wantMS == 0 {
-				lock := mustAcquire(ctx, locker, name)
+				lock := MustAcquire(ctx, locker, name)
 				Expect(lock.Extend(ctx, d)).To(MatchError(ContainSubstring("at least 1ms")))
 				Expect(lock.Release(ctx)).To(Succeed())
 			}
@@ -615,9 +576,9 @@ var _ = describe("Locker", func() {
 
 	DescribeTable("names of any bytes work, handed over too", func(ctx SpecContext, odd string) {
 		odd = strings.ReplaceAll(odd, "NAME", name)
-		lock := mustAcquire(ctx, locker, odd)
+		lock := MustAcquire(ctx, locker, odd)
 		token := "\x00{} \n" + odd
-		next := acquiring(ctx, other, odd, 1, redislock.WithToken(token))
+		next := Acquiring(ctx, other, odd, 1, redislock.WithToken(token))
 		state, err := locker.Inspect(ctx, odd)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(state.Waiters).To(HaveLen(1))
@@ -627,7 +588,7 @@ var _ = describe("Locker", func() {
 		Expect(state.Waiters[0].Signal).To(HavePrefix("lock-signal:"))
 		Expect(lock.Release(ctx)).To(Succeed())
 		second := <-next
-		Expect(redis(client, "GET", keysOf(odd)[0]).ToString()).To(Equal(token))
+		Expect(Redis(client, "GET", KeysOf(odd)[0]).ToString()).To(Equal(token))
 		Expect(second.Release(ctx)).To(Succeed())
 	},
 		Entry("spaces", "a NAME b"), Entry("newline", "NAME\r\n"), Entry("NUL", "\x00NAME"), Entry("UTF-8", "schloß NAME 🔒"),
@@ -656,9 +617,9 @@ var _ = describe("Locker", func() {
 	})
 
 	It("returns what Redis says at once if it will not pass, with the lock's name", func(ctx SpecContext) {
-		Expect(redis(client, "LPUSH", keysOf(name)[0], "x").Error()).NotTo(HaveOccurred())
+		Expect(Redis(client, "LPUSH", KeysOf(name)[0], "x").Error()).NotTo(HaveOccurred())
 		for _, err := range []error{
-			second(locker.Acquire(ctx, name)), second(locker.TryAcquire(ctx, name)), second(locker.Inspect(ctx, name)), second(locker.Reset(ctx, name)),
+			Second(locker.Acquire(ctx, name)), Second(locker.TryAcquire(ctx, name)), Second(locker.Inspect(ctx, name)), Second(locker.Reset(ctx, name)),
 		} {
 			Expect(err).To(MatchError(ContainSubstring("WRONGTYPE")))
 			Expect(err).To(MatchError(ContainSubstring(strconv.Quote(name))))
@@ -669,14 +630,14 @@ var _ = describe("Locker", func() {
 	Describe("cost", func() {
 		DescribeTable("is 3 commands per contended acquire and release, whatever the number of waiters",
 			func(ctx SpecContext, contenders int) {
-				own := ownRedis()
-				c := connect(own.Addr())
+				own := OwnRedis()
+				c := Connect(own.Addr())
 				const rounds = 1200
 				var ready, done sync.WaitGroup
 				start := make(chan struct{})
 				for range contenders {
-					l := newLocker(own.Addr())
-					Expect(mustAcquire(ctx, l, "warm-up").Release(ctx)).To(Succeed())
+					l := NewLocker(own.Addr())
+					Expect(MustAcquire(ctx, l, "warm-up").Release(ctx)).To(Succeed())
 					ready.Add(1)
 					done.Go(func() {
 						defer GinkgoRecover()
@@ -693,11 +654,11 @@ var _ = describe("Locker", func() {
 					})
 				}
 				ready.Wait()
-				Expect(redis(c, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
+				Expect(Redis(c, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
 				began := time.Now()
 				close(start)
 				done.Wait()
-				calls := commandCalls(c)
+				calls := CommandCalls(c)
 				cycles := float64(rounds / contenders * contenders)
 				// Besides, each begins and ends, and checks in every second if the machine is so slow that it waits so long.
 				others := float64(contenders) * (10 + 2*time.Since(began).Seconds())
@@ -709,21 +670,21 @@ var _ = describe("Locker", func() {
 			Entry(nil, 2), Entry(nil, 16), Entry(nil, 64),
 		)
 		It("is 2 commands if the lock is free", func(ctx SpecContext) {
-			own := ownRedis()
-			c, l := connect(own.Addr()), newLocker(own.Addr())
-			Expect(mustAcquire(ctx, l, name).Release(ctx)).To(Succeed())
-			Expect(redis(c, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
+			own := OwnRedis()
+			c, l := Connect(own.Addr()), NewLocker(own.Addr())
+			Expect(MustAcquire(ctx, l, name).Release(ctx)).To(Succeed())
+			Expect(Redis(c, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
 			for range 100 {
-				Expect(mustAcquire(ctx, l, name).Release(ctx)).To(Succeed())
+				Expect(MustAcquire(ctx, l, name).Release(ctx)).To(Succeed())
 			}
-			calls := commandCalls(c)
+			calls := CommandCalls(c)
 			Expect(calls["fcall"]).To(Equal(200))
 			Expect(calls["blpop"]).To(BeZero())
 		})
 		It("is 2 blocked connections at most with 1,000 waiters, no goroutine but theirs, and they are served in order", func(ctx SpecContext) {
-			own := ownRedis()
-			c, l := connect(own.Addr()), newLocker(own.Addr())
-			lock := mustAcquire(ctx, l, name)
+			own := OwnRedis()
+			c, l := Connect(own.Addr()), NewLocker(own.Addr())
+			lock := MustAcquire(ctx, l, name)
 			before := runtime.NumGoroutine()
 			var all sync.WaitGroup
 			served := make(chan string, 1000)
@@ -736,8 +697,8 @@ var _ = describe("Locker", func() {
 					Expect(lock.Release(ctx)).To(Succeed())
 				})
 			}
-			Eventually(waitingFor(l, name)).Should(Equal(1000))
-			Eventually(func() (string, error) { return redis(c, "INFO", "clients").ToString() }).Should(MatchRegexp("blocked_clients:[12]\r"))
+			Eventually(WaitingFor(l, name)).Should(Equal(1000))
+			Eventually(func() (string, error) { return Redis(c, "INFO", "clients").ToString() }).Should(MatchRegexp("blocked_clients:[12]\r"))
 			Eventually(runtime.NumGoroutine).Should(BeNumerically("<=", before+1000+20), "rueidis has some for its connections")
 			state, err := l.Inspect(ctx, name)
 			Expect(err).NotTo(HaveOccurred())
@@ -753,6 +714,3 @@ var _ = describe("Locker", func() {
 		})
 	})
 })
-
-// second is the error of a call with two results.
-func second[T any](_ T, err error) error { return err }

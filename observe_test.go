@@ -14,6 +14,7 @@ import (
 
 	"github.com/seed-ee05a192/redislock"
 	"github.com/seed-ee05a192/redislock/internal/proxy"
+	. "github.com/seed-ee05a192/redislock/internal/spec"
 )
 
 // observer remembers what Options.Observe was told.
@@ -42,7 +43,7 @@ func (o *observer) kinds() (kinds []redislock.EventKind) {
 	return kinds
 }
 
-var _ = describe("Options.Observe", func() {
+var _ = OnEachTopology("Options.Observe", func() {
 	const (
 		acquired    = redislock.EventAcquired
 		notAcquired = redislock.EventNotAcquired
@@ -57,18 +58,18 @@ var _ = describe("Options.Observe", func() {
 		name     string
 	)
 	BeforeEach(func() {
-		client = connect(server.Addr())
+		client = Connect(Server.Addr())
 		observed = &observer{}
-		locker = newLocker(server.Addr(), redislock.Options{Observe: observed.observe})
-		other = newLocker(server.Addr())
-		name = newName()
+		locker = NewLocker(Server.Addr(), redislock.Options{Observe: observed.observe})
+		other = NewLocker(Server.Addr())
+		name = NewName()
 	})
-	takeAway := func() { Expect(second(other.Reset(context.Background(), name))).To(Succeed()) }
+	takeAway := func() { Expect(Second(other.Reset(context.Background(), name))).To(Succeed()) }
 
 	It("is told of a lock that was free, with the values of Acquire's ctx and not its end", func(ctx SpecContext) {
 		waiting, cancel := context.WithCancel(context.WithValue(ctx, ctxKey("k"), "v"))
 		before := time.Now()
-		lock := mustAcquire(waiting, locker, name)
+		lock := MustAcquire(waiting, locker, name)
 		called := time.Since(before)
 		cancel()
 		Expect(observed.kinds()).To(HaveExactElements(acquired), "before Acquire returns")
@@ -87,8 +88,8 @@ var _ = describe("Options.Observe", func() {
 	})
 
 	It("is told by the receiver that a lock was handed over, and how long it waited", func(ctx SpecContext) {
-		first := mustAcquire(ctx, other, name)
-		next := acquiring(ctx, locker, name, 1)
+		first := MustAcquire(ctx, other, name)
+		next := Acquiring(ctx, locker, name, 1)
 		Consistently(next, "20ms").ShouldNot(Receive())
 		began := time.Now()
 		Expect(first.Release(ctx)).To(Succeed())
@@ -104,7 +105,7 @@ var _ = describe("Options.Observe", func() {
 	})
 
 	It("is told why a wait or a try ended without the lock: what the call returned", func(ctx SpecContext) {
-		lock := mustAcquire(ctx, other, name)
+		lock := MustAcquire(ctx, other, name)
 		_, busy := locker.TryAcquire(ctx, name)
 		waiting, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
 		defer cancel()
@@ -112,9 +113,9 @@ var _ = describe("Options.Observe", func() {
 		_, ended := locker.Acquire(waiting, name)
 		doing := locker.Do(waiting, name, nil)
 		Expect(lock.Release(ctx)).To(Succeed())
-		Expect(redis(client, "LPUSH", keysOf(name)[0], "x").Error()).NotTo(HaveOccurred())
+		Expect(Redis(client, "LPUSH", KeysOf(name)[0], "x").Error()).NotTo(HaveOccurred())
 		_, wrong := locker.Acquire(ctx, name)
-		Expect(redis(client, "DEL", keysOf(name)[0]).Error()).NotTo(HaveOccurred())
+		Expect(Redis(client, "DEL", KeysOf(name)[0]).Error()).NotTo(HaveOccurred())
 
 		Expect(busy).To(MatchError(redislock.ErrNotAcquired))
 		Expect(late).To(MatchError(context.DeadlineExceeded))
@@ -130,17 +131,17 @@ var _ = describe("Options.Observe", func() {
 	})
 
 	It("is not told of calls that are refused at once", func(ctx SpecContext) {
-		Expect(second(locker.Acquire(ctx, ""))).NotTo(Succeed())
-		Expect(second(locker.TryAcquire(ctx, name, redislock.WithLease(0)))).NotTo(Succeed())
+		Expect(Second(locker.Acquire(ctx, ""))).NotTo(Succeed())
+		Expect(Second(locker.TryAcquire(ctx, name, redislock.WithLease(0)))).NotTo(Succeed())
 		locker.Close()
-		Expect(second(locker.Acquire(ctx, name))).To(MatchError(redislock.ErrClosed))
+		Expect(Second(locker.Acquire(ctx, name))).To(MatchError(redislock.ErrClosed))
 		Expect(observed.seen()).To(BeEmpty())
 	})
 
 	// Each lock that was acquired ends once, and Context says the same of it.
 	DescribeTable("is told of one end of a lock",
 		func(ctx SpecContext, opts []redislock.Option, end func(context.Context, *redislock.Lock), kind redislock.EventKind, reason, cause error) {
-			lock := mustAcquire(ctx, locker, name, opts...)
+			lock := MustAcquire(ctx, locker, name, opts...)
 			end(ctx, lock)
 			Eventually(observed.kinds).Should(HaveExactElements(acquired, kind))
 			Expect(context.Cause(lock.Context())).To(MatchError(cause))
@@ -194,7 +195,7 @@ var _ = describe("Options.Observe", func() {
 	It("is told what Release returned, if an Extend beside it finds the lock gone", func(ctx SpecContext) {
 		var want []redislock.EventKind
 		for range 200 {
-			lock := mustAcquire(ctx, locker, name)
+			lock := MustAcquire(ctx, locker, name)
 			extended := make(chan error)
 			go func() { extended <- lock.Extend(ctx, time.Minute) }()
 			Expect(lock.Release(ctx)).To(Succeed())
@@ -223,7 +224,7 @@ var _ = describe("Options.Observe", func() {
 	})
 
 	It("is told of each Lock with the caller's own token", func(ctx SpecContext) {
-		lock, same := mustAcquire(ctx, locker, name, redislock.WithToken(name)), mustAcquire(ctx, locker, name, redislock.WithToken(name))
+		lock, same := MustAcquire(ctx, locker, name, redislock.WithToken(name)), MustAcquire(ctx, locker, name, redislock.WithToken(name))
 		Expect(same.Release(ctx)).To(Succeed())
 		Expect(lock.Release(ctx)).To(MatchError(redislock.ErrNotHeld))
 		Expect(observed.kinds()).To(HaveExactElements(acquired, acquired, released, lost))
@@ -231,8 +232,8 @@ var _ = describe("Options.Observe", func() {
 	})
 
 	It("is told of those who wait when the Locker is closed", func(ctx SpecContext) {
-		lock := mustAcquire(ctx, other, name)
-		next := acquiring(ctx, locker, name, 1)
+		lock := MustAcquire(ctx, other, name)
+		next := Acquiring(ctx, locker, name, 1)
 		locker.Close()
 		Expect(observed.kinds()).To(HaveExactElements(notAcquired), "before it returns")
 		Expect(observed.seen()[0].Err).To(MatchError(redislock.ErrClosed))
@@ -255,17 +256,17 @@ var _ = describe("Options.Observe", func() {
 
 	It("is told of one event after the other", func(ctx SpecContext) {
 		var kinds []redislock.EventKind // without a mutex: the race detector looks
-		l := newLocker(server.Addr(), redislock.Options{Observe: func(_ context.Context, e redislock.Event) {
+		l := NewLocker(Server.Addr(), redislock.Options{Observe: func(_ context.Context, e redislock.Event) {
 			if e.Kind == acquired { // until it is lost
 				Eventually(func() bool {
-					return redis(client, "EXISTS", keysOf(name)[0]).Error() == nil && stateOf(other, name).Holder == ""
+					return Redis(client, "EXISTS", KeysOf(name)[0]).Error() == nil && StateOf(other, name).Holder == ""
 				}).
 					Should(BeTrue())
 				Consistently(func() int { return len(kinds) }, "20ms").Should(BeZero())
 			}
 			kinds = append(kinds, e.Kind)
 		}})
-		lock := mustAcquire(ctx, l, name, redislock.WithLease(300*time.Millisecond), redislock.WithoutRenewal())
+		lock := MustAcquire(ctx, l, name, redislock.WithLease(300*time.Millisecond), redislock.WithoutRenewal())
 		<-lock.Context().Done()
 		l.Close() // which waits for what is told
 		Expect(kinds).To(HaveExactElements(acquired, lost))
@@ -274,15 +275,15 @@ var _ = describe("Options.Observe", func() {
 	It("may hang: the Contexts of other locks end all the same, and its own has ended before", func(ctx SpecContext) {
 		var first *redislock.Lock
 		told, goOn := make(chan error, 1), make(chan struct{})
-		l := newLocker(server.Addr(), redislock.Options{Observe: func(_ context.Context, e redislock.Event) {
+		l := NewLocker(Server.Addr(), redislock.Options{Observe: func(_ context.Context, e redislock.Event) {
 			if e.Kind == lost && e.Name == name {
 				told <- first.Context().Err()
 				<-goOn
 			}
 		}})
 		defer close(goOn)
-		first = mustAcquire(ctx, l, name, redislock.WithLease(500*time.Millisecond), redislock.WithoutRenewal())
-		second := mustAcquire(ctx, l, newName(), redislock.WithLease(time.Second), redislock.WithoutRenewal())
+		first = MustAcquire(ctx, l, name, redislock.WithLease(500*time.Millisecond), redislock.WithoutRenewal())
+		second := MustAcquire(ctx, l, NewName(), redislock.WithLease(time.Second), redislock.WithoutRenewal())
 		Eventually(told).Should(Receive(HaveOccurred()))
 		Eventually(second.Context().Done()).Should(BeClosed())
 		Expect(context.Cause(second.Context())).To(MatchError(redislock.ErrLost))
@@ -290,7 +291,7 @@ var _ = describe("Options.Observe", func() {
 
 	It("may panic: nobody has the lock then", func(ctx SpecContext) {
 		panics := acquired
-		l := newLocker(server.Addr(), redislock.Options{Observe: func(ctx context.Context, e redislock.Event) {
+		l := NewLocker(Server.Addr(), redislock.Options{Observe: func(ctx context.Context, e redislock.Event) {
 			observed.observe(ctx, e)
 			if e.Kind == panics {
 				panic(e.Kind)
@@ -299,11 +300,11 @@ var _ = describe("Options.Observe", func() {
 		Expect(func() { _, _ = l.Acquire(ctx, name) }).To(PanicWith(acquired))
 		Expect(observed.kinds()).To(HaveExactElements(acquired, released))
 		panics = released
-		lock := mustAcquire(ctx, l, name)
+		lock := MustAcquire(ctx, l, name)
 		Expect(func() { _ = lock.Release(ctx) }).To(PanicWith(released))
 		Expect(lock.Release(ctx)).To(MatchError(redislock.ErrNotHeld))
 		panics = notAcquired
-		lock = mustAcquire(ctx, other, name)
+		lock = MustAcquire(ctx, other, name)
 		Expect(func() { _, _ = l.TryAcquire(ctx, name) }).To(PanicWith(notAcquired))
 		Expect(lock.Release(ctx)).To(Succeed())
 		l.Close()
@@ -313,11 +314,11 @@ var _ = describe("Options.Observe", func() {
 	Describe("through a network", func() {
 		var network *proxy.Proxy
 		BeforeEach(func() {
-			network = newProxy(ownRedis().Addr())
-			locker = newLocker(network.Addr(), redislock.Options{Observe: observed.observe})
+			network = NewProxy(OwnRedis().Addr())
+			locker = NewLocker(network.Addr(), redislock.Options{Observe: observed.observe})
 		})
 		It("that is silent, is told that the release was not answered, once", func(ctx SpecContext) {
-			lock := mustAcquire(ctx, locker, name)
+			lock := MustAcquire(ctx, locker, name)
 			network.BlackHole(true)
 			err := lock.Release(ctx)
 			Expect(err).To(HaveOccurred())
@@ -329,8 +330,8 @@ var _ = describe("Options.Observe", func() {
 			Expect(observed.seen()).To(HaveLen(2))
 		})
 		It("that lost the reply of a release, is told that it was released", func(ctx SpecContext) {
-			lock := mustAcquire(ctx, locker, name)
-			dropped := network.DropReply(containing("lock_release"))
+			lock := MustAcquire(ctx, locker, name)
+			dropped := network.DropReply(Containing("lock_release"))
 			Expect(lock.Release(ctx)).To(Succeed())
 			Expect(dropped).To(BeClosed())
 			Expect(observed.kinds()).To(HaveExactElements(acquired, released))

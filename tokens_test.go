@@ -4,6 +4,8 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"io"
+	"os"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -11,6 +13,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/seed-ee05a192/redislock"
+	. "github.com/seed-ee05a192/redislock/internal/spec"
 )
 
 // watched passes on what a source of random bytes gives, and remembers it.
@@ -42,16 +45,22 @@ var _ = Describe("tokens", func() {
 		random := &watched{Reader: rand.Reader, seen: map[string]bool{}}
 		rand.Reader = random
 		DeferCleanup(func() { rand.Reader = random.Reader })
-		l, name := newLocker(server.Addr()), newName()
+		l, name := NewLocker(Server.Addr()), NewName()
+		host, err := os.Hostname()
+		Expect(err).NotTo(HaveOccurred())
+		process := host + ":" + strconv.Itoa(os.Getpid()) + ":"
 
 		const tokens = 1000
 		var ones, zeros [16]byte
 		for i := range tokens {
-			label, opts := "", []redislock.Option(nil)
-			if i%2 == 1 {
+			label, opts := process, []redislock.Option(nil)
+			switch i % 3 {
+			case 1:
 				label, opts = "me:", []redislock.Option{redislock.WithOwner("me")}
+			case 2:
+				label, opts = "", []redislock.Option{redislock.WithOwner("")}
 			}
-			lock := mustAcquire(ctx, l, name, opts...)
+			lock := MustAcquire(ctx, l, name, opts...)
 			text, labelled := strings.CutPrefix(lock.Token(), label)
 			Expect(labelled).To(BeTrue(), lock.Token())
 			bits, err := base64.RawURLEncoding.DecodeString(text)
@@ -69,7 +78,7 @@ var _ = Describe("tokens", func() {
 	})
 
 	It("are the caller's own if it names one, as it is", func(ctx SpecContext) {
-		lock := mustAcquire(ctx, newLocker(server.Addr()), newName(), redislock.WithToken("mine"), redislock.WithOwner("me"))
+		lock := MustAcquire(ctx, NewLocker(Server.Addr()), NewName(), redislock.WithToken("mine"), redislock.WithOwner("me"))
 		Expect(lock.Token()).To(Equal("mine"))
 		Expect(lock.Release(ctx)).To(Succeed())
 	})

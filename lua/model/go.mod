@@ -1,6 +1,6 @@
 module github.com/seed-ee05a192/redislock/lua/model
 
-go 1.26.0
+go 1.25.0
 
 replace github.com/seed-ee05a192/redislock => ../..
 

@@ -1,7 +1,6 @@
-package redislock_test
+package systemtest
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -17,22 +16,19 @@ import (
 	"github.com/seed-ee05a192/redislock"
 	"github.com/seed-ee05a192/redislock/internal/proxy"
 	"github.com/seed-ee05a192/redislock/internal/redistest"
+	. "github.com/seed-ee05a192/redislock/internal/spec"
 )
 
-func containing(word string) func([]byte) bool {
-	return func(request []byte) bool { return bytes.Contains(request, []byte(word)) }
-}
-
-var _ = describe("trouble", func() {
+var _ = OnEachTopology("trouble", func() {
 	var (
 		name   string
 		server *redistest.Server
 		locker *redislock.Locker // of somebody without any
 	)
 	BeforeEach(func() {
-		name = newName()
-		server = ownRedis()
-		locker = newLocker(server.Addr())
+		name = NewName()
+		server = OwnRedis()
+		locker = NewLocker(server.Addr())
 	})
 
 	Describe("a lost reply", func() {
@@ -41,12 +37,12 @@ var _ = describe("trouble", func() {
 			cut     *redislock.Locker
 		)
 		BeforeEach(func() {
-			network = newProxy(server.Addr())
-			cut = newLocker(network.Addr())
+			network = NewProxy(server.Addr())
+			cut = NewLocker(network.Addr())
 		})
 		It("of acquire: it is asked again, and the lock is held once", func(ctx SpecContext) {
-			dropped := network.DropReply(containing("lock_acquire"))
-			lock := mustAcquire(ctx, cut, name)
+			dropped := network.DropReply(Containing("lock_acquire"))
+			lock := MustAcquire(ctx, cut, name)
 			Expect(dropped).To(BeClosed())
 			state, err := locker.Inspect(ctx, name)
 			Expect(err).NotTo(HaveOccurred())
@@ -56,17 +52,17 @@ var _ = describe("trouble", func() {
 			Expect(lock.Release(ctx)).To(Succeed())
 		})
 		It("of a try: likewise", func(ctx SpecContext) {
-			dropped := network.DropReply(containing("lock_acquire"))
+			dropped := network.DropReply(Containing("lock_acquire"))
 			lock, err := cut.TryAcquire(ctx, name)
 			Expect(err).NotTo(HaveOccurred())
 			Expect(dropped).To(BeClosed())
 			Expect(lock.Release(ctx)).To(Succeed())
 		})
 		It("of acquire by a waiter: it keeps its place", func(ctx SpecContext) {
-			lock := mustAcquire(ctx, locker, name)
-			dropped := network.DropReply(containing("lock_acquire"))
-			first := acquiring(ctx, cut, name, 1)
-			second := acquiring(ctx, locker, name, 2)
+			lock := MustAcquire(ctx, locker, name)
+			dropped := network.DropReply(Containing("lock_acquire"))
+			first := Acquiring(ctx, cut, name, 1)
+			second := Acquiring(ctx, locker, name, 2)
 			Eventually(dropped).Should(BeClosed())
 			Expect(lock.Release(ctx)).To(Succeed())
 			Eventually(ctx, first).Should(Receive(&lock))
@@ -75,17 +71,17 @@ var _ = describe("trouble", func() {
 			Expect((<-second).Release(ctx)).To(Succeed())
 		})
 		It("of a release: it was held until then, so that is no error", func(ctx SpecContext) {
-			lock := mustAcquire(ctx, cut, name)
-			next := acquiring(ctx, locker, name, 1)
-			dropped := network.DropReply(containing("lock_release"))
+			lock := MustAcquire(ctx, cut, name)
+			next := Acquiring(ctx, locker, name, 1)
+			dropped := network.DropReply(Containing("lock_release"))
 			Expect(lock.Release(ctx)).To(Succeed())
 			Expect(dropped).To(BeClosed())
 			Expect((<-next).Release(ctx)).To(Succeed())
 		})
 		It("of an Extend that shortens the lease: Context ends with the shorter one", func(ctx SpecContext) {
-			lock := mustAcquire(ctx, cut, name, redislock.WithoutRenewal())
-			next := acquiring(ctx, locker, name, 1)
-			dropped := network.DropReply(containing("lock_extend"))
+			lock := MustAcquire(ctx, cut, name, redislock.WithoutRenewal())
+			next := Acquiring(ctx, locker, name, 1)
+			dropped := network.DropReply(Containing("lock_extend"))
 			Expect(lock.Extend(ctx, 500*time.Millisecond)).NotTo(Succeed())
 			Eventually(dropped).Should(BeClosed())
 			second := <-next
@@ -93,7 +89,7 @@ var _ = describe("trouble", func() {
 			Expect(second.Release(ctx)).To(Succeed())
 		})
 		It("of an Extend that shortens the lease: it is renewed for that", func(ctx SpecContext) {
-			lock := mustAcquire(ctx, cut, name)
+			lock := MustAcquire(ctx, cut, name)
 			network.SetDelay(100 * time.Millisecond)
 			waiting, cancel := context.WithTimeout(ctx, 150*time.Millisecond)
 			defer cancel()
@@ -101,12 +97,12 @@ var _ = describe("trouble", func() {
 			network.SetDelay(0)
 			first, _ := lock.Deadline()
 			Eventually(ctx, func() time.Time { d, _ := lock.Deadline(); return d }).Should(BeTemporally(">", first.Add(time.Second)))
-			Expect(pttl(connect(server.Addr()), keysOf(name)[0])).To(BeNumerically("<=", 3000))
+			Expect(PTTL(Connect(server.Addr()), KeysOf(name)[0])).To(BeNumerically("<=", 3000))
 			Expect(lock.Release(ctx)).To(Succeed())
 		})
 		It("of an Extend, which arrives when a longer one was answered: no Deadline goes beyond it", func(ctx SpecContext) {
-			lock := mustAcquire(ctx, cut, name, redislock.WithoutRenewal())
-			next := acquiring(ctx, locker, name, 1)
+			lock := MustAcquire(ctx, cut, name, redislock.WithoutRenewal())
+			next := Acquiring(ctx, locker, name, 1)
 			network.BlackHole(true)
 			waiting, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 			defer cancel()
@@ -116,15 +112,15 @@ var _ = describe("trouble", func() {
 			deadline, _ := lock.Deadline()
 			Expect(deadline).To(BeTemporally("<", time.Now().Add(2*time.Second)))
 			// Something on the way had kept it.
-			late := fcall(connect(server.Addr()), "lock_extend", keysOf(name), lock.Token(), "2000")
+			late := FCall(Connect(server.Addr()), "lock_extend", KeysOf(name), lock.Token(), "2000")
 			Expect(late.ToInt64()).To(BeEquivalentTo(1))
 			second := <-next
 			Expect(lock.Context().Err()).To(HaveOccurred(), "before the next one got the lock")
 			Expect(second.Release(ctx)).To(Succeed())
 		})
 		It("of an acquire, which arrives when the lease was extended: likewise", func(ctx SpecContext) {
-			dropped := network.DropReply(containing("lock_acquire"))
-			lock := mustAcquire(ctx, cut, name, redislock.WithLease(2*time.Second), redislock.WithoutRenewal())
+			dropped := network.DropReply(Containing("lock_acquire"))
+			lock := MustAcquire(ctx, cut, name, redislock.WithLease(2*time.Second), redislock.WithoutRenewal())
 			Expect(dropped).To(BeClosed())
 			Expect(lock.Extend(ctx, time.Minute)).To(Succeed())
 			deadline, _ := lock.Deadline()
@@ -132,16 +128,16 @@ var _ = describe("trouble", func() {
 			Expect(lock.Release(ctx)).To(Succeed())
 		})
 		It("of a release: the lock cannot be extended any more", func(ctx SpecContext) {
-			lock := mustAcquire(ctx, cut, name, redislock.WithLease(3*time.Second))
+			lock := MustAcquire(ctx, cut, name, redislock.WithLease(3*time.Second))
 			network.BlackHole(true)
 			Expect(lock.Release(ctx)).NotTo(Succeed())
 			network.BlackHole(false)
 			Expect(lock.Extend(ctx, time.Hour)).To(MatchError(redislock.ErrNotHeld))
 		})
 		It("of BLPOP, the signal itself: the waiter finds out at its check-in", func(ctx SpecContext) {
-			lock := mustAcquire(ctx, locker, name)
-			dropped := network.DropReply(containing("BLPOP"))
-			next := acquiring(ctx, cut, name, 1)
+			lock := MustAcquire(ctx, locker, name)
+			dropped := network.DropReply(Containing("BLPOP"))
+			next := Acquiring(ctx, cut, name, 1)
 			Expect(lock.Release(ctx)).To(Succeed())
 			Eventually(dropped).Should(BeClosed())
 			Eventually(ctx, next).Should(Receive(&lock))
@@ -151,28 +147,28 @@ var _ = describe("trouble", func() {
 
 	Describe("a silent network", func() {
 		It("ends the Context of a holder by its Deadline", func(ctx SpecContext) {
-			network := newProxy(server.Addr())
-			lock := mustAcquire(ctx, newLocker(network.Addr()), name, redislock.WithLease(time.Second))
+			network := NewProxy(server.Addr())
+			lock := MustAcquire(ctx, NewLocker(network.Addr()), name, redislock.WithLease(time.Second))
 			network.BlackHole(true)
 			<-lock.Context().Done()
 			Expect(context.Cause(lock.Context())).To(MatchError(redislock.ErrLost))
-			next := mustAcquire(ctx, locker, name)
+			next := MustAcquire(ctx, locker, name)
 			Expect(next.Fence()).To(BeNumerically(">", lock.Fence()))
 			network.BlackHole(false)
 			Expect(lock.Release(ctx)).To(MatchError(redislock.ErrNotHeld))
 			Expect(next.Release(ctx)).To(Succeed())
 		})
 		It("does not keep a waiter from giving up, and nothing is left of it", func(ctx SpecContext) {
-			network := newProxy(server.Addr())
-			silent := newLocker(network.Addr())
-			Expect(mustAcquire(ctx, silent, name).Release(ctx)).To(Succeed())
-			lock := mustAcquire(ctx, locker, name)
+			network := NewProxy(server.Addr())
+			silent := NewLocker(network.Addr())
+			Expect(MustAcquire(ctx, silent, name).Release(ctx)).To(Succeed())
+			lock := MustAcquire(ctx, locker, name)
 			network.SetDelay(200 * time.Millisecond)
 			waiting, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 			defer cancel()
 			_, err := silent.Acquire(waiting, name)
 			Expect(err).To(MatchError(context.DeadlineExceeded))
-			Eventually(waitingFor(locker, name)).Should(BeZero())
+			Eventually(WaitingFor(locker, name)).Should(BeZero())
 
 			network.BlackHole(true)
 			again, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
@@ -190,12 +186,12 @@ var _ = describe("trouble", func() {
 			Expect(state.Waiting).To(BeZero())
 		})
 		It("lets a waiter go on when it ends", func(ctx SpecContext) {
-			network := newProxy(server.Addr())
-			lock := mustAcquire(ctx, locker, name)
-			next := acquiring(ctx, newLocker(network.Addr()), name, 1)
+			network := NewProxy(server.Addr())
+			lock := MustAcquire(ctx, locker, name)
+			next := Acquiring(ctx, NewLocker(network.Addr()), name, 1)
 			network.BlackHole(true)
 			Expect(lock.Release(ctx)).To(Succeed())
-			Eventually(func() (string, error) { return stateOf(locker, name).Holder, nil }).Should(BeEmpty(), "its two seconds are over")
+			Eventually(func() (string, error) { return StateOf(locker, name).Holder, nil }).Should(BeEmpty(), "its two seconds are over")
 			network.BlackHole(false)
 			Eventually(ctx, next).Should(Receive(&lock))
 			Expect(lock.Release(ctx)).To(Succeed())
@@ -203,12 +199,12 @@ var _ = describe("trouble", func() {
 	})
 
 	It("cut connections: renewal goes on, and the order is kept", func(ctx SpecContext) {
-		network := newProxy(server.Addr())
-		cut := newLocker(network.Addr())
-		lock := mustAcquire(ctx, cut, name, redislock.WithLease(3*time.Second))
+		network := NewProxy(server.Addr())
+		cut := NewLocker(network.Addr())
+		lock := MustAcquire(ctx, cut, name, redislock.WithLease(3*time.Second))
 		var queue []<-chan *redislock.Lock
 		for i := range 5 {
-			queue = append(queue, acquiring(ctx, cut, name, i+1))
+			queue = append(queue, Acquiring(ctx, cut, name, i+1))
 		}
 		for range 5 {
 			network.CutAll()
@@ -225,7 +221,7 @@ var _ = describe("trouble", func() {
 
 	It("a server that comes up later: Acquire waits for it; a ctx that ends tells what was wrong", func(ctx SpecContext) {
 		own := server
-		l := newLocker(own.Addr())
+		l := NewLocker(own.Addr())
 		Expect(own.Kill()).To(Succeed())
 		waiting, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 		defer cancel()
@@ -238,14 +234,14 @@ var _ = describe("trouble", func() {
 		got := make(chan *redislock.Lock)
 		go func() {
 			defer GinkgoRecover()
-			got <- mustAcquire(ctx, l, name)
+			got <- MustAcquire(ctx, l, name)
 		}()
 		Expect(own.Restart()).To(Succeed())
 		Expect((<-got).Release(ctx)).To(Succeed())
 	})
 
 	It("a client that was closed is an error, not a wait", func(ctx SpecContext) {
-		client := connect(server.Addr())
+		client := Connect(server.Addr())
 		l, err := redislock.New(client, redislock.Options{})
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(l.Close)
@@ -256,9 +252,9 @@ var _ = describe("trouble", func() {
 
 	It("a restart that forgets everything: the holder is told, the waiters go on", func(ctx SpecContext) {
 		own := server
-		l := newLocker(own.Addr())
-		lock := mustAcquire(ctx, l, name, redislock.WithLease(2*time.Second))
-		next := acquiring(ctx, newLocker(own.Addr()), name, 1)
+		l := NewLocker(own.Addr())
+		lock := MustAcquire(ctx, l, name, redislock.WithLease(2*time.Second))
+		next := Acquiring(ctx, NewLocker(own.Addr()), name, 1)
 		Expect(own.Kill()).To(Succeed())
 		Expect(own.Restart()).To(Succeed())
 		<-lock.Context().Done()
@@ -269,14 +265,14 @@ var _ = describe("trouble", func() {
 	})
 
 	DescribeTable("a deleted key: the waiters go on, in order", func(ctx SpecContext, key int) {
-		lock := mustAcquire(ctx, locker, name, redislock.WithLease(3*time.Second))
-		other := newLocker(server.Addr())
-		first, second := acquiring(ctx, locker, name, 1), acquiring(ctx, other, name, 2)
-		Expect(redis(connect(server.Addr()), "DEL", keysOf(name)[key]).Error()).NotTo(HaveOccurred())
+		lock := MustAcquire(ctx, locker, name, redislock.WithLease(3*time.Second))
+		other := NewLocker(server.Addr())
+		first, second := Acquiring(ctx, locker, name, 1), Acquiring(ctx, other, name, 2)
+		Expect(Redis(Connect(server.Addr()), "DEL", KeysOf(name)[key]).Error()).NotTo(HaveOccurred())
 		if key == 0 {
 			<-lock.Context().Done()
 		} else {
-			Eventually(waitingFor(locker, name)).Should(Equal(2))
+			Eventually(WaitingFor(locker, name)).Should(Equal(2))
 			Expect(lock.Release(ctx)).To(Succeed())
 		}
 		var fences [2]int64
@@ -297,18 +293,18 @@ var _ = describe("trouble", func() {
 
 	It("over maxmemory: acquire is refused, what is held is renewed and released", func(ctx SpecContext) {
 		own := server
-		l, c := newLocker(own.Addr()), connect(own.Addr())
-		lock := mustAcquire(ctx, l, name, redislock.WithLease(3*time.Second))
+		l, c := NewLocker(own.Addr()), Connect(own.Addr())
+		lock := MustAcquire(ctx, l, name, redislock.WithLease(3*time.Second))
 		failed := make(chan error)
 		go func() {
 			_, err := l.Acquire(ctx, name)
 			failed <- err
 		}()
-		Eventually(waitingFor(l, name)).Should(Equal(1))
-		Expect(redis(c, "CONFIG", "SET", "maxmemory", "1").Error()).NotTo(HaveOccurred())
+		Eventually(WaitingFor(l, name)).Should(Equal(1))
+		Expect(Redis(c, "CONFIG", "SET", "maxmemory", "1").Error()).NotTo(HaveOccurred())
 		before, _ := lock.Deadline()
 		Expect(<-failed).To(MatchError(ContainSubstring("OOM")))
-		Expect(waitingFor(l, name)()).To(BeZero())
+		Expect(WaitingFor(l, name)()).To(BeZero())
 		Eventually(ctx, func() time.Time { d, _ := lock.Deadline(); return d }).Should(BeTemporally(">", before))
 		_, err := l.TryAcquire(ctx, name)
 		Expect(err).To(MatchError(ContainSubstring("OOM")))
@@ -316,35 +312,35 @@ var _ = describe("trouble", func() {
 	})
 
 	It("a signal list that somebody made a string: the waiters get that error and leave", func(ctx SpecContext) {
-		lock := mustAcquire(ctx, locker, name)
+		lock := MustAcquire(ctx, locker, name)
 		failed := make(chan error)
 		go func() {
 			_, err := locker.Acquire(ctx, name)
 			failed <- err
 		}()
-		Eventually(waitingFor(locker, name)).Should(Equal(1))
-		client := connect(server.Addr())
-		list := stateOf(locker, name).Waiters[0].Signal
-		Expect(redis(client, "SET", list, "x").Error()).NotTo(HaveOccurred())
+		Eventually(WaitingFor(locker, name)).Should(Equal(1))
+		client := Connect(server.Addr())
+		list := StateOf(locker, name).Waiters[0].Signal
+		Expect(Redis(client, "SET", list, "x").Error()).NotTo(HaveOccurred())
 		Expect(<-failed).To(MatchError(ContainSubstring("WRONGTYPE")))
-		Expect(redis(client, "DEL", list).Error()).NotTo(HaveOccurred())
+		Expect(Redis(client, "DEL", list).Error()).NotTo(HaveOccurred())
 		Expect(lock.Release(ctx)).To(Succeed())
 	})
 
 	It("UNBLOCKED and a paused server: waiters survive", func(ctx SpecContext) {
 		own := server
-		l, c := newLocker(own.Addr()), connect(own.Addr())
-		lock := mustAcquire(ctx, l, name, redislock.WithLease(10*time.Second))
-		next := acquiring(ctx, l, name, 1)
+		l, c := NewLocker(own.Addr()), Connect(own.Addr())
+		lock := MustAcquire(ctx, l, name, redislock.WithLease(10*time.Second))
+		next := Acquiring(ctx, l, name, 1)
 		Eventually(func() (int64, error) { return unblockAll(c) }).Should(BeEquivalentTo(1))
-		Expect(redis(c, "CLIENT", "PAUSE", "1500", "WRITE").Error()).NotTo(HaveOccurred())
+		Expect(Redis(c, "CLIENT", "PAUSE", "1500", "WRITE").Error()).NotTo(HaveOccurred())
 		Expect(lock.Release(ctx)).To(Succeed())
 		Eventually(ctx, next).Should(Receive(&lock))
 		Expect(lock.Release(ctx)).To(Succeed())
 	})
 
 	It("many names at once, over one list", func(ctx SpecContext) {
-		other := newLocker(server.Addr())
+		other := NewLocker(server.Addr())
 		var all sync.WaitGroup
 		for i := range 100 {
 			n := name + "-" + strconv.Itoa(i)
@@ -364,9 +360,9 @@ var _ = describe("trouble", func() {
 	})
 
 	It("a lease that always runs out before the grant arrives is an error that says so", func(ctx SpecContext) {
-		network := newProxy(server.Addr())
-		far := newLocker(network.Addr())
-		Expect(mustAcquire(ctx, far, name).Release(ctx)).To(Succeed())
+		network := NewProxy(server.Addr())
+		far := NewLocker(network.Addr())
+		Expect(MustAcquire(ctx, far, name).Release(ctx)).To(Succeed())
 		network.SetDelay(30 * time.Millisecond)
 		for _, acquire := range []func(context.Context, string, ...redislock.Option) (*redislock.Lock, error){far.Acquire, far.TryAcquire} {
 			_, err := acquire(ctx, name, redislock.WithLease(20*time.Millisecond))
@@ -375,26 +371,19 @@ var _ = describe("trouble", func() {
 		}
 		network.SetDelay(0)
 		network.CutAll()
-		Expect(mustAcquire(ctx, locker, name).Release(ctx)).To(Succeed())
+		Expect(MustAcquire(ctx, locker, name).Release(ctx)).To(Succeed())
 	})
 })
 
-func stateOf(l *redislock.Locker, name string) redislock.State {
-	GinkgoHelper()
-	state, err := l.Inspect(context.Background(), name)
-	Expect(err).NotTo(HaveOccurred())
-	return state
-}
-
 // unblockAll answers every blocked BLPOP with an error, as a role change does.
 func unblockAll(client rueidis.Client) (count int64, err error) {
-	list, err := redis(client, "CLIENT", "LIST").ToString()
+	list, err := Redis(client, "CLIENT", "LIST").ToString()
 	for line := range strings.Lines(list) {
 		if !strings.Contains(line, "cmd=blpop") {
 			continue
 		}
 		id, _, _ := strings.Cut(strings.TrimPrefix(line, "id="), " ")
-		n, failed := redis(client, "CLIENT", "UNBLOCK", id, "ERROR").ToInt64()
+		n, failed := Redis(client, "CLIENT", "UNBLOCK", id, "ERROR").ToInt64()
 		count += n
 		err = errors.Join(err, failed)
 	}
@@ -408,66 +397,66 @@ func dumped(client rueidis.Client, keys ...string) (restore func()) {
 	old := map[string]string{}
 	for _, key := range keys {
 		var err error
-		old[key], err = redis(client, "DUMP", key).ToString()
+		old[key], err = Redis(client, "DUMP", key).ToString()
 		Expect(err).NotTo(HaveOccurred())
 	}
 	return func() {
 		GinkgoHelper()
 		for key, value := range old {
-			Expect(redis(client, "RESTORE", key, "60000", value, "REPLACE").Error()).NotTo(HaveOccurred())
+			Expect(Redis(client, "RESTORE", key, "60000", value, "REPLACE").Error()).NotTo(HaveOccurred())
 		}
 	}
 }
 
-var _ = describe("a queue that has come back, as after a failover that lost the last writes", func() {
+var _ = OnEachTopology("a queue that has come back, as after a failover that lost the last writes", func() {
 	It("has a waiter that was through, though the answer to its first call was lost: its turn is passed on", func(ctx SpecContext) {
-		name, server := newName(), ownRedis()
-		network := newProxy(server.Addr())
-		cut, other := newLocker(network.Addr()), newLocker(server.Addr())
-		client := connect(server.Addr())
-		lock := mustAcquire(ctx, other, name)
-		dropped := network.DropReply(containing("lock_acquire"))
+		name, server := NewName(), OwnRedis()
+		network := NewProxy(server.Addr())
+		cut, other := NewLocker(network.Addr()), NewLocker(server.Addr())
+		client := Connect(server.Addr())
+		lock := MustAcquire(ctx, other, name)
+		dropped := network.DropReply(Containing("lock_acquire"))
 		network.SetDelay(300 * time.Millisecond) // its second call finds that the lock is its own
 		served := make(chan *redislock.Lock, 1)
 		go func() {
 			defer GinkgoRecover()
-			served <- mustAcquire(ctx, cut, name)
+			served <- MustAcquire(ctx, cut, name)
 		}()
-		Eventually(waitingFor(other, name)).Should(Equal(1))
-		restore, list := dumped(client, keysOf(name)[1:]...), stateOf(other, name).Waiters[0].Signal
+		Eventually(WaitingFor(other, name)).Should(Equal(1))
+		restore, list := dumped(client, KeysOf(name)[1:]...), StateOf(other, name).Waiters[0].Signal
 		Expect(lock.Release(ctx)).To(Succeed())
 		Eventually(ctx, served).Should(Receive(&lock))
 		Expect(dropped).To(BeClosed())
 		Expect(lock.Release(ctx)).To(Succeed())
 		network.SetDelay(0)
 
-		lock = mustAcquire(ctx, other, name)
-		Expect(redis(client, "DEL", list).Error()).NotTo(HaveOccurred())
+		lock = MustAcquire(ctx, other, name)
+		Expect(Redis(client, "DEL", list).Error()).NotTo(HaveOccurred())
 		restore()
-		keeping := acquiring(ctx, cut, name, 2) // somebody there still listens
-		Expect(redis(client, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
+		keeping := Acquiring(ctx, cut, name, 2) // somebody there still listens
+		Expect(Redis(client, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
 		Expect(lock.Release(ctx)).To(Succeed())
 		Eventually(ctx, keeping).Should(Receive(&lock))
-		Expect(commandCalls(client)["fcall"]).To(Equal(2), "our release, and one that passes it on: no check-ins")
+		Expect(CommandCalls(client)["fcall"]).To(Equal(2), "our release, and one that passes it on: no check-ins")
 		Expect(lock.Release(ctx)).To(Succeed())
 	})
 	It("has waiters that were through: their turns are passed on, one round trip each", func(ctx SpecContext) {
-		name := newName()
-		locker, other := newLocker(server.Addr()), newLocker(server.Addr())
-		client := connect(server.Addr())
-		lock := mustAcquire(ctx, locker, name)
+		name := NewName()
+		locker, other := NewLocker(Server.Addr()), NewLocker(Server.Addr())
+		client := Connect(Server.Addr())
+		lock := MustAcquire(ctx, locker, name)
 		var through []<-chan *redislock.Lock
 		for i := range 30 {
-			through = append(through, acquiring(ctx, locker, name, i+1))
+			through = append(through, Acquiring(ctx, locker, name, i+1))
 		}
-		restore := dumped(client, keysOf(name)[1:]...)
+		restore := dumped(client, KeysOf(name)[1:]...)
 		for _, next := range through {
 			Expect(lock.Release(ctx)).To(Succeed())
 			Eventually(ctx, next).Should(Receive(&lock))
 		}
 		restore()
-		next := acquiring(ctx, other, name, 31)
-		keeping := acquiring(ctx, locker, name, 32) // somebody there still listens
+		next := Acquiring(ctx, other, name, 31)
+		keeping := Acquiring(ctx, locker, name, 32) // somebody there still listens
 		Expect(lock.Release(ctx)).To(Succeed())
 		Eventually(next).WithTimeout(10*time.Second).Should(Receive(&lock), "30 times two seconds otherwise")
 		Expect(lock.Release(ctx)).To(Succeed())

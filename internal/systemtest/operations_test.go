@@ -1,4 +1,4 @@
-package redislock_test
+package systemtest
 
 import (
 	"fmt"
@@ -16,6 +16,7 @@ import (
 
 	"github.com/seed-ee05a192/redislock"
 	"github.com/seed-ee05a192/redislock/internal/redistest"
+	. "github.com/seed-ee05a192/redislock/internal/spec"
 )
 
 // What lua/OPERATIONS.md says of the library and the locks, where no command there shows it.
@@ -26,7 +27,7 @@ const another = "1.99.0"
 // take has a token take a lock, and returns its fence.
 func take(s *redistest.Server, name, token string, lease time.Duration) int64 {
 	GinkgoHelper()
-	args := append([]string{"FCALL", "lock_acquire", "4"}, keysOf(name)...)
+	args := append([]string{"FCALL", "lock_acquire", "4"}, KeysOf(name)...)
 	reply, err := s.Do(append(args, "lock-signal:{"+name+"}", token, strconv.FormatInt(lease.Milliseconds(), 10), "0")...).AsIntSlice()
 	Expect(err).NotTo(HaveOccurred())
 	Expect(reply[0]).To(BeEquivalentTo(1), "%s is busy", name)
@@ -80,13 +81,13 @@ func (t *traffic) turn(ctx SpecContext, lock int, token string) {
 	name := string(rune('a' + lock))
 	signal := "lock-signal:{" + name + "}:" + token
 	for !t.stop.Load() {
-		reply, err := fcall(t.client, "lock_acquire", append(keysOf(name), signal), token, "60000", "60000").AsIntSlice()
+		reply, err := FCall(t.client, "lock_acquire", append(KeysOf(name), signal), token, "60000", "60000").AsIntSlice()
 		Expect(err).NotTo(HaveOccurred())
 		if reply[0] == 1 {
 			Expect(t.last[lock].Swap(reply[1])).To(BeNumerically("<", reply[1]), "fences grow")
 			Expect(t.inside[lock].Add(1)).To(BeEquivalentTo(1), "one holder")
 			t.inside[lock].Add(-1)
-			Expect(fcall(t.client, "lock_release", keysOf(name), token).AsInt64()).To(BeEquivalentTo(1))
+			Expect(FCall(t.client, "lock_release", KeysOf(name), token).AsInt64()).To(BeEquivalentTo(1))
 			t.grants.Add(1)
 			return
 		}
@@ -98,17 +99,17 @@ func (t *traffic) turn(ctx SpecContext, lock int, token string) {
 var _ = Describe("the library", func() {
 	It("is replaced and rolled back under traffic: no call fails, who waits stays blocked, in order, and fences grow", SpecTimeout(5*time.Minute),
 		func(ctx SpecContext) {
-			s := ownServer()
-			client := connect(s.Addr())
-			put(client, redislock.Source())
+			s := OwnServer()
+			client := Connect(s.Addr())
+			Put(client, redislock.Source())
 			crew := newCrew(ctx, s.Addr(), "x", redislock.WithLease(minute))
 
 			// One that waits in a single BLPOP all the time.
 			take(s, "y", "holder", minute)
 			signal := "lock-signal:{y}:waiter"
-			queued := fcall(client, "lock_acquire", append(keysOf("y"), signal), "waiter", "60000", "600000")
+			queued := FCall(client, "lock_acquire", append(KeysOf("y"), signal), "waiter", "60000", "600000")
 			Expect(queued.Error()).NotTo(HaveOccurred())
-			blocking := connect(s.Addr(), func(o *rueidis.ClientOption) { o.ClientName = "blocking" })
+			blocking := Connect(s.Addr(), func(o *rueidis.ClientOption) { o.ClientName = "blocking" })
 			signalled := make(chan string, 1)
 			go func() {
 				defer GinkgoRecover()
@@ -117,7 +118,7 @@ var _ = Describe("the library", func() {
 				signalled <- pair[1]
 			}()
 			blocked := func() string { // its connection
-				list, err := redis(client, "CLIENT", "LIST").ToString()
+				list, err := Redis(client, "CLIENT", "LIST").ToString()
 				Expect(err).NotTo(HaveOccurred())
 				found := regexp.MustCompile(`(?m)^id=(\d+) .* name=blocking .* flags=b .* cmd=blpop `).FindStringSubmatch(list)
 				if found == nil {
@@ -128,39 +129,39 @@ var _ = Describe("the library", func() {
 			Eventually(blocked).ShouldNot(BeEmpty())
 			before := blocked()
 
-			Expect(redis(client, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
-			t := &traffic{client: connect(s.Addr())}
+			Expect(Redis(client, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
+			t := &traffic{client: Connect(s.Addr())}
 			t.start(ctx, 8)
 			for round := 0; !t.stop.Load() && (round < 100 || t.grants.Load() < 1000); round++ {
 				for _, number := range []string{another, redislock.Version} {
-					put(client, ofVersion(number))
-					Expect(fcall(client, "lock_version", nil).ToString()).To(Equal(number))
+					Put(client, OfVersion(number))
+					Expect(FCall(client, "lock_version", nil).ToString()).To(Equal(number))
 				}
 			}
 			t.stop.Store(true)
 			t.all.Wait()
 			Expect(blocked()).To(Equal(before), "the same BLPOP")
-			Expect(redis(client, "INFO", "commandstats").ToString()).NotTo(MatchRegexp(
+			Expect(Redis(client, "INFO", "commandstats").ToString()).NotTo(MatchRegexp(
 				`cmdstat_(fcall|fcall_ro|blpop|function\|load):.*(rejected|failed)_calls=[1-9]`), "no call of anybody failed")
 
-			Expect(fcall(client, "lock_release", keysOf("y"), "holder").AsInt64()).To(BeEquivalentTo(1))
+			Expect(FCall(client, "lock_release", KeysOf("y"), "holder").AsInt64()).To(BeEquivalentTo(1))
 			Eventually(ctx, signalled).Should(Receive(HaveSuffix(" waiter")))
 			crew.takeTurns(ctx)
 		})
 
 	const missing, older, major = "", "1.-1.0", "2.0.0"
 	DescribeTable("an app and a library of another version:", func(ctx SpecContext, mode redislock.LoadMode, there string, works bool, after string) {
-		s := ownServer()
+		s := OwnServer()
 		if there != missing {
-			put(connect(s.Addr()), ofVersion(there))
+			Put(Connect(s.Addr()), OfVersion(there))
 		}
-		lock, err := newLocker(s.Addr(), redislock.Options{LoadMode: mode}).Acquire(ctx, "x")
+		lock, err := NewLocker(s.Addr(), redislock.Options{LoadMode: mode}).Acquire(ctx, "x")
 		if works {
 			Expect(err).NotTo(HaveOccurred())
 			Expect(lock.Release(ctx)).To(Succeed())
 		} else {
 			var wrong *redislock.VersionError
-			Expect(asVersion(err, &wrong)).To(BeTrue(), "%v", err)
+			Expect(AsVersion(err, &wrong)).To(BeTrue(), "%v", err)
 			Expect(wrong.Have).To(Equal(there))
 		}
 		if after == missing {
@@ -187,37 +188,37 @@ var _ = Describe("the library", func() {
 	)
 
 	It("that was rolled back is not noticed by who runs, refused by LoadVerify, and replaced again by the next app with LoadIfNeeded", func(ctx SpecContext) {
-		s := ownServer()
-		running := newLocker(s.Addr())
-		lock := mustAcquire(ctx, running, "x")
-		put(connect(s.Addr()), ofVersion(older))
+		s := OwnServer()
+		running := NewLocker(s.Addr())
+		lock := MustAcquire(ctx, running, "x")
+		Put(Connect(s.Addr()), OfVersion(older))
 		Expect(lock.Release(ctx)).To(Succeed())
-		Expect(mustAcquire(ctx, running, "x").Release(ctx)).To(Succeed())
-		_, err := newLocker(s.Addr(), redislock.Options{LoadMode: redislock.LoadVerify}).Acquire(ctx, "x")
+		Expect(MustAcquire(ctx, running, "x").Release(ctx)).To(Succeed())
+		_, err := NewLocker(s.Addr(), redislock.Options{LoadMode: redislock.LoadVerify}).Acquire(ctx, "x")
 		Expect(err).To(MatchError(ContainSubstring("older")))
 		haveLibrary(s, older)
-		Expect(mustAcquire(ctx, newLocker(s.Addr()), "x").Release(ctx)).To(Succeed())
+		Expect(MustAcquire(ctx, NewLocker(s.Addr()), "x").Release(ctx)).To(Succeed())
 		haveLibrary(s, redislock.Version)
 	})
 
 	It("survives FLUSHALL and FLUSHDB; FUNCTION FLUSH and FUNCTION DELETE take it away, on replicas too", func() {
-		s := ownServer("--repl-diskless-sync-delay", "0")
-		replica := ownServer("--replicaof", "127.0.0.1 "+strconv.Itoa(s.Port()))
-		client := connect(s.Addr())
+		s := OwnServer("--repl-diskless-sync-delay", "0")
+		replica := OwnServer("--replicaof", "127.0.0.1 "+strconv.Itoa(s.Port()))
+		client := Connect(s.Addr())
 		both := func() []string {
 			one, _ := version(s)
 			two, _ := version(replica)
 			return []string{one, two}
 		}
 		for _, command := range [][]string{{"FUNCTION", "FLUSH"}, {"FUNCTION", "DELETE", "lock"}} {
-			put(client, redislock.Source())
+			Put(client, redislock.Source())
 			Eventually(both).Should(HaveEach(redislock.Version))
 			for _, flush := range []string{"FLUSHALL", "FLUSHDB"} {
-				Expect(redis(client, flush).Error()).NotTo(HaveOccurred())
+				Expect(Redis(client, flush).Error()).NotTo(HaveOccurred())
 				caughtUp(s, replica)
 				Expect(both()).To(HaveEach(redislock.Version), flush)
 			}
-			Expect(redis(client, command...).Error()).NotTo(HaveOccurred())
+			Expect(Redis(client, command...).Error()).NotTo(HaveOccurred())
 			caughtUp(s, replica)
 			haveNoLibrary(s)
 			haveNoLibrary(replica)
@@ -225,9 +226,9 @@ var _ = Describe("the library", func() {
 	})
 
 	It("is on a replica that becomes primary, and gone from the replicas of a primary that came back without files", func() {
-		s := ownServer("--repl-diskless-sync-delay", "0")
-		promoted, other := ownServer("--replicaof", "127.0.0.1 "+strconv.Itoa(s.Port())), ownServer("--replicaof", "127.0.0.1 "+strconv.Itoa(s.Port()))
-		put(connect(s.Addr()), redislock.Source())
+		s := OwnServer("--repl-diskless-sync-delay", "0")
+		promoted, other := OwnServer("--replicaof", "127.0.0.1 "+strconv.Itoa(s.Port())), OwnServer("--replicaof", "127.0.0.1 "+strconv.Itoa(s.Port()))
+		Put(Connect(s.Addr()), redislock.Source())
 		take(s, "x", "me", 0)
 		for _, replica := range []*redistest.Server{promoted, other} {
 			Eventually(func() (string, error) { return version(replica) }).Should(Equal(redislock.Version))
@@ -244,23 +245,23 @@ var _ = Describe("the library", func() {
 	})
 
 	It("is gone after a restart without files", func() {
-		s := ownServer()
-		put(connect(s.Addr()), redislock.Source())
+		s := OwnServer()
+		Put(Connect(s.Addr()), redislock.Source())
 		Expect(s.Kill()).To(Succeed())
 		Expect(s.Restart()).To(Succeed())
 		haveNoLibrary(s)
 	})
 
 	It("comes back with an RDB file as at the last save, and so do the locks: those that were released since are held again", func() {
-		s := ownServer()
-		client := connect(s.Addr())
-		put(client, redislock.Source())
+		s := OwnServer()
+		client := Connect(s.Addr())
+		Put(client, redislock.Source())
 		take(s, "kept", "a", minute)
 		take(s, "released", "b", 0)
-		Expect(redis(client, "SAVE").Error()).NotTo(HaveOccurred())
-		Expect(fcall(client, "lock_release", keysOf("released"), "b").AsInt64()).To(BeEquivalentTo(1))
+		Expect(Redis(client, "SAVE").Error()).NotTo(HaveOccurred())
+		Expect(FCall(client, "lock_release", KeysOf("released"), "b").AsInt64()).To(BeEquivalentTo(1))
 		lost := take(s, "newer", "c", minute)
-		put(client, ofVersion(another))
+		Put(client, OfVersion(another))
 		Expect(s.Kill()).To(Succeed())
 		Expect(s.Restart()).To(Succeed())
 
@@ -273,8 +274,8 @@ var _ = Describe("the library", func() {
 	})
 
 	It("comes back with an append-only file, everysec, and so do the locks", func() {
-		s := ownServer("--appendonly", "yes", "--appendfsync", "everysec")
-		put(connect(s.Addr()), redislock.Source())
+		s := OwnServer("--appendonly", "yes", "--appendfsync", "everysec")
+		Put(Connect(s.Addr()), redislock.Source())
 		take(s, "x", "me", minute)
 		Expect(s.Kill()).To(Succeed())
 		Expect(s.Restart()).To(Succeed())
@@ -283,8 +284,8 @@ var _ = Describe("the library", func() {
 	})
 
 	It("does not come from an RDB file where there should be an append-only one", func() {
-		s := ownServer("--appendonly", "yes")
-		put(connect(s.Addr()), redislock.Source())
+		s := OwnServer("--appendonly", "yes")
+		Put(Connect(s.Addr()), redislock.Source())
 		Expect(s.Do("SAVE").Error()).NotTo(HaveOccurred())
 		Expect(s.Kill()).To(Succeed())
 		Expect(filepath.Join(s.Dir(), "dump.rdb")).To(BeAnExistingFile())
@@ -294,8 +295,8 @@ var _ = Describe("the library", func() {
 	})
 
 	It("as a dump of a newer server is refused", func() {
-		s := ownServer()
-		put(connect(s.Addr()), redislock.Source())
+		s := OwnServer()
+		Put(Connect(s.Addr()), redislock.Source())
 		dump, err := s.Do("FUNCTION", "DUMP").ToString()
 		Expect(err).NotTo(HaveOccurred())
 		Expect(s.Do("FUNCTION", "RESTORE", dump, "REPLACE").Error()).NotTo(HaveOccurred())

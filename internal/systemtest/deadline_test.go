@@ -1,4 +1,4 @@
-package redislock_test
+package systemtest
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 
 	"github.com/seed-ee05a192/redislock"
 	"github.com/seed-ee05a192/redislock/internal/redistest"
+	. "github.com/seed-ee05a192/redislock/internal/spec"
 )
 
 // advised are the timeouts of README.md.
@@ -35,11 +36,11 @@ func holdMany(ctx context.Context, l *redislock.Locker, n int, opts ...redislock
 	m := &manyHeld{locks: map[string]*redislock.Lock{}, ended: map[string]time.Time{}}
 	var all sync.WaitGroup
 	for range n {
-		name := newName()
+		name := NewName()
 		m.names = append(m.names, name)
 		all.Go(func() {
 			defer GinkgoRecover()
-			lock := mustAcquire(ctx, l, name, opts...)
+			lock := MustAcquire(ctx, l, name, opts...)
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			m.locks[name] = lock
@@ -111,7 +112,7 @@ func (m *manyHeld) waitForAll(ctx context.Context, l *redislock.Locker) (granted
 	for _, name := range m.names {
 		all.Go(func() {
 			defer GinkgoRecover()
-			lock := mustAcquire(ctx, l, name)
+			lock := MustAcquire(ctx, l, name)
 			mu.Lock()
 			at[name] = time.UnixMicro(lock.Fence())
 			mu.Unlock()
@@ -119,7 +120,7 @@ func (m *manyHeld) waitForAll(ctx context.Context, l *redislock.Locker) (granted
 		})
 	}
 	for _, name := range m.names {
-		Eventually(waitingFor(l, name)).Should(BeNumerically(">=", 1))
+		Eventually(WaitingFor(l, name)).Should(BeNumerically(">=", 1))
 	}
 	return func() map[string]time.Time {
 		all.Wait()
@@ -130,31 +131,31 @@ func (m *manyHeld) waitForAll(ctx context.Context, l *redislock.Locker) (granted
 // Nobody acts past the deadline: whatever a holder's renewal hangs in, its Context has ended when
 // somebody else is granted the lock.
 var _ = Describe("Context has ended before the next one's grant", func() {
-	for i := range topologies {
-		here := &topologies[i]
-		if here.name == "sentinel" {
+	for i := range Topologies {
+		here := &Topologies[i]
+		if here.Name == "sentinel" {
 			continue // it is standalone with watchers
 		}
 		for name, change := range map[string]func(*rueidis.ClientOption){
 			"rueidis' timeouts":         func(*rueidis.ClientOption) {},
 			"the timeouts of README.md": advised,
 		} {
-			DescribeTable("though connections break and new ones are silent, with "+name+" ["+here.name+"]", Label(here.name),
+			DescribeTable("though connections break and new ones are silent, with "+name+" ["+here.Name+"]", Label(here.Name),
 				func(ctx SpecContext, lease time.Duration) {
-					s, _, stop, err := here.own()
+					s, _, stop, err := here.Own()
 					Expect(err).NotTo(HaveOccurred())
 					DeferCleanup(stop)
-					routes[s.Addr()] = route{}
-					network := newProxy(s.Addr())
-					first, err := redislock.New(connect(network.Addr(), change), redislock.Options{})
+					Routes[s.Addr()] = Route{}
+					network := NewProxy(s.Addr())
+					first, err := redislock.New(Connect(network.Addr(), change), redislock.Options{})
 					Expect(err).NotTo(HaveOccurred())
 					DeferCleanup(first.Close)
 
 					held := holdMany(ctx, first, 30, redislock.WithLease(lease))
-					second := newLocker(s.Addr())
+					second := NewLocker(s.Addr())
 					// The calls of a waiter have no end: a dial that one of them has begun holds up renewals.
-					busy := mustAcquire(ctx, second, newName())
-					waiter := acquiring(ctx, first, busy.Name(), 1)
+					busy := MustAcquire(ctx, second, NewName())
+					waiter := Acquiring(ctx, first, busy.Name(), 1)
 					granted := held.waitForAll(ctx, second)
 					network.BlackHole(true)
 					network.CutAll()
@@ -170,9 +171,9 @@ var _ = Describe("Context has ended before the next one's grant", func() {
 	}
 
 	It("though 1,000 tries find the library flushed", func(ctx SpecContext) {
-		s := ownServer()
-		network := newProxy(s.Addr())
-		first, second := newLocker(network.Addr()), newLocker(s.Addr())
+		s := OwnServer()
+		network := NewProxy(s.Addr())
+		first, second := NewLocker(network.Addr()), NewLocker(s.Addr())
 		held := holdMany(ctx, first, 300, redislock.WithLease(3*time.Second))
 		ending, cancel := context.WithCancel(ctx)
 		defer cancel()
@@ -193,10 +194,10 @@ var _ = Describe("Context has ended before the next one's grant", func() {
 			})
 		}
 		for _, name := range held.names {
-			Eventually(waitingFor(second, name)).Should(Equal(1))
+			Eventually(WaitingFor(second, name)).Should(Equal(1))
 		}
 		// In the middle of a round of renewals: the others find the library missing, as the tries do.
-		client := connect(s.Addr())
+		client := Connect(s.Addr())
 		before := held.deadlines()
 		Eventually(func() (renewed int) {
 			for name, now := range held.deadlines() {
@@ -206,11 +207,11 @@ var _ = Describe("Context has ended before the next one's grant", func() {
 			}
 			return renewed
 		}).WithPolling(time.Millisecond).Should(BeNumerically(">=", len(held.names)/10))
-		Expect(redis(client, "FUNCTION", "FLUSH").Error()).NotTo(HaveOccurred())
+		Expect(Redis(client, "FUNCTION", "FLUSH").Error()).NotTo(HaveOccurred())
 		var tries sync.WaitGroup
 		for range 1000 {
 			tries.Go(func() {
-				if lock, err := first.TryAcquire(ctx, newName()); err == nil {
+				if lock, err := first.TryAcquire(ctx, NewName()); err == nil {
 					_ = lock.Release(ctx)
 				}
 			})
@@ -224,17 +225,17 @@ var _ = Describe("Context has ended before the next one's grant", func() {
 	})
 
 	It("though one node of a cluster hangs and the library is gone on another one", func(ctx SpecContext) {
-		c, err := redistest.StartCluster(3, 0, calm)
+		c, err := redistest.StartCluster(3, 0, Calm)
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(c.Stop)
-		client := connect(c.Addrs()[0])
+		client := Connect(c.Addrs()[0])
 		Expect(redislock.Load(ctx, client)).To(Succeed())
 		locker, err := redislock.New(client, redislock.Options{LoadMode: redislock.LoadVerify})
 		Expect(err).NotTo(HaveOccurred())
 		held := holdMany(ctx, locker, 60)
 		onNode := map[*redistest.Server][]string{}
 		for _, name := range held.names {
-			owner := c.Owner(keysOf(name)[0])
+			owner := c.Owner(KeysOf(name)[0])
 			onNode[owner] = append(onNode[owner], name)
 		}
 		flushed, hung := c.Servers[0], c.Servers[1]
@@ -259,17 +260,17 @@ var _ = Describe("Context has ended before the next one's grant", func() {
 		gone := map[string]bool{}
 		for _, name := range names {
 			Eventually(func() bool {
-				n, err := flushed.Do("EXISTS", keysOf(name)[0]).AsInt64()
+				n, err := flushed.Do("EXISTS", KeysOf(name)[0]).AsInt64()
 				Expect(err).NotTo(HaveOccurred())
 				gone[name] = n == 0
 				return n == 0 || held.deadlines()[name].After(before[name]) // by a call that came before
 			}).Should(BeTrue(), name)
 		}
 		Expect(flushed.Do("FUNCTION", "LOAD", "REPLACE", redislock.Source()).Error()).NotTo(HaveOccurred())
-		direct := directly(flushed.Addr())
+		direct := Directly(flushed.Addr())
 		for _, name := range names {
 			if gone[name] {
-				Expect(fcall(direct, "lock_acquire", append(keysOf(name), "signal:{"+name+"}"), "another", "60000", "0").AsIntSlice()).To(hold())
+				Expect(FCall(direct, "lock_acquire", append(KeysOf(name), "signal:{"+name+"}"), "another", "60000", "0").AsIntSlice()).To(Hold())
 				Expect(held.locks[name].Context().Err()).To(HaveOccurred(), name)
 			}
 		}
@@ -280,16 +281,16 @@ var _ = Describe("Context has ended before the next one's grant", func() {
 
 	It("with at least 100 ms of its lease left on the server, though the link swallows all bytes", func(ctx SpecContext) {
 		const lease = 2 * time.Second
-		s := ownServer()
-		network := newProxy(s.Addr())
-		client := connect(s.Addr())
-		held := holdMany(ctx, newLocker(network.Addr()), 12, redislock.WithLease(lease))
+		s := OwnServer()
+		network := NewProxy(s.Addr())
+		client := Connect(s.Addr())
+		held := holdMany(ctx, NewLocker(network.Addr()), 12, redislock.WithLease(lease))
 		network.BlackHole(true)
 		var all sync.WaitGroup
 		for name, lock := range held.locks {
 			all.Go(func() {
 				defer GinkgoRecover()
-				expires, err := redis(client, "PEXPIRETIME", keysOf(name)[0]).ToInt64()
+				expires, err := Redis(client, "PEXPIRETIME", KeysOf(name)[0]).ToInt64()
 				Expect(err).NotTo(HaveOccurred())
 				// A timer for the same moment: what it is late by is this machine's doing.
 				deadline, _ := lock.Deadline()
@@ -313,17 +314,17 @@ var _ = Describe("Context has ended before the next one's grant", func() {
 		s, err := redistest.StartWithClock()
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(s.Stop)
-		network := newProxy(s.Addr())
-		client := connect(s.Addr())
+		network := NewProxy(s.Addr())
+		client := Connect(s.Addr())
 		Expect(s.SpeedClock(rate)).To(Succeed())
-		held := holdMany(ctx, newLocker(network.Addr()), 12, redislock.WithLease(lease))
+		held := holdMany(ctx, NewLocker(network.Addr()), 12, redislock.WithLease(lease))
 		network.BlackHole(true)
 		var all sync.WaitGroup
 		for name, lock := range held.locks {
 			all.Go(func() {
 				defer GinkgoRecover()
 				<-lock.Context().Done()
-				Expect(pttl(client, keysOf(name)[0])).To(BeNumerically(">", 0))
+				Expect(PTTL(client, KeysOf(name)[0])).To(BeNumerically(">", 0))
 			})
 		}
 		all.Wait()

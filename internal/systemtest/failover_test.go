@@ -1,4 +1,4 @@
-package redislock_test
+package systemtest
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 
 	"github.com/seed-ee05a192/redislock"
 	"github.com/seed-ee05a192/redislock/internal/redistest"
+	. "github.com/seed-ee05a192/redislock/internal/spec"
 )
 
 // servedWithin is README.md's bound for those who wait, from the end of a fault on: 3 s + the lease that was
@@ -33,17 +34,17 @@ type crew struct {
 
 func newCrew(ctx context.Context, addr, name string, opts ...redislock.Option) *crew {
 	GinkgoHelper()
-	c := &crew{lock: mustAcquire(ctx, crewLocker(addr), name, opts...)}
+	c := &crew{lock: MustAcquire(ctx, crewLocker(addr), name, opts...)}
 	for range 5 {
 		c.joins(ctx, addr, name, opts...)
 	}
 	return c
 }
 
-// crewLocker is newLocker of a quick client. Places do not lapse while a fault lasts.
+// crewLocker is NewLocker of a quick client. Places do not lapse while a fault lasts.
 func crewLocker(addr string) *redislock.Locker {
 	GinkgoHelper()
-	locker, err := redislock.New(connect(addr, quick), redislock.Options{WaitTTL: minute})
+	locker, err := redislock.New(Connect(addr, quick), redislock.Options{WaitTTL: minute})
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(locker.Close)
 	return locker
@@ -52,7 +53,7 @@ func crewLocker(addr string) *redislock.Locker {
 // joins has one more wait, behind the others.
 func (c *crew) joins(ctx context.Context, addr, name string, opts ...redislock.Option) {
 	GinkgoHelper()
-	c.waiting = append(c.waiting, acquiring(ctx, crewLocker(addr), name, len(c.waiting)+1, opts...))
+	c.waiting = append(c.waiting, Acquiring(ctx, crewLocker(addr), name, len(c.waiting)+1, opts...))
 }
 
 // holds shows that the lock was not lost: it is renewed.
@@ -176,7 +177,7 @@ func failingSentinel() (s *redistest.Sentinel, addr string) {
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(s.Stop)
 	addr = s.Servers[0].Addr()
-	routes[addr] = route{Sentinels: s.Addrs()}
+	Routes[addr] = Route{Sentinels: s.Addrs()}
 	return s, addr
 }
 
@@ -214,7 +215,7 @@ var _ = Describe("Sentinel", func() {
 		crew.takeTurns(ctx)
 	})
 
-	It("replaces a primary that nobody can reach any more: its holder is told before the next one gets the lock", func(ctx SpecContext) {
+	It("replaces a primary that nobody can reach any more: its holder is told before the next one gets the lock", Longest, func(ctx SpecContext) {
 		s, addr := failingSentinel()
 		crew := newCrew(ctx, addr, "x", redislock.WithLease(brief), redislock.WithoutRenewal())
 		caughtUp(s.Servers[0], s.Servers[1])
@@ -237,7 +238,7 @@ var _ = Describe("Sentinel", func() {
 		passed.next(ctx, 0)
 		Expect(s.Servers[0].Kill()).To(Succeed())
 		Expect(s.Replaced(s.Servers[0])).To(Succeed())
-		Expect(s.Servers[1].Do("GET", keysOf("x")[0]).ToString()).To(Equal(kept.lock.Token()))
+		Expect(s.Servers[1].Do("GET", KeysOf("x")[0]).ToString()).To(Equal(kept.lock.Token()))
 		kept.takeTurns(ctx)
 		// The holder of y is told, or was given it once more: it is in the queue of the new primary.
 		Expect(passed.lock.Release(ctx)).To(Or(Succeed(), MatchError(redislock.ErrNotHeld)))
@@ -279,39 +280,39 @@ func clusterPair() pair {
 var _ = Describe("WithReplicas", func() {
 	DescribeTable("is what keeps a failover from losing a grant that its replica has not got", func(ctx SpecContext, start func() pair) {
 		p := start()
-		first, second := newLocker(p.addr), newLocker(p.addr)
+		first, second := NewLocker(p.addr), NewLocker(p.addr)
 		opts := []redislock.Option{redislock.WithLease(minute), redislock.WithoutRenewal()}
-		safe := append(opts, redislock.WithReplicas(1, soon))
+		safe := append(opts, redislock.WithReplicas(1, Soon))
 		unsafe := append(opts, redislock.WithReplicas(1, 50*time.Millisecond))
 		// On the replica when Acquire returns: granted at once, and handed over.
-		reader, done := directly(p.replica.Addr()).Dedicate()
+		reader, done := Directly(p.replica.Addr()).Dedicate()
 		DeferCleanup(done)
 		reader.Do(ctx, reader.B().Readonly().Build()) // an error where there is no cluster, and not needed
 		onReplica := func(lock *redislock.Lock) {
 			GinkgoHelper()
-			Expect(reader.Do(ctx, reader.B().Get().Key(keysOf(lock.Name())[0]).Build()).ToString()).To(Equal(lock.Token()))
+			Expect(reader.Do(ctx, reader.B().Get().Key(KeysOf(lock.Name())[0]).Build()).ToString()).To(Equal(lock.Token()))
 		}
-		kept := mustAcquire(ctx, first, "kept{x}", safe...)
+		kept := MustAcquire(ctx, first, "kept{x}", safe...)
 		onReplica(kept)
-		before := mustAcquire(ctx, first, "handed{x}", safe...)
-		next := acquiring(ctx, second, "handed{x}", 1, safe...)
+		before := MustAcquire(ctx, first, "handed{x}", safe...)
+		next := Acquiring(ctx, second, "handed{x}", 1, safe...)
 		Expect(before.Release(ctx)).To(Succeed())
 		handed := <-next
 		onReplica(handed)
 		unlink(p.primary, p.replica)
 		// Not on the replica: asked for it or not.
-		lost := mustAcquire(ctx, first, "lost{x}", opts...)
+		lost := MustAcquire(ctx, first, "lost{x}", opts...)
 		Expect(first.Acquire(ctx, "refused{x}", unsafe...)).Error().To(MatchError(redislock.ErrNotReplicated))
-		Expect(stateOf(first, "refused{x}").Holder).To(BeEmpty(), "released")
+		Expect(StateOf(first, "refused{x}").Holder).To(BeEmpty(), "released")
 		// Nor handed over, and others go on.
-		before = mustAcquire(ctx, first, "passed{x}", opts...)
+		before = MustAcquire(ctx, first, "passed{x}", opts...)
 		refused := make(chan error, 1)
 		go func() {
 			_, err := second.Acquire(ctx, "passed{x}", unsafe...)
 			refused <- err
 		}()
-		Eventually(waitingFor(first, "passed{x}")).Should(Equal(1))
-		next = acquiring(ctx, first, "passed{x}", 2, opts...)
+		Eventually(WaitingFor(first, "passed{x}")).Should(Equal(1))
+		next = Acquiring(ctx, first, "passed{x}", 2, opts...)
 		Expect(before.Release(ctx)).To(Succeed())
 		Eventually(refused).Should(Receive(MatchError(redislock.ErrNotReplicated)))
 		Eventually(ctx, next).WithTimeout(servedWithin(0)).Should(Receive(&before))
@@ -327,7 +328,7 @@ var _ = Describe("WithReplicas", func() {
 			Eventually(func() error { return lock.Extend(ctx, minute) }).Should(Succeed(), "as soon as its client has found the new primary")
 			Expect(lock.Release(ctx)).To(Succeed())
 		}
-		twice := mustAcquire(ctx, second, "lost{x}", opts...)
+		twice := MustAcquire(ctx, second, "lost{x}", opts...)
 		Expect(lost.Context().Err()).NotTo(HaveOccurred(), "two believe that they hold it")
 		Expect(twice.Fence()).To(BeNumerically(">", lost.Fence()), "the answer to that")
 		Expect(lost.Extend(ctx, minute)).To(MatchError(redislock.ErrNotHeld))
@@ -337,12 +338,12 @@ var _ = Describe("WithReplicas", func() {
 	)
 
 	It("goes with a lock that never expires: one that was handed over is not lost", func(ctx SpecContext) {
-		primary := ownServer("--repl-diskless-sync-delay", "0")
-		ownServer("--replicaof", "127.0.0.1 "+strconv.Itoa(primary.Port()))
-		first, second := newLocker(primary.Addr()), newLocker(primary.Addr())
+		primary := OwnServer("--repl-diskless-sync-delay", "0")
+		OwnServer("--replicaof", "127.0.0.1 "+strconv.Itoa(primary.Port()))
+		first, second := NewLocker(primary.Addr()), NewLocker(primary.Addr())
 		Eventually(func() (string, error) { return primary.Do("INFO", "replication").ToString() }).Should(ContainSubstring("state=online"))
-		before := mustAcquire(ctx, first, "x", redislock.WithoutExpiry())
-		next := acquiring(ctx, second, "x", 1, redislock.WithoutExpiry(), redislock.WithReplicas(1, soon))
+		before := MustAcquire(ctx, first, "x", redislock.WithoutExpiry())
+		next := Acquiring(ctx, second, "x", 1, redislock.WithoutExpiry(), redislock.WithReplicas(1, Soon))
 		Expect(before.Release(ctx)).To(Succeed())
 		lock := <-next
 		Consistently(lock.Context().Done()).WithTimeout(time.Second).ShouldNot(BeClosed(), "when a claim would be due")
@@ -350,23 +351,23 @@ var _ = Describe("WithReplicas", func() {
 	})
 
 	It("does not lose a lock that was renewed meanwhile because there was no connection for it", func(ctx SpecContext) {
-		primary := ownServer("--repl-diskless-sync-delay", "0")
-		ownServer("--replicaof", "127.0.0.1 "+strconv.Itoa(primary.Port()))
+		primary := OwnServer("--repl-diskless-sync-delay", "0")
+		OwnServer("--replicaof", "127.0.0.1 "+strconv.Itoa(primary.Port()))
 		Eventually(func() (string, error) { return primary.Do("INFO", "replication").ToString() }).Should(ContainSubstring("state=online"))
-		client := connect(primary.Addr(), func(o *rueidis.ClientOption) { o.BlockingPoolSize = 1 })
+		client := Connect(primary.Addr(), func(o *rueidis.ClientOption) { o.BlockingPoolSize = 1 })
 		l, err := redislock.New(client, redislock.Options{})
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(l.Close)
-		seen := monitor(primary.Addr())
+		seen := Monitor(primary.Addr())
 		_, giveBack := client.Dedicate()
 		got := make(chan error, 1)
 		var lock *redislock.Lock
 		go func() {
 			var err error
-			lock, err = l.Acquire(ctx, "x", redislock.WithLease(time.Second), redislock.WithReplicas(1, soon))
+			lock, err = l.Acquire(ctx, "x", redislock.WithLease(time.Second), redislock.WithReplicas(1, Soon))
 			got <- err
 		}()
-		Eventually(func() int { return seen.count("lock_extend") }).Should(BeNumerically(">=", 5), "for longer than the lease")
+		Eventually(func() int { return seen.Count("lock_extend") }).Should(BeNumerically(">=", 5), "for longer than the lease")
 		giveBack()
 		Expect(<-got).NotTo(HaveOccurred())
 		Expect(lock.Context().Err()).NotTo(HaveOccurred())
@@ -374,30 +375,30 @@ var _ = Describe("WithReplicas", func() {
 	})
 
 	It("never asks for a lease that does not end because nothing is left of the maximum hold", func(ctx SpecContext) {
-		s := ownServer()
-		l := newLocker(s.Addr())
-		seen := monitor(s.Addr())
+		s := OwnServer()
+		l := NewLocker(s.Addr())
+		seen := Monitor(s.Addr())
 		for range 20 {
 			Expect(l.Acquire(ctx, "x", redislock.WithMaxHold(time.Millisecond), redislock.WithReplicas(1, time.Millisecond))).Error().To(HaveOccurred())
 		}
-		Expect(seen.count("lock_acquire")).To(BeNumerically(">=", 20))
-		Expect(seen.count("lock_extend")).To(BeZero())
+		Expect(seen.Count("lock_acquire")).To(BeNumerically(">=", 20))
+		Expect(seen.Count("lock_extend")).To(BeZero())
 	})
 
 	It("waits for replicas no longer than it was told to, and then says how many there were", func(ctx SpecContext) {
-		primary := ownServer("--repl-diskless-sync-delay", "0")
-		replica := ownServer("--replicaof", "127.0.0.1 "+strconv.Itoa(primary.Port()))
-		l := newLocker(primary.Addr())
+		primary := OwnServer("--repl-diskless-sync-delay", "0")
+		replica := OwnServer("--replicaof", "127.0.0.1 "+strconv.Itoa(primary.Port()))
+		l := NewLocker(primary.Addr())
 		Eventually(func() (string, error) { return primary.Do("INFO", "replication").ToString() }).Should(ContainSubstring("state=online"))
-		Expect(mustAcquire(ctx, l, "x", redislock.WithReplicas(1, soon)).Release(ctx)).To(Succeed())
+		Expect(MustAcquire(ctx, l, "x", redislock.WithReplicas(1, Soon)).Release(ctx)).To(Succeed())
 		Expect(replica.Pause()).To(Succeed())
-		err := second(l.Acquire(ctx, "x", redislock.WithReplicas(1, 50*time.Millisecond)))
+		err := Second(l.Acquire(ctx, "x", redislock.WithReplicas(1, 50*time.Millisecond)))
 		Expect(err).To(And(MatchError(redislock.ErrNotReplicated), MatchError(ContainSubstring("0 of 1"))))
 		// Handed over, and not returned before the replica has it too.
-		lock := mustAcquire(ctx, l, "x")
-		next := acquiring(ctx, l, "x", 1, redislock.WithReplicas(1, soon), redislock.WithOwner("next"))
+		lock := MustAcquire(ctx, l, "x")
+		next := Acquiring(ctx, l, "x", 1, redislock.WithReplicas(1, Soon), redislock.WithOwner("next"))
 		Expect(lock.Release(ctx)).To(Succeed())
-		Expect(stateOf(l, "x").Holder).To(HavePrefix("next:"))
+		Expect(StateOf(l, "x").Holder).To(HavePrefix("next:"))
 		Consistently(next, "50ms").ShouldNot(Receive())
 		Expect(replica.Resume()).To(Succeed())
 		Eventually(ctx, next).Should(Receive(&lock))
@@ -410,7 +411,7 @@ var _ = Describe("a cluster", func() {
 	move := func(c *redistest.Cluster, name string, to *redistest.Server, do map[int]func()) {
 		GinkgoHelper()
 		steps := 0
-		Expect(c.Move(keysOf(name)[0], to, func(moved int) {
+		Expect(c.Move(KeysOf(name)[0], to, func(moved int) {
 			defer GinkgoRecover()
 			if do[moved] != nil {
 				do[moved]()
@@ -420,7 +421,7 @@ var _ = Describe("a cluster", func() {
 		Expect(steps).To(Equal(len(do)))
 	}
 	other := func(c *redistest.Cluster, name string) *redistest.Server {
-		owner := c.Owner(keysOf(name)[0])
+		owner := c.Owner(KeysOf(name)[0])
 		for _, p := range c.Primaries() {
 			if p != owner {
 				return p
@@ -431,7 +432,7 @@ var _ = Describe("a cluster", func() {
 
 	It("has the library on every primary; on one that joined later, as soon as it gets a lock's slot", func(ctx SpecContext) {
 		c, addr := failingCluster()
-		Expect(redislock.Load(ctx, connect(addr))).To(Succeed())
+		Expect(redislock.Load(ctx, Connect(addr))).To(Succeed())
 		for _, p := range c.Primaries() {
 			Expect(p.Do("FCALL_RO", "lock_version", "0").ToString()).To(Equal(redislock.Version))
 		}
@@ -448,9 +449,9 @@ var _ = Describe("a cluster", func() {
 	It("moves the slot of a lock that is held and waited for: the order is kept", func(ctx SpecContext) {
 		c, addr := failingCluster()
 		name, call := "x", func(at *redistest.Server) error {
-			return fcall(directly(at.Addr()), "lock_acquire", append(keysOf("x"), "lock-signal:{x}:raw"), "raw", "1000", "0").Error()
+			return FCall(Directly(at.Addr()), "lock_acquire", append(KeysOf("x"), "lock-signal:{x}:raw"), "raw", "1000", "0").Error()
 		}
-		from, to := c.Owner(keysOf(name)[0]), other(c, name)
+		from, to := c.Owner(KeysOf(name)[0]), other(c, name)
 		crew := newCrew(ctx, addr, name)
 		move(c, name, to, map[int]func(){
 			1: func() { Expect(call(from)).To(MatchError(HavePrefix("TRYAGAIN"))) },
@@ -464,12 +465,12 @@ var _ = Describe("a cluster", func() {
 	It("moves the slot of a lock that is released meanwhile: nobody can be told, the next one takes it when it looks", func(ctx SpecContext) {
 		c, addr := failingCluster()
 		crew := newCrew(ctx, addr, "x")
-		from := c.Owner(keysOf("x")[0])
+		from := c.Owner(KeysOf("x")[0])
 		move(c, "x", other(c, "x"), map[int]func(){0: func() {
 			Expect(crew.lock.Release(ctx)).To(Succeed())
 			// Their list is in the slot, and no key that the release had declared: the server refused to push to it.
-			Expect(from.Do("EXISTS", keysOf("x")[1]).ToInt64()).To(BeEquivalentTo(1))
-			Expect(from.Do("EXISTS", keysOf("x")[0]).Error()).To(MatchError(HavePrefix("ASK")), "free, and not handed over")
+			Expect(from.Do("EXISTS", KeysOf("x")[1]).ToInt64()).To(BeEquivalentTo(1))
+			Expect(from.Do("EXISTS", KeysOf("x")[0]).Error()).To(MatchError(HavePrefix("ASK")), "free, and not handed over")
 			crew.nobodyElse()
 		}})
 		crew.next(ctx, 0)
@@ -479,38 +480,38 @@ var _ = Describe("a cluster", func() {
 	It("fails over by CLUSTER FAILOVER: the lock stays held, and the order is kept", func(ctx SpecContext) {
 		c, addr := failingCluster()
 		crew := newCrew(ctx, addr, "x")
-		Expect(c.Failover(c.ReplicaOf(c.Owner(keysOf("x")[0])))).To(Succeed())
+		Expect(c.Failover(c.ReplicaOf(c.Owner(KeysOf("x")[0])))).To(Succeed())
 		crew.holds(ctx)
 		crew.takeTurns(ctx)
 	})
 
-	It("loses a primary that nobody can reach any more: its holder is told before the next one gets the lock", func(ctx SpecContext) {
+	It("loses a primary that nobody can reach any more: its holder is told before the next one gets the lock", Longest, func(ctx SpecContext) {
 		c, addr := failingCluster()
-		owner := c.Owner(keysOf("x")[0])
+		owner := c.Owner(KeysOf("x")[0])
 		replica := c.ReplicaOf(owner)
 		crew := newCrew(ctx, addr, "x", redislock.WithLease(brief), redislock.WithoutRenewal())
 		caughtUp(owner, replica)
 		Expect(owner.Pause()).To(Succeed())
 		DeferCleanup(owner.Resume)
 		crew.isTold()
-		Eventually(func() *redistest.Server { return c.Owner(keysOf("x")[0]) }).Should(Equal(replica))
+		Eventually(func() *redistest.Server { return c.Owner(KeysOf("x")[0]) }).Should(Equal(replica))
 		crew.next(ctx, brief)
 		crew.takeTurns(ctx)
 	})
 
 	It("loses a primary: likewise, for locks on the others too", func(ctx SpecContext) {
 		c, addr := failingCluster()
-		owner := c.Owner(keysOf("x")[0])
+		owner := c.Owner(KeysOf("x")[0])
 		replica := c.ReplicaOf(owner)
-		elsewhere := newName()
-		for c.Owner(keysOf(elsewhere)[0]) == owner {
-			elsewhere = newName()
+		elsewhere := NewName()
+		for c.Owner(KeysOf(elsewhere)[0]) == owner {
+			elsewhere = NewName()
 		}
 		hit, spared := newCrew(ctx, addr, "x"), newCrew(ctx, addr, elsewhere)
 		caughtUp(owner, replica)
 		Expect(owner.Kill()).To(Succeed())
 		spared.holds(ctx)
-		Eventually(func() *redistest.Server { return c.Owner(keysOf("x")[0]) }).Should(Equal(replica))
+		Eventually(func() *redistest.Server { return c.Owner(KeysOf("x")[0]) }).Should(Equal(replica))
 		hit.holds(ctx)
 		hit.takeTurns(ctx)
 		spared.takeTurns(ctx)
@@ -519,10 +520,10 @@ var _ = Describe("a cluster", func() {
 
 var _ = Describe("a server", func() {
 	It("becomes a replica under a waiter, and a primary again", func(ctx SpecContext) {
-		s := ownServer()
+		s := OwnServer()
 		crew := newCrew(ctx, s.Addr(), "x")
 		Expect(s.Do("REPLICAOF", "127.0.0.1", "1").Error()).NotTo(HaveOccurred()) // of nobody: it keeps its data
-		raw := fcall(directly(s.Addr()), "lock_acquire", append(keysOf("x"), "raw"), "raw", "1000", "0")
+		raw := FCall(Directly(s.Addr()), "lock_acquire", append(KeysOf("x"), "raw"), "raw", "1000", "0")
 		Expect(raw.Error()).To(MatchError(HavePrefix("READONLY")))
 		// Their BLPOPs were answered with UNBLOCKED, and those that they send now with READONLY.
 		Expect(s.Do("INFO", "errorstats").ToString()).To(And(ContainSubstring("errorstat_UNBLOCKED"), ContainSubstring("errorstat_READONLY")))
@@ -532,8 +533,8 @@ var _ = Describe("a server", func() {
 	})
 
 	It("hands over to its replica by FAILOVER, and gets it back", func(ctx SpecContext) {
-		s := ownServer("--repl-diskless-sync-delay", "0")
-		replica := ownServer("--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1 "+strconv.Itoa(s.Port()))
+		s := OwnServer("--repl-diskless-sync-delay", "0")
+		replica := OwnServer("--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1 "+strconv.Itoa(s.Port()))
 		crew := newCrew(ctx, s.Addr(), "x")
 		for _, p := range []*redistest.Server{s, replica} {
 			Eventually(func() (string, error) { return p.Do("INFO", "replication").ToString() }).Should(ContainSubstring("state=online"))
@@ -544,9 +545,9 @@ var _ = Describe("a server", func() {
 		crew.takeTurns(ctx)
 	})
 
-	It("hands over by FAILOVER as late as its replica has everything: a BLPOP sent meanwhile gets no answer and is given up", func(ctx SpecContext) {
-		s := ownServer("--repl-diskless-sync-delay", "0")
-		replica := ownServer("--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1 "+strconv.Itoa(s.Port()))
+	It("hands over by FAILOVER as late as its replica has everything: a BLPOP sent meanwhile gets no answer and is given up", Longest, func(ctx SpecContext) {
+		s := OwnServer("--repl-diskless-sync-delay", "0")
+		replica := OwnServer("--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1 "+strconv.Itoa(s.Port()))
 		Eventually(func() (string, error) { return s.Do("INFO", "replication").ToString() }).Should(ContainSubstring("state=online"))
 		crew := newCrew(ctx, s.Addr(), "x", redislock.WithLease(minute))
 		blocked := func() (ids []string) {
@@ -581,7 +582,7 @@ var _ = Describe("a server", func() {
 	})
 
 	It("restarts with its append-only file: the lock stays held, and the order is kept", func(ctx SpecContext) {
-		s := ownServer("--appendonly", "yes", "--appendfsync", "always")
+		s := OwnServer("--appendonly", "yes", "--appendfsync", "always")
 		crew := newCrew(ctx, s.Addr(), "x")
 		Expect(s.Kill()).To(Succeed())
 		Expect(s.Restart()).To(Succeed())
@@ -590,7 +591,7 @@ var _ = Describe("a server", func() {
 	})
 
 	It("restarts without any file, library and locks gone: the holder is told, those that wait go on", func(ctx SpecContext) {
-		s := ownServer()
+		s := OwnServer()
 		crew := newCrew(ctx, s.Addr(), "x")
 		Expect(s.Kill()).To(Succeed())
 		Expect(s.Restart()).To(Succeed())
@@ -598,15 +599,15 @@ var _ = Describe("a server", func() {
 	})
 
 	It("is flushed (FLUSHALL keeps the library): likewise", func(ctx SpecContext) {
-		s := ownServer()
+		s := OwnServer()
 		crew := newCrew(ctx, s.Addr(), "x")
 		Expect(s.Do("FLUSHALL").Error()).NotTo(HaveOccurred())
 		crew.startOver(ctx)
 	})
 
 	It("is still LOADING: they wait until it has", func(ctx SpecContext) {
-		s := ownServer("--appendonly", "yes", "--key-load-delay", "100")
-		client := connect(s.Addr())
+		s := OwnServer("--appendonly", "yes", "--key-load-delay", "100")
+		client := Connect(s.Addr())
 		var fill []rueidis.Completed
 		for i := range 20_000 {
 			fill = append(fill, client.B().Set().Key("fill:"+strconv.Itoa(i)).Value("x").Build())
@@ -614,7 +615,7 @@ var _ = Describe("a server", func() {
 		for _, result := range client.DoMulti(ctx, fill...) {
 			Expect(result.Error()).NotTo(HaveOccurred())
 		}
-		crew, l := newCrew(ctx, s.Addr(), "x", redislock.WithLease(minute)), newLocker(s.Addr())
+		crew, l := newCrew(ctx, s.Addr(), "x", redislock.WithLease(minute)), NewLocker(s.Addr())
 		Expect(s.Kill()).To(Succeed())
 		restarted := make(chan error, 1)
 		go func() { restarted <- s.Restart() }()
@@ -627,7 +628,7 @@ var _ = Describe("a server", func() {
 	})
 
 	It("is BUSY with somebody's script: they wait until it is killed", func(ctx SpecContext) {
-		s := ownServer("--busy-reply-threshold", "20")
+		s := OwnServer("--busy-reply-threshold", "20")
 		crew := newCrew(ctx, s.Addr(), "x", redislock.WithLease(minute))
 		scripted := make(chan error, 1)
 		go func() { scripted <- s.Do("EVAL", "while true do end", "0").Error() }()
@@ -644,7 +645,7 @@ var _ = Describe("a server", func() {
 	})
 
 	It("is BUSY for longer than a lease: who holds is told before it is over, who waits keeps its place", func(ctx SpecContext) {
-		s := ownServer("--busy-reply-threshold", "20")
+		s := OwnServer("--busy-reply-threshold", "20")
 		crew := newCrew(ctx, s.Addr(), "x", redislock.WithLease(brief))
 		scripted := make(chan error, 1)
 		go func() { scripted <- s.Do("EVAL", "while true do end", "0").Error() }()
@@ -658,10 +659,10 @@ var _ = Describe("a server", func() {
 	})
 
 	It("misses its replicas (min-replicas-to-write): who holds is told in time, who waits keeps its place", func(ctx SpecContext) {
-		s := ownServer()
+		s := OwnServer()
 		crew := newCrew(ctx, s.Addr(), "x", redislock.WithLease(brief))
 		Expect(s.Do("CONFIG", "SET", "min-replicas-to-write", "1").Error()).NotTo(HaveOccurred())
-		Expect(newLocker(s.Addr()).TryAcquire(ctx, "y")).Error().To(MatchError(ContainSubstring("NOREPLICAS")))
+		Expect(NewLocker(s.Addr()).TryAcquire(ctx, "y")).Error().To(MatchError(ContainSubstring("NOREPLICAS")))
 		crew.isTold()
 		Expect(s.Do("CONFIG", "SET", "min-replicas-to-write", "0").Error()).NotTo(HaveOccurred())
 		crew.next(ctx, 0)

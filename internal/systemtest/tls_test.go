@@ -1,4 +1,4 @@
-package redislock_test
+package systemtest
 
 import (
 	"context"
@@ -23,6 +23,7 @@ import (
 
 	"github.com/seed-ee05a192/redislock"
 	"github.com/seed-ee05a192/redislock/internal/redistest"
+	. "github.com/seed-ee05a192/redislock/internal/spec"
 )
 
 // authority signs certificates.
@@ -97,24 +98,24 @@ var _ = Describe("TLS, with certificates for both sides", func() {
 		ca = (*authority)(nil).signed(1)
 		client = ca.signed(2)
 		caFile, _ := ca.files()
-		own = ownServer("--tls-auth-clients", "yes", "--tls-ca-cert-file", caFile)
+		own = OwnServer("--tls-auth-clients", "yes", "--tls-ca-cert-file", caFile)
 		serve(ca.signed(3))
 		port := own.Port() + 10_000 // was free as well, see redistest
 		addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 		Expect(own.Do("CONFIG", "SET", "tls-port", strconv.Itoa(port)).Error()).NotTo(HaveOccurred())
-		put(connect(own.Addr()), redislock.Source())
+		Put(Connect(own.Addr()), redislock.Source())
 	})
 
 	It("carries the whole life of a lock", func(ctx SpecContext) {
-		Expect(life(ctx, connect(addr, over(ca.trusted(client))), "x")).To(Succeed())
+		Expect(life(ctx, Connect(addr, over(ca.trusted(client))), "x")).To(Succeed())
 	})
 
 	It("is refused at once if one side does not trust the other", func() {
 		stranger := (*authority)(nil).signed(4)
 		dial := func(config *tls.Config) error {
-			option := clientOption(addr)
+			option := ClientOption(addr)
 			over(config)(&option)
-			return second(rueidis.NewClient(option))
+			return Second(rueidis.NewClient(option))
 		}
 		err := dial(stranger.trusted(client))
 		var unknown x509.UnknownAuthorityError
@@ -126,19 +127,19 @@ var _ = Describe("TLS, with certificates for both sides", func() {
 	})
 
 	It("may turn bad: that is told, and those who wait go on when it is good again", func(ctx SpecContext) {
-		lock := mustAcquire(ctx, newLocker(own.Addr()), "x")
-		l, err := redislock.New(connect(addr, over(ca.trusted(client))), redislock.Options{})
+		lock := MustAcquire(ctx, NewLocker(own.Addr()), "x")
+		l, err := redislock.New(Connect(addr, over(ca.trusted(client))), redislock.Options{})
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(l.Close)
-		next := acquiring(ctx, l, "x", 1)
+		next := Acquiring(ctx, l, "x", 1)
 		serve((*authority)(nil).signed(6).signed(7))
 		Expect(own.Do("CLIENT", "KILL", "TYPE", "normal").Error()).NotTo(HaveOccurred())
-		Eventually(func() error { return second(l.TryAcquire(ctx, "y")) }).Should(MatchError(And(ContainSubstring("x509"), ContainSubstring(`"y"`))))
+		Eventually(func() error { return Second(l.TryAcquire(ctx, "y")) }).Should(MatchError(And(ContainSubstring("x509"), ContainSubstring(`"y"`))))
 		Eventually(func() error {
 			waiting, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 			defer cancel()
-			return second(l.Acquire(waiting, "y"))
-		}).Should(And(MatchError(redislock.ErrNotAcquired), MatchError(context.DeadlineExceeded), MatchError(ContainSubstring("x509"))))
+			return Second(l.Acquire(waiting, "y"))
+		}).Should(And(MatchError(redislock.ErrUnavailable), MatchError(context.DeadlineExceeded), MatchError(ContainSubstring("x509"))))
 		Expect(next).NotTo(Receive())
 		serve(ca.signed(8))
 		Expect(lock.Release(ctx)).To(Succeed())

@@ -1,4 +1,4 @@
-package redislock_test
+package systemtest
 
 import (
 	"context"
@@ -16,6 +16,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/seed-ee05a192/redislock"
+	. "github.com/seed-ee05a192/redislock/internal/spec"
 )
 
 // steppable builds testdata/stepped with a package time whose wall clock can be stepped. Programs in
@@ -53,7 +54,7 @@ func steppable(ctx context.Context) (program string) {
 }
 
 var _ = Describe("a client's clock", func() {
-	It("changes nothing, whatever it is stepped to while the client holds, waits and is handed the lock", func(ctx SpecContext) {
+	It("changes nothing, whatever it is stepped to while the client holds, waits and is handed the lock", Longest, func(ctx SpecContext) {
 		const (
 			lease   = 3 * time.Second // of the child
 			renewal = lease / 3       // and not sooner
@@ -61,15 +62,15 @@ var _ = Describe("a client's clock", func() {
 			block   = 2 * time.Second // of its BLPOP
 		)
 		program := steppable(ctx)
-		s := ownServer()
-		seen := monitor(s.Addr())
-		locker, client := newLocker(s.Addr()), connect(s.Addr())
+		s := OwnServer()
+		seen := Monitor(s.Addr())
+		locker, client := NewLocker(s.Addr()), Connect(s.Addr())
 		Expect(redislock.Load(ctx, client)).To(Succeed())
 
 		live := func(clocks ...time.Duration) {
 			defer GinkgoRecover()
-			name := newName()
-			key := keysOf(name)[0]
+			name := NewName()
+			key := KeysOf(name)[0]
 			c := launch(program, "ADDR="+s.Addr(), "NAME="+name)
 			ask := func(words ...any) string {
 				GinkgoHelper()
@@ -87,7 +88,7 @@ var _ = Describe("a client's clock", func() {
 				last = fence
 				Expect(ms).To(BeNumerically(">", 0), "it is not lost")
 				Expect(ms).To(BeNumerically("<=", lease.Milliseconds()))
-				state := stateOf(locker, name)
+				state := StateOf(locker, name)
 				Expect(state.Fence).To(Equal(fence))
 				Expect(state.TTL).To(And(BeNumerically(">", 0), BeNumerically("<=", lease)))
 				return time.Duration(ms) * time.Millisecond
@@ -100,7 +101,7 @@ var _ = Describe("a client's clock", func() {
 				Expect(err).NotTo(HaveOccurred())
 				Expect(time.Unix(shown, 0)).To(And(BeTemporally(">=", before), BeTemporally("<=", time.Now().Add(ahead))), "it has effect")
 			}
-			count := func(words ...string) int { return seen.count(append(words, key)...) }
+			count := func(words ...string) int { return seen.Count(append(words, key)...) }
 
 			// It holds the lock and renews it.
 			began := time.Now()
@@ -117,17 +118,17 @@ var _ = Describe("a client's clock", func() {
 			Expect(count("lock_release")).To(Equal(1))
 
 			// It waits.
-			lock := mustAcquire(ctx, locker, name, redislock.WithLease(time.Hour))
+			lock := MustAcquire(ctx, locker, name, redislock.WithLease(time.Hour))
 			called := count("lock_acquire")
 			began = time.Now()
 			Expect(ask("acquire")).To(Equal("asked"))
-			Eventually(waitingFor(locker, name)).Should(Equal(1))
-			list := stateOf(locker, name).Waiters[0].Signal
+			Eventually(WaitingFor(locker, name)).Should(Equal(1))
+			list := StateOf(locker, name).Waiters[0].Signal
 			for _, ahead := range clocks {
 				stepTo(ahead)
 				before := count("lock_acquire")
 				Eventually(func() int { return count("lock_acquire") }).Should(BeNumerically(">", before), "it checks in")
-				Expect(waitingFor(locker, name)()).To(Equal(1))
+				Expect(WaitingFor(locker, name)()).To(Equal(1))
 			}
 			for _, ahead := range clocks {
 				stepTo(ahead) // and is handed the lock
@@ -135,16 +136,16 @@ var _ = Describe("a client's clock", func() {
 			Expect(lock.Release(ctx)).To(Succeed())
 			surely("held")
 			Expect(count("lock_acquire") - called).To(BeNumerically("<=", 1+time.Since(began)/checkIn))
-			Expect(seen.count("BLPOP", list)).To(And(BeNumerically(">=", 1), BeNumerically("<=", 2+time.Since(began)/block)), "one more after the signal")
+			Expect(seen.Count("BLPOP", list)).To(And(BeNumerically(">=", 1), BeNumerically("<=", 2+time.Since(began)/block)), "one more after the signal")
 
 			// It holds what it was handed: claims it, and renews it.
 			for _, ahead := range clocks {
 				stepTo(ahead)
 			}
 			Expect(surely("renewed", 1)).To(BeNumerically(">", 2*time.Second), "claimed")
-			Expect(pttl(client, key)).To(BeNumerically(">", 0))
+			Expect(PTTL(client, key)).To(BeNumerically(">", 0))
 			Expect(ask("release")).To(Equal("released"))
-			Expect(stateOf(locker, name).Holder).To(BeEmpty())
+			Expect(StateOf(locker, name).Holder).To(BeEmpty())
 		}
 		var all sync.WaitGroup
 		for _, clocks := range [][]time.Duration{{0, 0}, {time.Hour, -time.Hour}, {-time.Hour, time.Hour}} {
@@ -154,7 +155,7 @@ var _ = Describe("a client's clock", func() {
 	})
 
 	It("is not read: no source takes a time apart, or makes one without its monotonic reading", func() {
-		sources, err := filepath.Glob("*.go")
+		sources, err := filepath.Glob(top + "*.go")
 		Expect(err).NotTo(HaveOccurred())
 		noTime := regexp.MustCompile(`\b(slog|Kind)\.String\(`)
 		wall := regexp.MustCompile(`\.(Round|UTC|Local|In|AddDate|Date|Clock|Format|String|Unix\w*|Marshal\w*)\(|time\.(Unix\w*|Date|Parse\w*)\(`)

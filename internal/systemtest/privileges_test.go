@@ -1,4 +1,4 @@
-package redislock_test
+package systemtest
 
 import (
 	"context"
@@ -16,6 +16,7 @@ import (
 
 	"github.com/seed-ee05a192/redislock"
 	"github.com/seed-ee05a192/redislock/internal/redistest"
+	. "github.com/seed-ee05a192/redislock/internal/spec"
 )
 
 // refused is what Redis says to a user without the right; the second, inside a function of Redis 7.0.
@@ -53,7 +54,7 @@ func without(line, right string) string {
 // additional are the rights that a row of the table in SECURITY.md names.
 func additional(row string) string {
 	GinkgoHelper()
-	text, err := os.ReadFile("SECURITY.md")
+	text, err := os.ReadFile(top + "SECURITY.md")
 	Expect(err).NotTo(HaveOccurred())
 	found := regexp.MustCompile(`(?m)^\| `+regexp.QuoteMeta(row)+".* \\| `(.*)` \\|$").FindAllStringSubmatch(string(text), -1)
 	Expect(found).To(HaveLen(1), row)
@@ -76,7 +77,7 @@ func login(user string) func(*rueidis.ClientOption) {
 // ofUser makes a Locker that logs in, closed after the spec.
 func ofUser(addr, user string, options redislock.Options) *redislock.Locker {
 	GinkgoHelper()
-	l, err := redislock.New(connect(addr, login(user)), options)
+	l, err := redislock.New(Connect(addr, login(user)), options)
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(l.Close)
 	return l
@@ -84,7 +85,7 @@ func ofUser(addr, user string, options redislock.Options) *redislock.Locker {
 
 // life is all that an app does with a lock through this package. It ends with the first error.
 func life(ctx context.Context, client rueidis.Client, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, soon)
+	ctx, cancel := context.WithTimeout(ctx, Soon)
 	defer cancel()
 	l, err := redislock.New(client, redislock.Options{LoadMode: redislock.LoadVerify})
 	if err != nil {
@@ -186,38 +187,38 @@ func contention(ctx context.Context, l *redislock.Locker, name string) error {
 }
 
 // deadWaiters is what the library does for those who wait for long or have died: steps that life has no time for.
-func deadWaiters(ctx context.Context, l rawLock) error {
+func deadWaiters(ctx context.Context, l RawLock) error {
 	return InterceptGomegaFailure(func() {
-		free := func() bool { return l.inspect().holder == "" }
+		free := func() bool { return l.Inspect().Holder == "" }
 
-		l.contended("a")
-		Expect(l.acquire("a", long, long)).To(queued(1), "checks in")
-		Expect(l.release("h")).To(Equal(int64(1)))
-		Expect(l.inspect().holder).To(Equal("a"), "handed over at once")
-		Expect(l.release("a")).To(Equal(int64(1)))
+		l.Contended("a")
+		Expect(l.Acquire("a", Long, Long)).To(Queued(1), "checks in")
+		Expect(l.Release("h")).To(Equal(int64(1)))
+		Expect(l.Inspect().Holder).To(Equal("a"), "handed over at once")
+		Expect(l.Release("a")).To(Equal(int64(1)))
 
 		// c leaves a signal unread: its second waiter is skipped.
-		c := l.as(l.signal("c"))
-		l.contended()
-		Expect(c.acquire("c1", 1, long)).To(queued(1))
-		Expect(c.acquire("c2", 1, long)).To(queued(2))
-		Expect(l.acquire("b", long, long)).To(queued(3))
-		Expect(l.release("h")).To(Equal(int64(1)))
+		c := l.As(l.Signal("c"))
+		l.Contended()
+		Expect(c.Acquire("c1", 1, Long)).To(Queued(1))
+		Expect(c.Acquire("c2", 1, Long)).To(Queued(2))
+		Expect(l.Acquire("b", Long, Long)).To(Queued(3))
+		Expect(l.Release("h")).To(Equal(int64(1)))
 		Eventually(ctx, free).Should(BeTrue())
-		Expect(l.acquire("b", long, long)).To(hold())
-		Expect(l.release("b")).To(Equal(int64(1)))
+		Expect(l.Acquire("b", Long, Long)).To(Hold())
+		Expect(l.Release("b")).To(Equal(int64(1)))
 
 		// d has called since it left one unread: only that is removed.
-		d := l.as(l.signal("d"))
-		l.contended()
-		Expect(d.acquire("d1", 1, long)).To(queued(1))
-		Expect(l.release("h")).To(Equal(int64(1)))
+		d := l.As(l.Signal("d"))
+		l.Contended()
+		Expect(d.Acquire("d1", 1, Long)).To(Queued(1))
+		Expect(l.Release("h")).To(Equal(int64(1)))
 		Eventually(ctx, free).Should(BeTrue())
-		l.contended()
-		Expect(d.acquire("d2", long, long)).To(queued(1))
-		Expect(l.release("h")).To(Equal(int64(1)))
-		Expect(l.inspect().holder).To(Equal("d2"))
-		Expect(l.release("d2")).To(Equal(int64(1)))
+		l.Contended()
+		Expect(d.Acquire("d2", Long, Long)).To(Queued(1))
+		Expect(l.Release("h")).To(Equal(int64(1)))
+		Expect(l.Inspect().Holder).To(Equal("d2"))
+		Expect(l.Release("d2")).To(Equal(int64(1)))
 	})
 }
 
@@ -241,9 +242,9 @@ func refusals(s *redistest.Server) (all []string) {
 }
 
 // rawOf is the lock of this name, for a user who may not look which keys exist.
-func rawOf(client rueidis.Client, name string) rawLock {
-	k := keysOf(name)
-	return rawLock{client: client, lock: k[0], queue: k[1], state: k[2]}
+func rawOf(client rueidis.Client, name string) RawLock {
+	k := KeysOf(name)
+	return RawLock{Client: client, Lock: k[0], Queue: k[1], State: k[2]}
 }
 
 var _ = Describe("the users of SECURITY.md", func() {
@@ -252,18 +253,18 @@ var _ = Describe("the users of SECURITY.md", func() {
 		admin rueidis.Client
 	)
 	BeforeEach(func(ctx SpecContext) {
-		own = ownServer("--enable-debug-command", "yes")
-		admin = connect(own.Addr())
-		put(admin, redislock.Source())
+		own = OwnServer("--enable-debug-command", "yes")
+		admin = Connect(own.Addr())
+		Put(admin, redislock.Source())
 		cli(ctx, own, codeBlocks("SECURITY.md", "sh")[0])
 	})
 
 	// expectRefused runs a command that the user must not be able to run.
 	expectRefused := func(user string, commands ...string) {
 		GinkgoHelper()
-		client := connect(own.Addr(), login(user))
+		client := Connect(own.Addr(), login(user))
 		for _, command := range commands {
-			Expect(redis(client, strings.Fields(command)...).Error()).To(MatchError(HavePrefix("NOPERM")), command)
+			Expect(Redis(client, strings.Fields(command)...).Error()).To(MatchError(HavePrefix("NOPERM")), command)
 		}
 	}
 	everywhere := []string{"FUNCTION DELETE lock", "FUNCTION FLUSH", "FUNCTION RESTORE x", "FUNCTION DUMP", "FUNCTION LIST",
@@ -278,8 +279,8 @@ var _ = Describe("the users of SECURITY.md", func() {
 
 	Describe("app", func() {
 		It("can do all that an app does, and nothing else", func(ctx SpecContext) {
-			Expect(life(ctx, connect(own.Addr(), login("lock-app")), "x")).To(Succeed())
-			Expect(deadWaiters(ctx, rawOf(connect(own.Addr(), login("lock-app")), "x"))).To(Succeed())
+			Expect(life(ctx, Connect(own.Addr(), login("lock-app")), "x")).To(Succeed())
+			Expect(deadWaiters(ctx, rawOf(Connect(own.Addr(), login("lock-app")), "x"))).To(Succeed())
 			Expect(refusals(own)).To(ContainElement("info"))
 			Expect(refusals(own)).To(HaveEach(BeElementOf(harmless)))
 			expectRefused("lock-app", append(everywhere, "FUNCTION LOAD x", "FUNCTION LOAD REPLACE x", "SCAN 0", "ROLE", "WAIT 0 0",
@@ -287,12 +288,12 @@ var _ = Describe("the users of SECURITY.md", func() {
 				"FCALL lock_acquire 4 lock:{x} lock-queue:{x} lock-state:{x} other:{x} t 1 1")...)
 		})
 
-		It("has no right that it does not need; a missing one is an error at once, which names the lock", func(ctx SpecContext) {
+		It("has no right that it does not need; a missing one is an error at once, which names the lock", Longest, func(ctx SpecContext) {
 			line := users()["lock-app"]
 			unnoticed := []string{}
 			for i, right := range rightsOf(line) {
 				cli(ctx, own, without(line, right))
-				client, name := connect(own.Addr(), login("lock-app")), fmt.Sprintf("x%d", i)
+				client, name := Connect(own.Addr(), login("lock-app")), fmt.Sprintf("x%d", i)
 				err := life(ctx, client, name)
 				if err == nil {
 					unnoticed = append(unnoticed, right)
@@ -302,79 +303,79 @@ var _ = Describe("the users of SECURITY.md", func() {
 				Expect(err).To(MatchError(And(MatchRegexp(refused), ContainSubstring(`"`+name+`"`))), "%s", right)
 				Expect(err).NotTo(MatchError(redislock.ErrNotAcquired), "%s", right)
 				if right != "+zrem" && right != "+hmget" { // who has no right to leave stays for Options.WaitTTL
-					Expect(redis(admin, "ZCARD", keysOf(name)[1]).ToInt64()).To(BeZero(), "%s", right)
+					Expect(Redis(admin, "ZCARD", KeysOf(name)[1]).ToInt64()).To(BeZero(), "%s", right)
 				}
 			}
 			Expect(unnoticed).To(ConsistOf("+zrank", "+zremrangebyrank", "+lindex", "+lpop", "+rpop", "+rpush"))
 			cli(ctx, own, line)
-			Expect(life(ctx, connect(own.Addr(), login("lock-app")), "x")).To(Succeed())
+			Expect(life(ctx, Connect(own.Addr(), login("lock-app")), "x")).To(Succeed())
 		})
 
 		It("may be given more", func(ctx SpecContext) {
 			replicated := func() error {
-				return second(ofUser(own.Addr(), "lock-app", redislock.Options{LoadMode: redislock.LoadVerify}).
+				return Second(ofUser(own.Addr(), "lock-app", redislock.Options{LoadMode: redislock.LoadVerify}).
 					Acquire(ctx, "x", redislock.WithReplicas(1, time.Millisecond)))
 			}
 			Expect(replicated()).To(MatchError(And(ContainSubstring("NOPERM"), ContainSubstring(`"x"`))))
-			Expect(redis(admin, "EXISTS", "lock:{x}").ToInt64()).To(BeZero(), "released")
+			Expect(Redis(admin, "EXISTS", "lock:{x}").ToInt64()).To(BeZero(), "released")
 			grant(ctx, own, "lock-app", additional("`WithReplicas`"))
 			Expect(replicated()).To(MatchError(redislock.ErrNotReplicated))
 
 			l := ofUser(own.Addr(), "lock-app", redislock.Options{LoadMode: redislock.LoadVerify})
-			mustAcquire(ctx, l, "x")
-			Expect(second(l.ResetAll(ctx))).To(MatchError(ContainSubstring("NOPERM")))
+			MustAcquire(ctx, l, "x")
+			Expect(Second(l.ResetAll(ctx))).To(MatchError(ContainSubstring("NOPERM")))
 			grant(ctx, own, "lock-app", additional("`ResetAll`"))
 			Expect(l.ResetAll(ctx)).To(Equal(1))
 
-			Expect(redis(admin, "CONFIG", "SET", "maxmemory-policy", "allkeys-lru").Error()).NotTo(HaveOccurred())
+			Expect(Redis(admin, "CONFIG", "SET", "maxmemory-policy", "allkeys-lru").Error()).NotTo(HaveOccurred())
 			warned := func() []string {
 				logger, lines := logged()
 				l := ofUser(own.Addr(), "lock-app", redislock.Options{LoadMode: redislock.LoadVerify, Logger: logger})
-				Expect(mustAcquire(ctx, l, "x").Release(ctx)).To(Succeed())
+				Expect(MustAcquire(ctx, l, "x").Release(ctx)).To(Succeed())
 				return lines()
 			}
 			Expect(warned()).To(BeEmpty(), "and no error")
 			grant(ctx, own, "lock-app", additional("being warned"))
 			Expect(warned()).To(aboutEviction("allkeys-lru", own.Addr()))
-			Expect(redis(admin, "CONFIG", "SET", "maxmemory-policy", "noeviction").Error()).NotTo(HaveOccurred())
+			Expect(Redis(admin, "CONFIG", "SET", "maxmemory-policy", "noeviction").Error()).NotTo(HaveOccurred())
 
 			for row, change := range map[string]func(*rueidis.ClientOption){
 				"a rueidis client without `DisableCache": func(o *rueidis.ClientOption) { o.DisableCache = false },
 				"a rueidis client with `SelectDB`":       func(o *rueidis.ClientOption) { o.SelectDB = 1 },
 			} {
-				option := clientOption(own.Addr())
+				option := ClientOption(own.Addr())
 				login("lock-app")(&option)
 				change(&option)
 				_, err := rueidis.NewClient(option)
 				Expect(err).To(MatchError(ContainSubstring("NOPERM")), row)
 				grant(ctx, own, "lock-app", additional(row))
-				Expect(life(ctx, connect(own.Addr(), login("lock-app"), change), "x")).To(Succeed(), row)
+				Expect(life(ctx, Connect(own.Addr(), login("lock-app"), change), "x")).To(Succeed(), row)
 			}
 		})
 
 		It("works with LoadIfNeeded if the library is there, and is told what to do if not", func(ctx SpecContext) {
-			Expect(mustAcquire(ctx, ofUser(own.Addr(), "lock-app", redislock.Options{}), "x").Release(ctx)).To(Succeed())
-			for _, library := range []string{"", ofVersion("1.-1.0")} {
-				Expect(redis(admin, "FUNCTION", "FLUSH").Error()).NotTo(HaveOccurred())
+			Expect(MustAcquire(ctx, ofUser(own.Addr(), "lock-app", redislock.Options{}), "x").Release(ctx)).To(Succeed())
+			for _, library := range []string{"", OfVersion("1.-1.0")} {
+				Expect(Redis(admin, "FUNCTION", "FLUSH").Error()).NotTo(HaveOccurred())
 				if library != "" {
-					put(admin, library)
+					Put(admin, library)
 				}
-				err := second(ofUser(own.Addr(), "lock-app", redislock.Options{}).Acquire(ctx, "x"))
+				err := Second(ofUser(own.Addr(), "lock-app", redislock.Options{}).Acquire(ctx, "x"))
 				var version *redislock.VersionError
-				Expect(asVersion(err, &version)).To(BeTrue(), "%v", err)
+				Expect(AsVersion(err, &version)).To(BeTrue(), "%v", err)
 				Expect(err).To(MatchError(And(ContainSubstring(`"x"`), ContainSubstring("may not load it: NOPERM"), ContainSubstring("redis-cli -h 127.0.0.1"))))
 			}
 		})
 
 		It("is told at once when it loses its rights while it holds and waits", func(ctx SpecContext) {
 			l := ofUser(own.Addr(), "lock-app", redislock.Options{LoadMode: redislock.LoadVerify})
-			lock := mustAcquire(ctx, l, "x", redislock.WithLease(3*time.Second))
+			lock := MustAcquire(ctx, l, "x", redislock.WithLease(3*time.Second))
 			failed := make(chan error, 1)
 			go func() {
 				_, err := l.Acquire(ctx, "x")
 				failed <- err
 			}()
-			Eventually(waitingFor(newLocker(own.Addr()), "x")).Should(Equal(1))
+			Eventually(WaitingFor(NewLocker(own.Addr()), "x")).Should(Equal(1))
 			cli(ctx, own, "redis-cli ACL SETUSER lock-app -fcall")
 			deadline, _ := lock.Deadline()
 			Expect(lock.Extend(ctx, time.Hour)).To(MatchError(And(ContainSubstring("NOPERM"), ContainSubstring(`extend "x"`))))
@@ -386,44 +387,44 @@ var _ = Describe("the users of SECURITY.md", func() {
 			Expect(lock.Release(ctx)).To(MatchError(And(ContainSubstring("NOPERM"), ContainSubstring(`release "x"`))))
 			for _, setting := range []string{"'>another'", "off"} {
 				cli(ctx, own, "redis-cli ACL SETUSER lock-app resetpass "+setting)
-				Expect(redis(admin, "CLIENT", "KILL", "USER", "lock-app").Error()).NotTo(HaveOccurred())
-				Expect(second(l.Acquire(ctx, "x"))).To(MatchError(And(ContainSubstring("WRONGPASS"), ContainSubstring(`acquire "x"`))))
+				Expect(Redis(admin, "CLIENT", "KILL", "USER", "lock-app").Error()).NotTo(HaveOccurred())
+				Expect(Second(l.Acquire(ctx, "x"))).To(MatchError(And(ContainSubstring("WRONGPASS"), ContainSubstring(`acquire "x"`))))
 			}
 		})
 
 		It("pushes no signal to a list that it may not push to, whatever the state says", func() {
-			Expect(redis(admin, "RPUSH", "other", "x").Error()).NotTo(HaveOccurred())
-			forged := func() rawLock {
+			Expect(Redis(admin, "RPUSH", "other", "x").Error()).NotTo(HaveOccurred())
+			forged := func() RawLock {
 				l := rawOf(admin, "x")
-				l.contended("w")
-				fields, err := redis(admin, "HGET", l.state, "@w").ToString()
+				l.Contended("w")
+				fields, err := Redis(admin, "HGET", l.State, "@w").ToString()
 				Expect(err).NotTo(HaveOccurred())
-				fields = strings.Replace(fields, l.signal("w"), "other", 1)
+				fields = strings.Replace(fields, l.Signal("w"), "other", 1)
 				Expect(fields).To(HaveSuffix(" other"))
-				Expect(redis(connect(own.Addr(), login("lock-app")), "HSET", l.state, "@w", fields).Error()).NotTo(HaveOccurred())
+				Expect(Redis(Connect(own.Addr(), login("lock-app")), "HSET", l.State, "@w", fields).Error()).NotTo(HaveOccurred())
 				return l
 			}
 			l := forged()
-			Expect(l.with(connect(own.Addr(), login("lock-app"))).release("h")).To(Equal(int64(1)))
-			Expect(redis(admin, "LRANGE", "other", "0", "-1").AsStrSlice()).To(Equal([]string{"x"}))
-			Expect(l.acquire("w", long, long)).To(hold(), "it is told when it checks in")
-			Expect(l.release("w")).To(Equal(int64(1)))
+			Expect(l.With(Connect(own.Addr(), login("lock-app"))).Release("h")).To(Equal(int64(1)))
+			Expect(Redis(admin, "LRANGE", "other", "0", "-1").AsStrSlice()).To(Equal([]string{"x"}))
+			Expect(l.Acquire("w", Long, Long)).To(Hold(), "it is told when it checks in")
+			Expect(l.Release("w")).To(Equal(int64(1)))
 
-			Expect(forged().release("h")).To(Equal(int64(1)))
-			Expect(redis(admin, "LRANGE", "other", "0", "-1").AsStrSlice()).NotTo(ContainElement("x"), "an administrator may, see SECURITY.md")
+			Expect(forged().Release("h")).To(Equal(int64(1)))
+			Expect(Redis(admin, "LRANGE", "other", "0", "-1").AsStrSlice()).NotTo(ContainElement("x"), "an administrator may, see SECURITY.md")
 		})
 	})
 
 	It("are not kept from forging each other's signals: that is found out at the next call", func(ctx SpecContext) {
-		forger := rawOf(connect(own.Addr(), login("lock-app")), "x")
-		forger.contended()
+		forger := rawOf(Connect(own.Addr(), login("lock-app")), "x")
+		forger.Contended()
 		l := ofUser(own.Addr(), "lock-app", redislock.Options{LoadMode: redislock.LoadVerify})
-		next := acquiring(ctx, l, "x", 1)
-		seen := stateOf(l, "x").Waiters[0]
+		next := Acquiring(ctx, l, "x", 1)
+		seen := StateOf(l, "x").Waiters[0]
 		var lock *redislock.Lock
 		for lock == nil {
-			forged := fmt.Sprintf("7 %d %s", forger.inspect().now+claim, seen.Token)
-			Expect(redis(forger.client, "RPUSH", seen.Signal, forged).Error()).NotTo(HaveOccurred())
+			forged := fmt.Sprintf("7 %d %s", forger.Inspect().Now+Claim, seen.Token)
+			Expect(Redis(forger.Client, "RPUSH", seen.Signal, forged).Error()).NotTo(HaveOccurred())
 			select {
 			case got, ok := <-next:
 				Expect(ok).To(BeTrue())
@@ -431,7 +432,7 @@ var _ = Describe("the users of SECURITY.md", func() {
 			case <-time.After(time.Second): // it has run out before it was read
 			}
 		}
-		Expect(forger.inspect().holder).To(Equal("h"))
+		Expect(forger.Inspect().Holder).To(Equal("h"))
 		Expect(lock.Fence()).To(BeEquivalentTo(7))
 		<-lock.Context().Done()
 		Expect(context.Cause(lock.Context())).To(MatchError(redislock.ErrLost))
@@ -439,21 +440,21 @@ var _ = Describe("the users of SECURITY.md", func() {
 	})
 
 	Describe("loader", func() {
-		load := func(ctx context.Context) error { return redislock.Load(ctx, connect(own.Addr(), login("lock-loader"))) }
+		load := func(ctx context.Context) error { return redislock.Load(ctx, Connect(own.Addr(), login("lock-loader"))) }
 		const byHand = "redis-cli --user lock-loader --pass loader-password --no-auth-warning -x FUNCTION LOAD REPLACE < lua/lock.lua"
 
 		It("can load and replace the library, and nothing else", func(ctx SpecContext) {
-			for _, library := range []string{"", ofVersion("1.-1.0")} {
+			for _, library := range []string{"", OfVersion("1.-1.0")} {
 				for _, how := range []func(){func() { Expect(load(ctx)).To(Succeed()) }, func() { cli(ctx, own, byHand) }} {
-					Expect(redis(admin, "FUNCTION", "FLUSH").Error()).NotTo(HaveOccurred())
+					Expect(Redis(admin, "FUNCTION", "FLUSH").Error()).NotTo(HaveOccurred())
 					if library != "" {
-						put(admin, library)
+						Put(admin, library)
 					}
 					how()
-					Expect(fcall(admin, "lock_version", nil).ToString()).To(Equal(redislock.Version))
+					Expect(FCall(admin, "lock_version", nil).ToString()).To(Equal(redislock.Version))
 				}
 			}
-			Expect(mustAcquire(ctx, ofUser(own.Addr(), "lock-app", redislock.Options{LoadMode: redislock.LoadVerify}), "x").Release(ctx)).To(Succeed())
+			Expect(MustAcquire(ctx, ofUser(own.Addr(), "lock-app", redislock.Options{LoadMode: redislock.LoadVerify}), "x").Release(ctx)).To(Succeed())
 			expectRefused("lock-loader", append(everywhere, "SCAN 0", "GET lock:{x}", "DEL lock:{x}", "TIME",
 				"FCALL lock_reset 3 lock:{x} lock-queue:{x} lock-state:{x}",
 				"FCALL_RO lock_inspect 3 lock:{x} lock-queue:{x} lock-state:{x}")...)
@@ -462,7 +463,7 @@ var _ = Describe("the users of SECURITY.md", func() {
 		It("has no right that it does not need", func(ctx SpecContext) {
 			line := users()["lock-loader"]
 			for _, right := range rightsOf(line) {
-				Expect(redis(admin, "FUNCTION", "FLUSH").Error()).NotTo(HaveOccurred())
+				Expect(Redis(admin, "FUNCTION", "FLUSH").Error()).NotTo(HaveOccurred())
 				cli(ctx, own, without(line, right))
 				Expect(load(ctx)).To(MatchError(ContainSubstring("NOPERM")), "%s", right)
 			}
@@ -473,11 +474,11 @@ var _ = Describe("the users of SECURITY.md", func() {
 
 	Describe("observer", func() {
 		look := func(ctx context.Context) error {
-			client := connect(own.Addr(), login("lock-observer"))
+			client := Connect(own.Addr(), login("lock-observer"))
 			l, err := redislock.New(client, redislock.Options{LoadMode: redislock.LoadVerify})
 			Expect(err).NotTo(HaveOccurred())
 			defer l.Close()
-			found, err := redis(client, "SCAN", "0", "MATCH", "lock:*", "COUNT", "1000", "TYPE", "string").AsScanEntry()
+			found, err := Redis(client, "SCAN", "0", "MATCH", "lock:*", "COUNT", "1000", "TYPE", "string").AsScanEntry()
 			if err != nil {
 				return err
 			}
@@ -488,29 +489,29 @@ var _ = Describe("the users of SECURITY.md", func() {
 			}
 			return err
 		}
-		BeforeEach(func() { rawOf(admin, "x").contended("w") })
+		BeforeEach(func() { rawOf(admin, "x").Contended("w") })
 
 		It("sees the locks and their queues, and changes nothing", func(ctx SpecContext) {
-			before := rawOf(admin, "x").snapshot()
+			before := rawOf(admin, "x").Snapshot()
 			Expect(look(ctx)).To(Succeed())
 			expectRefused("lock-observer", append(everywhere, "FUNCTION LOAD x", "SET lock:{x} y", "DEL lock:{x}", "PEXPIRE lock:{x} 1",
 				"HSET lock-state:{x} fence 1", "ZREM lock-queue:{x} w", "LPOP lock-signal:{x}:w", "LRANGE lock-signal:{x}:w 0 -1", "BLPOP lock-signal:{x}:w 1",
 				"FCALL lock_release 3 lock:{x} lock-queue:{x} lock-state:{x} h",
 				"FCALL lock_reset 3 lock:{x} lock-queue:{x} lock-state:{x}")...)
-			client := connect(own.Addr(), login("lock-observer"))
+			client := Connect(own.Addr(), login("lock-observer"))
 			for _, function := range []string{"lock_release", "lock_reset", "lock_acquire", "lock_extend"} {
-				reply := redis(client, "FCALL_RO", function, "3", "lock:{x}", "lock-queue:{x}", "lock-state:{x}", "h")
+				reply := Redis(client, "FCALL_RO", function, "3", "lock:{x}", "lock-queue:{x}", "lock-state:{x}", "h")
 				Expect(reply.Error()).To(MatchError(ContainSubstring("write flag")), function)
 			}
 			grant(ctx, own, "lock-observer", "+fcall +@write") // the keys are only for reading, whatever else is given
 			expectRefused("lock-observer", "FCALL lock_release 3 lock:{x} lock-queue:{x} lock-state:{x} h", "DEL lock:{x}")
-			Expect(rawOf(admin, "x").snapshot()).To(Equal(before))
+			Expect(rawOf(admin, "x").Snapshot()).To(Equal(before))
 		})
 
 		It("has no right that it does not need", func(ctx SpecContext) {
 			line := users()["lock-observer"]
 			// Only of a waiter whose entry was lost, lock_inspect asks with HGET.
-			Expect(redis(admin, "HDEL", "lock-state:{x}", "@w", "since").ToInt64()).To(BeEquivalentTo(2))
+			Expect(Redis(admin, "HDEL", "lock-state:{x}", "@w", "since").ToInt64()).To(BeEquivalentTo(2))
 			for _, right := range rightsOf(line) {
 				cli(ctx, own, without(line, right))
 				Expect(look(ctx)).To(MatchError(MatchRegexp(refused)), "%s", right)
@@ -520,16 +521,16 @@ var _ = Describe("the users of SECURITY.md", func() {
 
 	It("get one lock for a name with and without braces", func(ctx SpecContext) {
 		l := ofUser(own.Addr(), "lock-app", redislock.Options{})
-		mustAcquire(ctx, l, "x")
-		Expect(second(l.TryAcquire(ctx, "{x}"))).To(MatchError(redislock.ErrNotAcquired))
+		MustAcquire(ctx, l, "x")
+		Expect(Second(l.TryAcquire(ctx, "{x}"))).To(MatchError(redislock.ErrNotAcquired))
 	})
 
 	It("have a way to compare the library in the server with the file", func(ctx SpecContext) {
 		compare := codeBlocks("SECURITY.md", "sh")[1]
 		Expect(cli(ctx, own, compare)).To(BeEmpty())
-		put(admin, strings.TrimSuffix(redislock.Source(), "\n")) // by FUNCTION LOAD "$(cat lua/lock.lua)"
+		Put(admin, strings.TrimSuffix(redislock.Source(), "\n")) // by FUNCTION LOAD "$(cat lua/lock.lua)"
 		Expect(cli(ctx, own, compare)).To(BeEmpty())
-		put(admin, redislock.Source()+"-- more\n")
+		Put(admin, redislock.Source()+"-- more\n")
 		Expect(cli(ctx, own, "! "+compare)).NotTo(BeEmpty())
 	})
 })
@@ -541,7 +542,7 @@ var _ = Describe("the users of SECURITY.md in a cluster", func() {
 	)
 	BeforeEach(func(ctx SpecContext) {
 		var err error
-		cluster, err = redistest.StartCluster(3, 1, calm)
+		cluster, err = redistest.StartCluster(3, 1, Calm)
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(cluster.Stop)
 		addr = cluster.Addrs()[0]
@@ -555,18 +556,18 @@ var _ = Describe("the users of SECURITY.md in a cluster", func() {
 		}
 	}
 
-	It("need the rights that the table says, and no others", func(ctx SpecContext) {
+	It("need the rights that the table says, and no others", Longest, func(ctx SpecContext) {
 		more := additional("Redis Cluster")
 		Expect(strings.Fields(more)).To(HaveLen(3))
 		for user := range users() {
 			everywhere(ctx, user, more)
 		}
-		Expect(redislock.Load(ctx, connect(addr, login("lock-loader")))).To(Succeed())
-		app := connect(addr, login("lock-app"))
+		Expect(redislock.Load(ctx, Connect(addr, login("lock-loader")))).To(Succeed())
+		app := Connect(addr, login("lock-app"))
 		for i := range 3 { // on several nodes
 			Expect(life(ctx, app, fmt.Sprintf("x%d", i))).To(Succeed())
 		}
-		Expect(second(ofUser(addr, "lock-observer", redislock.Options{LoadMode: redislock.LoadVerify}).Inspect(ctx, "x1"))).To(Succeed())
+		Expect(Second(ofUser(addr, "lock-observer", redislock.Options{LoadMode: redislock.LoadVerify}).Inspect(ctx, "x1"))).To(Succeed())
 		for _, node := range cluster.Servers {
 			Expect(refusals(node)).To(Or(BeEmpty(), HaveEach(BeElementOf(harmless))))
 		}
@@ -589,31 +590,31 @@ var _ = Describe("the users of SECURITY.md in a cluster", func() {
 				return
 			}
 			began = true
-			Expect(rueidis.IsRedisNil(pop(soon))).To(BeTrue())
+			Expect(rueidis.IsRedisNil(pop(Soon))).To(BeTrue())
 			everywhere(ctx, "lock-app", "-asking")
 			Expect(pop(300 * time.Millisecond)).To(MatchError(context.DeadlineExceeded))
 			everywhere(ctx, "lock-app", "+asking")
 		})).To(Succeed())
 
 		shards := func(o *rueidis.ClientOption) { o.ClusterOption.PreferClusterShards = true }
-		Expect(life(ctx, connect(addr, login("lock-app"), shards), "x")).To(Succeed())
+		Expect(life(ctx, Connect(addr, login("lock-app"), shards), "x")).To(Succeed())
 		everywhere(ctx, "lock-app", "-cluster|slots")
-		single := connect(addr, login("lock-app")).Mode() == rueidis.ClientModeStandalone
+		single := Connect(addr, login("lock-app")).Mode() == rueidis.ClientModeStandalone
 		Expect(single).To(Equal(slices.Contains(refusals(cluster.Servers[0]), "cluster|slots")), "from version 8 on rueidis asks for the shards")
 		everywhere(ctx, "lock-app", "-cluster|shards")
 		for _, change := range []func(*rueidis.ClientOption){func(*rueidis.ClientOption) {}, shards} {
-			Expect(connect(addr, login("lock-app"), change).Mode()).To(Equal(rueidis.ClientModeStandalone), "as if it were a single server")
+			Expect(Connect(addr, login("lock-app"), change).Mode()).To(Equal(rueidis.ClientModeStandalone), "as if it were a single server")
 		}
 	})
 })
 
 var _ = Describe("the users of SECURITY.md with Sentinels", func() {
-	It("need the rights that the table says, and no others", func(ctx SpecContext) {
-		all, err := redistest.StartSentinel(0, 1, calm)
+	It("need the rights that the table says, and no others", Longest, func(ctx SpecContext) {
+		all, err := redistest.StartSentinel(0, 1, Calm)
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(all.Stop)
 		primary, watcher := all.Servers[0], all.Watchers[0]
-		routes[primary.Addr()] = route{Sentinels: all.Addrs()}
+		Routes[primary.Addr()] = Route{Sentinels: all.Addrs()}
 		cli(ctx, primary, codeBlocks("SECURITY.md", "sh")[0])
 		watch := "redis-cli ACL SETUSER watch reset on '>watch-password' resetchannels"
 		cli(ctx, watcher, watch)
@@ -621,7 +622,7 @@ var _ = Describe("the users of SECURITY.md with Sentinels", func() {
 			login("lock-app")(o)
 			o.Sentinel.Username, o.Sentinel.Password = "watch", "watch-password"
 		}
-		option := clientOption(primary.Addr())
+		option := ClientOption(primary.Addr())
 		onBoth(&option)
 
 		more := additional("Sentinel: the user of the Sentinels")
@@ -634,8 +635,8 @@ var _ = Describe("the users of SECURITY.md with Sentinels", func() {
 			grant(ctx, primary, user, additional("Sentinel: any of the three"))
 		}
 		Expect(watcher.Do("ACL", "LOG", "RESET").Error()).NotTo(HaveOccurred())
-		put(connect(primary.Addr(), func(o *rueidis.ClientOption) { o.Sentinel.Username, o.Sentinel.Password = "watch", "watch-password" }), redislock.Source())
-		Expect(life(ctx, connect(primary.Addr(), onBoth), "x")).To(Succeed())
+		Put(Connect(primary.Addr(), func(o *rueidis.ClientOption) { o.Sentinel.Username, o.Sentinel.Password = "watch", "watch-password" }), redislock.Source())
+		Expect(life(ctx, Connect(primary.Addr(), onBoth), "x")).To(Succeed())
 		Expect(refusals(watcher)).To(Or(BeEmpty(), HaveEach(BeElementOf(harmless))))
 		Expect(refusals(primary)).To(Or(BeEmpty(), HaveEach(BeElementOf(harmless))))
 		for _, right := range rightsOf(more) {

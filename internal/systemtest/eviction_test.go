@@ -1,4 +1,4 @@
-package redislock_test
+package systemtest
 
 import (
 	"log/slog"
@@ -11,6 +11,7 @@ import (
 
 	"github.com/seed-ee05a192/redislock"
 	"github.com/seed-ee05a192/redislock/internal/redistest"
+	. "github.com/seed-ee05a192/redislock/internal/spec"
 )
 
 // logged is a Logger, and a function that tells the lines it has got so far.
@@ -31,22 +32,22 @@ func aboutEviction(policy string, nodes ...string) OmegaMatcher {
 	return ConsistOf(And(matchers...))
 }
 
-var _ = describe("an eviction policy", func() {
+var _ = OnEachTopology("an eviction policy", func() {
 	It("that can evict locks is reported once, whatever a Locker does; noeviction is not", func(ctx SpecContext) {
-		own := ownRedis()
-		client := connect(own.Addr())
+		own := OwnRedis()
+		client := Connect(own.Addr())
 		for _, policy := range []string{"allkeys-lru", "allkeys-lfu", "allkeys-random", "volatile-lru", "volatile-lfu",
 			"volatile-random", "volatile-ttl", "noeviction"} {
-			Expect(redis(client, "CONFIG", "SET", "maxmemory-policy", policy).Error()).NotTo(HaveOccurred())
+			Expect(Redis(client, "CONFIG", "SET", "maxmemory-policy", policy).Error()).NotTo(HaveOccurred())
 			logger, lines := logged()
-			l := newLocker(own.Addr(), redislock.Options{Logger: logger})
+			l := NewLocker(own.Addr(), redislock.Options{Logger: logger})
 			use := func() {
 				var all sync.WaitGroup
 				for _, name := range []string{"x", "y"} {
 					for range 5 {
 						all.Go(func() {
 							defer GinkgoRecover()
-							Expect(mustAcquire(ctx, l, name).Release(ctx)).To(Succeed())
+							Expect(MustAcquire(ctx, l, name).Release(ctx)).To(Succeed())
 						})
 					}
 				}
@@ -58,54 +59,54 @@ var _ = describe("an eviction policy", func() {
 			}
 			use()
 			Expect(lines()).To(reported, policy)
-			Expect(redis(client, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
+			Expect(Redis(client, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
 			use()
-			calls := commandCalls(client)
+			calls := CommandCalls(client)
 			Expect(calls["info"] + calls["fcall_ro"]).To(BeZero())
 
-			Expect(redis(client, "FUNCTION", "FLUSH").Error()).NotTo(HaveOccurred())
+			Expect(Redis(client, "FUNCTION", "FLUSH").Error()).NotTo(HaveOccurred())
 			use()
 			Expect(lines()).To(reported, "loaded again")
 		}
 	})
 
 	It("is reported when the library is there, also if it was not at first, and again after a loss", func(ctx SpecContext) {
-		own := ownRedis("--maxmemory-policy", "allkeys-lru")
-		client := connect(own.Addr())
+		own := OwnRedis("--maxmemory-policy", "allkeys-lru")
+		client := Connect(own.Addr())
 		logger, lines := logged()
-		l := newLocker(own.Addr(), redislock.Options{Logger: logger, LoadMode: redislock.LoadVerify})
+		l := NewLocker(own.Addr(), redislock.Options{Logger: logger, LoadMode: redislock.LoadVerify})
 		for range 2 {
-			Expect(second(l.Acquire(ctx, "x"))).To(MatchError(ContainSubstring("missing")))
+			Expect(Second(l.Acquire(ctx, "x"))).To(MatchError(ContainSubstring("missing")))
 		}
 		Expect(lines()).To(BeEmpty())
-		put(client, redislock.Source())
-		Expect(mustAcquire(ctx, l, "x").Release(ctx)).To(Succeed())
-		Expect(redis(client, "FUNCTION", "FLUSH").Error()).NotTo(HaveOccurred())
-		Expect(second(l.Acquire(ctx, "x"))).To(MatchError(ContainSubstring("missing")))
-		put(client, redislock.Source())
-		Expect(mustAcquire(ctx, l, "x").Release(ctx)).To(Succeed())
+		Put(client, redislock.Source())
+		Expect(MustAcquire(ctx, l, "x").Release(ctx)).To(Succeed())
+		Expect(Redis(client, "FUNCTION", "FLUSH").Error()).NotTo(HaveOccurred())
+		Expect(Second(l.Acquire(ctx, "x"))).To(MatchError(ContainSubstring("missing")))
+		Put(client, redislock.Source())
+		Expect(MustAcquire(ctx, l, "x").Release(ctx)).To(Succeed())
 		Expect(lines()).To(aboutEviction("allkeys-lru", own.Addr()))
 	})
 
 	It("goes to the default logger if there is no other", func(ctx SpecContext) {
-		own := ownRedis("--maxmemory-policy", "volatile-ttl")
+		own := OwnRedis("--maxmemory-policy", "volatile-ttl")
 		logger, lines := logged()
 		before := slog.Default()
 		slog.SetDefault(logger)
 		DeferCleanup(slog.SetDefault, before)
-		Expect(mustAcquire(ctx, newLocker(own.Addr()), "x").Release(ctx)).To(Succeed())
+		Expect(MustAcquire(ctx, NewLocker(own.Addr()), "x").Release(ctx)).To(Succeed())
 		Expect(lines()).To(aboutEviction("volatile-ttl", own.Addr()))
 	})
 
 	It("is not asked for with LoadNever", func(ctx SpecContext) {
-		own := ownRedis("--maxmemory-policy", "allkeys-lru")
-		client := connect(own.Addr())
-		put(client, redislock.Source())
+		own := OwnRedis("--maxmemory-policy", "allkeys-lru")
+		client := Connect(own.Addr())
+		Put(client, redislock.Source())
 		logger, lines := logged()
-		l := newLocker(own.Addr(), redislock.Options{Logger: logger, LoadMode: redislock.LoadNever})
-		Expect(redis(client, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
-		Expect(mustAcquire(ctx, l, "x").Release(ctx)).To(Succeed())
-		calls := commandCalls(client)
+		l := NewLocker(own.Addr(), redislock.Options{Logger: logger, LoadMode: redislock.LoadNever})
+		Expect(Redis(client, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
+		Expect(MustAcquire(ctx, l, "x").Release(ctx)).To(Succeed())
+		calls := CommandCalls(client)
 		Expect(calls["info"] + calls["fcall_ro"]).To(BeZero())
 		Expect(lines()).To(BeEmpty())
 	})
@@ -113,13 +114,13 @@ var _ = describe("an eviction policy", func() {
 
 var _ = Describe("an eviction policy of several nodes", func() {
 	It("is reported once for all of them", func(ctx SpecContext) {
-		cluster, err := redistest.StartCluster(3, 0, calm, "--maxmemory-policy", "volatile-lru")
+		cluster, err := redistest.StartCluster(3, 0, Calm, "--maxmemory-policy", "volatile-lru")
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(cluster.Stop)
 		logger, lines := logged()
-		l := newLocker(cluster.Addrs()[0], redislock.Options{Logger: logger})
+		l := NewLocker(cluster.Addrs()[0], redislock.Options{Logger: logger})
 		for _, name := range []string{"a", "b", "c", "d", "e"} {
-			Expect(mustAcquire(ctx, l, name).Release(ctx)).To(Succeed())
+			Expect(MustAcquire(ctx, l, name).Release(ctx)).To(Succeed())
 		}
 		Expect(lines()).To(aboutEviction("volatile-lru", cluster.Addrs()...))
 	})

@@ -1,0 +1,112 @@
+package redislock_test
+
+import (
+	"fmt"
+	"strconv"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	. "github.com/seed-ee05a192/redislock/internal/spec"
+)
+
+var _ = OnEachTopology("the function library", func() {
+	var l RawLock
+	BeforeEach(func(ctx SpecContext) { l = libraryAt(ctx, OwnRedis().Addr()) }) // for it alone: commands are counted
+
+	Describe("rule 12: cost", func() {
+		// spent counts the redis.call's of the calls made in do.
+		spent := func(do func()) (calls int) {
+			GinkgoHelper()
+			Redis(l.Client, "CONFIG", "RESETSTAT")
+			do()
+			counts := CommandCalls(l.Client)
+			// What comes from outside: from here, from rueidis to see that a connection lives, from Sentinels.
+			for _, outer := range []string{"fcall", "fcall_ro", "info", "config|resetstat", "hello", "client|setinfo", "ping", "publish"} {
+				delete(counts, outer)
+			}
+			for _, n := range counts {
+				calls += n
+			}
+			return calls
+		}
+
+		It("of a free acquire is at most 8 commands, of a plain release 5", func() {
+			for range 3 {
+				Expect(spent(func() { l.Acquire("a", Long, Long) })).To(And(BeNumerically(">", 2), BeNumerically("<=", 8)))
+				Expect(spent(func() { l.Extend("a", Long) })).To(BeNumerically("<=", 8))
+				Expect(spent(func() { l.Release("a") })).To(And(BeNumerically(">", 2), BeNumerically("<=", 5)))
+			}
+		})
+
+		for _, waiting := range []int{2, 1000} {
+			It(fmt.Sprintf("of queueing is at most 10 commands, of a hand-over 13, with %d waiters", waiting), func() {
+				l = l.As("client")
+				l.Contended()
+				fill := make([][]string, waiting-2)
+				Expect(spent(func() { l.Acquire("0", Long, Long) })).To(And(BeNumerically(">", 2), BeNumerically("<=", 10)))
+				for i := range fill {
+					fill[i] = l.Command("lock_acquire", fmt.Sprint("fill", i), Long, Long)
+				}
+				for i, result := range l.Pipeline(fill...) {
+					Expect(AsInts(result)).To(Queued(i + 2))
+				}
+				Expect(spent(func() { Expect(l.Acquire("1", Long, Long)).To(Queued(waiting)) })).To(BeNumerically("<=", 10))
+				for _, token := range []string{"0", "1"} {
+					Expect(spent(func() { l.Acquire(token, Long, Long) })).To(BeNumerically("<=", 10), "a check-in")
+				}
+				Expect(spent(func() { l.Release("h") })).To(And(BeNumerically(">", 2), BeNumerically("<=", 13)))
+				Expect(l.Inspect().Waiting).To(Equal(int64(waiting - 1)))
+				Expect(spent(func() { Expect(l.Acquire("1", Long, 0)).To(Busy()) })).To(BeNumerically("<=", 10), "leaving")
+			})
+		}
+
+		It("of cleaning up after 10,000 dead waiters is a batch of commands for each 100", func(ctx SpecContext) {
+			const dead = 10_000
+			l = l.As("client")
+			l.Contended("guard")
+			commands := make([][]string, dead)
+			for i := range commands {
+				commands[i] = l.Command("lock_acquire", fmt.Sprint("dead", i), Long, 1)
+			}
+			for _, result := range l.Pipeline(commands...) {
+				Expect(result.Error()).NotTo(HaveOccurred())
+			}
+			Expect(l.Release("guard")).To(Equal(int64(2)))
+			Expect(l.Int("ZCARD", l.Queue)).To(Equal(int64(dead)))
+			l.Past(ctx, l.Now()+1)
+			calls := spent(func() { Expect(l.Acquire("new", Long, Long)).To(Queued(1)) })
+			Expect(calls).To(BeNumerically("<=", dead/100*4+20))
+			Expect(l.Int("HLEN", l.State)).To(BeNumerically("<=", 4))
+			l.Pass("h", "new")
+		})
+
+		It("of skipping 1,000 waiters of a dead client, too", func(ctx SpecContext) {
+			l.Contended()
+			dead := l.As("dead")
+			commands := make([][]string, 1_000)
+			for i := range commands {
+				commands[i] = dead.Command("lock_acquire", strconv.Itoa(i), 1, Long)
+			}
+			l.Pipeline(commands...)
+			l.Release("h")
+			l.Past(ctx, ParseSignal(Redis(l.Client, "LINDEX", l.Signal("dead"), "0")).Deadline)
+			l.Gone(ctx, l.Lock)
+			Expect(spent(func() { Expect(l.Acquire("new", Long, Long)).To(Hold()) })).To(BeNumerically("<=", 1_000/100*4+40))
+		})
+
+		It("of lock_inspect is bounded: it counts all and lists the first 1,000", func() {
+			l.Contended()
+			commands := make([][]string, 1_001)
+			for i := range commands {
+				commands[i] = l.Command("lock_acquire", strconv.Itoa(i), Long, Long)
+			}
+			l.Pipeline(commands...)
+			Expect(spent(func() {
+				s := l.Inspect()
+				Expect(s.Waiting).To(Equal(int64(1_001)))
+				Expect(s.Waiters).To(HaveLen(1_000))
+			})).To(BeNumerically("<=", 10))
+		})
+	})
+})
