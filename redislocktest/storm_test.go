@@ -18,7 +18,11 @@ import (
 // Nobody holds the lock while the Context of another is alive, fencing tokens grow, and in the end everybody
 // is served. That the bubble ends says that no goroutine stays.
 func TestStorm(t *testing.T) {
-	for seed := range uint64(3) {
+	seeds := uint64(3)
+	if testing.Short() {
+		seeds = 1
+	}
+	for seed := range seeds {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { storm(t, rand.New(rand.NewPCG(seed, 1))) })
 		})
