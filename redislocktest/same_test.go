@@ -97,9 +97,13 @@ released: ok`},
 		ctx, cancel := context.WithCancel(s.ctx)
 		waited := make(chan error)
 		go func() { waited <- ignoreLock(s.b.Acquire(ctx, "x", redislock.WithOwner("b"))) }()
-		s.waiting(1)
+		s.eventually(func() bool { // it checks in, so it knows that it waits
+			state, err := s.a.Inspect(s.ctx, "x")
+			return err == nil && len(state.Waiters) == 1 && state.Waiters[0].Waited+state.Waiters[0].LapsesIn > 30100*time.Millisecond
+		})
 		cancel()
 		s.say("b: %s", outcome(<-waited))
+		s.waiting(0)
 		s.state()
 		s.say("release: %s", outcome(lock.Release(s.ctx)))
 		s.state()
@@ -246,6 +250,7 @@ Do says that it was lost: true`},
 		s.waiting(1)
 		s.b.Close()
 		s.say("b: %s", outcome(<-waited))
+		s.waiting(0)
 		s.state()
 		s.a.Close()
 		s.say("a's lock: %s", outcome(context.Cause(lock.Context())))

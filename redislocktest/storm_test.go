@@ -113,9 +113,8 @@ func storm(t *testing.T, random *rand.Rand) {
 	server.Up()
 	server.Delay(0)
 	workers.Wait()
-	last, err := server.Locker().Acquire(t.Context(), "x")
-	if err != nil || last.Fence() <= fence {
-		t.Error(err, last)
+	if last := acquire(t, server.Locker(), "x"); last.Fence() <= fence {
+		t.Errorf("fence %d after %d", last.Fence(), fence)
 	}
 	if n := server.State("x").Waiting; n > 0 || turns < 100 {
 		t.Errorf("%d wait, %d turns", n, turns)
