@@ -130,10 +130,12 @@ func (f *functions) ExtendAndWait(ctx context.Context, k wire.Keys, token string
 			sent := time.Now()
 			reply, err := c.Do(ctx, c.B().Fcall().Function("lock_extend").Numkeys(3).
 				Key(k.Lock, k.Queue, k.State).Arg(token, leaseMillis(lease)).Build()).AsInt64()
-			if err != nil {
+			if err == nil {
+				extended(wire.Extended{Held: reply == 1, Sent: sent})
+			}
+			if err != nil || reply != 1 {
 				return err
 			}
-			extended(wire.Extended{Held: reply == 1, Sent: sent})
 			r.acks, err = c.Do(ctx, c.B().Wait().Numreplicas(int64(n)).Timeout(ceilMillis(timeout)).Build()).AsInt64()
 			return err
 		})
