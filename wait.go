@@ -124,7 +124,7 @@ func (w *waiter) begin(name string) {
 	w.counted = true
 	w.watch = w.l.watch(w.caller, w.request)
 	if w.ownToken {
-		w.l.leavers.adopt(w.ctx, w.token)
+		w.l.leavers.awaitEarlier(w.ctx, w.token)
 	}
 	h.mu.Lock()
 	switch {

@@ -307,6 +307,9 @@ func TestWhatOptionsTurnOn(t *testing.T) {
 			t.Error(lock.Token())
 		}
 		time.Sleep(time.Minute)
+		if ttl := server.State(name).TTL; ttl < time.Second || ttl > 5*time.Second {
+			t.Error(ttl)
+		}
 		if err := lock.Release(t.Context()); err != nil {
 			t.Error(err)
 		}
@@ -459,6 +462,12 @@ func TestReleaseWithoutAnswer(t *testing.T) {
 			t.Error(err)
 		}
 		is(t, lock.Release(t.Context()), redislock.ErrNotHeld)
+
+		lock = must[*redislock.Lock](t)(locker.Acquire(t.Context(), name))
+		server.LoseReply()
+		if err := lock.Release(t.Context()); err != nil {
+			t.Errorf("it was held, and given back: %v", err)
+		}
 	})
 }
 
