@@ -88,13 +88,6 @@ func holdAll(ctx context.Context, l *redislock.Locker, names []string) map[strin
 	return held
 }
 
-func repeated[T any](n int, one T) (all []T) {
-	for range n {
-		all = append(all, one)
-	}
-	return all
-}
-
 var _ = Describe("many locks of one Locker", func() {
 	It("a holder of 300 closes, 10 ms away: the order is kept on each, and no waiter is taken for dead", NodeTimeout(2*time.Minute), func(ctx SpecContext) {
 		s := OwnServer()
@@ -123,7 +116,7 @@ var _ = Describe("many locks of one Locker", func() {
 		names := newNames(50)
 		held := holdAll(ctx, observer, names)
 		var served order
-		waiting := served.queues(ctx, names, observer, repeated(10, locker)...)
+		waiting := served.queues(ctx, names, observer, repeat(10, func() *redislock.Locker { return locker })...)
 		client := Connect(s.Addr())
 		network.SetDelay(2500 * time.Microsecond)
 		Expect(Redis(client, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
