@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"pgregory.net/rapid"
+
+	"github.com/seed-ee05a192/redislock/internal/memory"
 )
 
 // What is checked of the clients, whatever the reference says.
@@ -270,8 +272,8 @@ func (s *clients) count(at stage) (n int) {
 // heard are the lists with signals that somebody still looks at.
 func (s *clients) heard() (lists []string) {
 	for _, k := range s.keys {
-		if c := s.owner(k.name); c != nil && !c.dead {
-			lists = append(lists, k.name)
+		if c := s.owner(k.Name); c != nil && !c.dead {
+			lists = append(lists, k.Name)
 		}
 	}
 	return lists
@@ -462,9 +464,9 @@ func (s *clients) read(c *client, text string) {
 // short is the lease that a waiter is handed.
 func (w *wait) short() int64 {
 	if w.lease == 0 {
-		return claim
+		return memory.Claim
 	}
-	return min(w.lease, claim)
+	return min(w.lease, memory.Claim)
 }
 
 // crash is the end of a client. Another one takes its place.
@@ -555,18 +557,18 @@ func (s *clients) later() {
 	s.goOn(by + one(s.T, "and", int64(0), -1, -1000, 1000))
 }
 
-func (s *clients) key(name string) key {
+func (s *clients) key(name string) memory.Key {
 	for _, k := range s.keys {
-		if k.name == name {
+		if k.Name == name {
 			return k
 		}
 	}
-	return key{}
+	return memory.Key{}
 }
 
 func (s *clients) holder() (token string, end int64) {
-	if k := s.key(s.keys3[0]); k.items != nil {
-		return k.items[0], k.end
+	if k := s.key(s.keys3[0]); k.Items != nil {
+		return k.Items[0], k.End
 	}
 	return "", 0
 }
@@ -574,9 +576,9 @@ func (s *clients) holder() (token string, end int64) {
 // fenceOf is what the server remembers.
 func (s *clients) fenceOf() int64 {
 	state := s.key(s.keys3[2])
-	for i := 0; i < len(state.items); i += 2 {
-		if state.items[i] == "fence" {
-			n, _ := strconv.ParseInt(state.items[i+1], 10, 64)
+	for i := 0; i < len(state.Items); i += 2 {
+		if state.Items[i] == "fence" {
+			n, _ := strconv.ParseInt(state.Items[i+1], 10, 64)
 			return n
 		}
 	}
@@ -588,7 +590,7 @@ func (s *clients) lapsed(w *wait) bool { return s.now() > w.called+w.wait }
 
 // silent: a signal to its client lies unread past the deadline.
 func (s *clients) silent(w *wait) bool {
-	for _, text := range s.key(w.list).items {
+	for _, text := range s.key(w.list).Items {
 		words := strings.Split(text, " ")
 		if deadline, _ := strconv.ParseInt(words[1], 10, 64); deadline < s.now() && w.called <= deadline {
 			return true
@@ -635,7 +637,7 @@ func (s *clients) onServer(w *wait, function string, args ...string) any {
 		s.drop(w)
 	}
 	reply := s.fcall(s.srv.client, function, keys, args...)
-	if text, ok := reply.(failure); ok {
+	if text, ok := reply.(memory.Failure); ok {
 		s.fail("an error", "%s", text)
 	}
 
@@ -675,7 +677,7 @@ func (s *clients) onServer(w *wait, function string, args ...string) any {
 
 // mute: somebody is in the queue who perhaps cannot be told.
 func (s *clients) mute() bool {
-	queue := s.key(s.keys3[1]).items
+	queue := s.key(s.keys3[1]).Items
 	return slices.ContainsFunc(s.waits, func(w *wait) bool { return w.unsure && slices.Contains(queue, w.token) })
 }
 
@@ -733,15 +735,15 @@ func (s *clients) check() {
 		s.fail(knowing, "%s", holder)
 	}
 	for _, k := range s.keys {
-		if k.end == 0 && (k.name != s.keys3[0] && k.name != s.keys3[2] || holder != "" && end != 0 && s.fault == 0) {
-			s.fail(nothing, "%s has no TTL", k.name)
+		if k.End == 0 && (k.Name != s.keys3[0] && k.Name != s.keys3[2] || holder != "" && end != 0 && s.fault == 0) {
+			s.fail(nothing, "%s has no TTL", k.Name)
 		}
 	}
 }
 
 // told: a signal is on its way.
 func (s *clients) told(w *wait) bool {
-	all := slices.Concat(w.hand, s.key(w.list).items)
+	all := slices.Concat(w.hand, s.key(w.list).Items)
 	return slices.ContainsFunc(all, func(text string) bool { return strings.HasSuffix(text, " "+w.token) })
 }
 
@@ -760,22 +762,22 @@ func (s *clients) drain() {
 		}
 	}
 	s.check()
-	longest := (30_000+claim+1)*millisecond + s.back // until the last place of a dead client has lapsed
+	longest := (30_000+memory.Claim+1)*millisecond + s.back // until the last place of a dead client has lapsed
 	s.goOn(longest)
 	for _, k := range s.keys {
-		if k.name != s.keys3[2] || k.end == 0 {
-			s.fail(nothing, "%s, until %d", k.name, k.end)
+		if k.Name != s.keys3[2] || k.End == 0 {
+			s.fail(nothing, "%s, until %d", k.Name, k.End)
 		}
 	}
-	s.goOn(longest + memory*millisecond)
+	s.goOn(longest + memory.Memory*millisecond)
 	if len(s.keys) > 0 {
-		s.fail(nothing, "%s", s.keys[0].name)
+		s.fail(nothing, "%s", s.keys[0].Name)
 	}
 }
 
 // work is a round of the clients' work. It returns whether something is left to be done.
 func (s *clients) work() (busy bool) {
-	if token, end := s.holder(); token != "" && (end == 0 || end > s.now()+claim) {
+	if token, end := s.holder(); token != "" && (end == 0 || end > s.now()+memory.Claim) {
 		if w := s.byToken(token); w == nil || w.dead || w.stage == over && w.undone {
 			s.reset() // nobody knows of a lease this long: an operator's business
 		}

@@ -1,3 +1,5 @@
+// Package model ties lua/lock.lua to its model: tests that compare the library with its reference in plain
+// Go, internal/memory, step by step. See README.md.
 package model
 
 import (
@@ -18,6 +20,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/seed-ee05a192/redislock"
+	"github.com/seed-ee05a192/redislock/internal/memory"
 	"github.com/seed-ee05a192/redislock/internal/redistest"
 )
 
@@ -144,9 +147,9 @@ func (s *realServer) load(source string) error {
 type world struct {
 	*rapid.T
 	srv       *realServer
-	reference *server         // nil: not compared
+	reference *memory.Server  // nil: not compared
 	micros    int64           // the server's clock
-	keys      []key           // after the last step
+	keys      []memory.Key    // after the last step
 	names     map[string]bool // of all keys that there ever were
 	script    []string
 }
@@ -154,7 +157,7 @@ type world struct {
 func newWorld(t *rapid.T, srv *realServer, compared bool) *world {
 	w := &world{T: t, srv: srv, names: map[string]bool{}}
 	if compared {
-		w.reference = newServer()
+		w.reference = memory.New(redislock.Version)
 	}
 	w.setClock(began)
 	w.do("FLUSHALL")
@@ -193,7 +196,7 @@ func parse(t *rapid.T, result rueidis.RedisResult) any {
 	}
 	if refused := (*rueidis.RedisError)(nil); errors.As(err, &refused) {
 		word, _, _ := strings.Cut(refused.Error(), " ")
-		return failure(word)
+		return memory.Failure(word)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -210,22 +213,22 @@ func (w *world) look(result rueidis.RedisResult) {
 	w.keys = w.keys[:0:0]
 	for _, v := range reply {
 		fields := v.([]any)
-		k := key{name: text(fields[0]), kind: text(fields[1])}
+		k := memory.Key{Name: text(fields[0]), Kind: text(fields[1])}
 		if end := fields[2].(int64); end != -1 {
-			k.end = end
+			k.End = end
 		}
 		for _, item := range fields[3].([]any) {
-			k.items = append(k.items, text(item))
+			k.Items = append(k.Items, text(item))
 		}
-		k.sort()
+		k.Sort()
 		w.keys = append(w.keys, k)
-		w.names[k.name] = true
+		w.names[k.Name] = true
 	}
-	slices.SortFunc(w.keys, func(a, b key) int { return strings.Compare(a.name, b.name) })
+	slices.SortFunc(w.keys, func(a, b memory.Key) int { return strings.Compare(a.Name, b.Name) })
 }
 
 // compare has the reference make the same step, and fails the run unless reply and keys are the same then.
-func (w *world) compare(got any, step func(*server) any) {
+func (w *world) compare(got any, step func(*memory.Server) any) {
 	w.srv.steps++
 	if w.reference == nil {
 		return
@@ -233,16 +236,16 @@ func (w *world) compare(got any, step func(*server) any) {
 	if want := step(w.reference); !reflect.DeepEqual(got, want) {
 		w.fail("differs from the reference", "replies %v, the reference: %v", got, want)
 	}
-	if keys := w.reference.keys(); !slices.EqualFunc(w.keys, keys, key.equal) {
+	if keys := w.reference.Keys(); !slices.EqualFunc(w.keys, keys, memory.Key.Equal) {
 		w.fail("differs from the reference", "leaves behind\n%s\nthe reference:\n%s", listed(w.keys), listed(keys))
 	}
 }
 
-func listed(keys []key) string {
+func listed(keys []memory.Key) string {
 	var b strings.Builder
 	for _, k := range keys {
-		fmt.Fprintf(&b, "  %s %s, until %d\n", k.kind, k.name, k.end)
-		for _, item := range k.items {
+		fmt.Fprintf(&b, "  %s %s, until %d\n", k.Kind, k.Name, k.End)
+		for _, item := range k.Items {
 			fmt.Fprintf(&b, "      %s\n", item)
 		}
 	}
@@ -288,14 +291,14 @@ func (w *world) fcall(client rueidis.Client, function string, keys []string, arg
 	}
 	words := append([]string{command, function, strconv.Itoa(len(keys))}, keys...)
 	reply := w.as(client, append(words, args...)...)
-	w.compare(reply, func(s *server) any {
-		return s.fcall(function, keys, args, func(key string) bool { return client == w.srv.client || key == narrowList })
+	w.compare(reply, func(s *memory.Server) any {
+		return s.Call(function, keys, args, func(key string) bool { return client == w.srv.client || key == narrowList })
 	})
 	return reply
 }
 
 // same is for a step that changes nothing.
-func same(*server) any { return nil }
+func same(*memory.Server) any { return nil }
 
 func (w *world) setClock(micros int64) {
 	at := time.UnixMicro(micros).UTC()
@@ -305,7 +308,7 @@ func (w *world) setClock(micros int64) {
 	w.micros = micros
 	w.script = append(w.script, "clock '"+at.Format("2006-01-02 15:04:05.000000")+"5'")
 	if w.reference != nil {
-		w.reference.setClock(micros)
+		w.reference.SetClock(micros)
 	}
 }
 
@@ -313,14 +316,14 @@ func (w *world) now() int64 { return w.micros / millisecond }
 
 func (w *world) pop(list string) (signal string, ok bool) {
 	reply := w.do("LPOP", list)
-	w.compare(reply, func(s *server) any { return s.pop(list) })
+	w.compare(reply, func(s *memory.Server) any { return s.Pop(list) })
 	signal, ok = reply.(string)
 	return signal, ok
 }
 
 func (w *world) del(name string) {
 	w.do("DEL", name)
-	w.compare(nil, func(s *server) any { s.del(name); return nil })
+	w.compare(nil, func(s *memory.Server) any { s.Delete(name); return nil })
 }
 
 // reload is an upgrade of the library, to the same one.
@@ -332,14 +335,14 @@ func (w *world) reload() {
 
 // snapshot is all that a server knew at some time.
 type snapshot struct {
-	keys      []key
-	reference *server
+	keys      []memory.Key
+	reference *memory.Server
 }
 
 func (w *world) snapshot() snapshot {
 	s := snapshot{keys: w.keys}
 	if w.reference != nil {
-		s.reference = w.reference.clone()
+		s.reference = w.reference.Clone()
 	}
 	return s
 }
@@ -348,23 +351,23 @@ func (w *world) snapshot() snapshot {
 func (w *world) failOver(to snapshot) {
 	w.do("FLUSHALL")
 	for _, k := range to.keys {
-		words := []string{map[string]string{"string": "SET", "zset": "ZADD", "hash": "HSET", "list": "RPUSH", "set": "SADD"}[k.kind], k.name}
-		if k.kind == "zset" {
-			for i := 0; i < len(k.items); i += 2 {
-				words = append(words, k.items[i+1], k.items[i])
+		words := []string{map[string]string{"string": "SET", "zset": "ZADD", "hash": "HSET", "list": "RPUSH", "set": "SADD"}[k.Kind], k.Name}
+		if k.Kind == "zset" {
+			for i := 0; i < len(k.Items); i += 2 {
+				words = append(words, k.Items[i+1], k.Items[i])
 			}
 		} else {
-			words = append(words, k.items...)
+			words = append(words, k.Items...)
 		}
 		w.do(words...)
-		if k.end != 0 {
-			w.do("PEXPIREAT", k.name, strconv.FormatInt(k.end, 10))
+		if k.End != 0 {
+			w.do("PEXPIREAT", k.Name, strconv.FormatInt(k.End, 10))
 		}
 	}
-	w.compare(nil, func(s *server) any {
-		*s = *to.reference.clone()
-		s.setClock(w.micros + millisecond) // PEXPIREAT removes what has not a millisecond left
-		s.micros = w.micros
+	w.compare(nil, func(s *memory.Server) any {
+		*s = *to.reference.Clone()
+		s.SetClock(w.micros + millisecond) // PEXPIREAT removes what has not a millisecond left
+		s.Micros = w.micros
 		return nil
 	})
 }
@@ -379,23 +382,23 @@ func (w *world) moments() []int64 {
 		}
 	}
 	for _, k := range w.keys {
-		if k.end != 0 {
-			add(k.end)
+		if k.End != 0 {
+			add(k.End)
 		}
-		for i, item := range k.items {
+		for i, item := range k.Items {
 			var a, b int64
 			switch {
-			case k.kind == "list":
+			case k.Kind == "list":
 				if _, err := fmt.Sscanf(item, "%d %d", &a, &b); err == nil {
 					add(b)
 				}
-			case k.kind == "hash" && strings.HasPrefix(item, "@"):
-				if _, err := fmt.Sscanf(k.items[i+1], "%d %d", &a, &b); err == nil {
+			case k.Kind == "hash" && strings.HasPrefix(item, "@"):
+				if _, err := fmt.Sscanf(k.Items[i+1], "%d %d", &a, &b); err == nil {
 					add(a + b)
 				}
-			case k.kind == "hash" && item == "since":
-				if _, err := fmt.Sscanf(k.items[i+1], "%d", &a); err == nil {
-					add(a + claim)
+			case k.Kind == "hash" && item == "since":
+				if _, err := fmt.Sscanf(k.Items[i+1], "%d", &a); err == nil {
+					add(a + memory.Claim)
 				}
 			}
 		}
@@ -479,8 +482,8 @@ func calls(w *world) map[string]func(*rapid.T) {
 		"release the holder": func(t *rapid.T) {
 			keys := lock()
 			for _, k := range w.keys {
-				if k.name == keys[0] && k.kind == "string" {
-					w.fcall(client(), "lock_release", keys, k.items[0])
+				if k.Name == keys[0] && k.Kind == "string" {
+					w.fcall(client(), "lock_release", keys, k.Items[0])
 					return
 				}
 			}
@@ -507,7 +510,7 @@ func calls(w *world) map[string]func(*rapid.T) {
 				name := anyKey()
 				w.del(name)
 				w.do("SADD", name, "strange")
-				w.compare(nil, func(s *server) any { s.spoil(name); return nil })
+				w.compare(nil, func(s *memory.Server) any { s.Spoil(name); return nil })
 			case "load":
 				w.reload()
 			case "save":
@@ -517,21 +520,21 @@ func calls(w *world) map[string]func(*rapid.T) {
 			case "version":
 				w.fcall(client(), "lock_version", nil)
 			case "misuse":
-				function := one(t, "function", slices.Sorted(maps.Keys(arguments))...)
-				want := arguments[function]
+				function := one(t, "function", slices.Sorted(maps.Keys(memory.Arguments))...)
+				want := memory.Arguments[function]
 				number := func(label string, right int) int {
 					return max(0, right+one(t, label, 0, 0, 0, 1, -1))
 				}
 				// Mostly only one of these is wrong.
-				keys := slices.Concat(locks[0], lists)[:number("keys", want.keys)]
-				args := []string{one(t, "token", "a", "a", ""), "1", "30000", "1"}[:number("arguments", want.args)]
+				keys := slices.Concat(locks[0], lists)[:number("keys", want.Keys)]
+				args := []string{one(t, "token", "a", "a", ""), "1", "30000", "1"}[:number("arguments", want.Args)]
 				if len(keys) > 1 && one(t, "one key twice", false, true) {
 					keys[one(t, "this", 0, len(keys)-1)] = keys[one(t, "and this", 0, 1, len(keys)-2, len(keys)-1)]
 				}
 				if len(args) > 1 && one(t, "a bad number", false, true) {
 					args[one(t, "number", 1, len(args)-1)] = one(t, "bad", "", "-1", "1e3", "0x1", " 1", "1.5", "10000000000000")
 				}
-				if _, wrong := newServer().fcall(function, keys, args, nil).(failure); wrong {
+				if _, wrong := memory.New(redislock.Version).Call(function, keys, args, nil).(memory.Failure); wrong {
 					w.fcall(w.srv.client, function, keys, args...)
 				}
 			}

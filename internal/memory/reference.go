@@ -1,6 +1,6 @@
-// Package model ties lua/lock.lua to its model: a plain Go reference of the functions, and tests that
-// compare the two step by step. See README.md.
-package model
+// Package memory is a server in plain Go: the functions of lua/lock.lua, and the keys that they use.
+// It has no clock of its own and no connections. lua/model compares it with lock.lua, step by step.
+package memory
 
 import (
 	"maps"
@@ -8,22 +8,21 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/seed-ee05a192/redislock"
 )
 
 // As in lock.lua, milliseconds.
 const (
-	claim     = 2_000
+	Claim     = 2_000 // of a handed-over lease, at most
 	headCheck = 1_000
-	memory    = 600_000
-	listMax   = 1_000 // waiters
+	Memory    = 600_000 // of the state, after the last use
+	listMax   = 1_000   // waiters
 )
 
-// server is all that a server knows. A key's end is the last millisecond at which it is there; 0: it
-// has no TTL.
-type server struct {
-	micros  int64 // its clock
+// Server is all that a server knows. It is not safe for concurrent use. A key's end is the last
+// millisecond at which it is there; 0: it has no TTL.
+type Server struct {
+	Micros  int64 // its clock
+	version string
 	locks   map[string]*lock
 	lists   map[string]*list // the signal lists
 	strange map[string]bool  // keys of a type that is not theirs
@@ -61,12 +60,13 @@ type signal struct {
 	token           string
 }
 
-func newServer() *server {
-	return &server{locks: map[string]*lock{}, lists: map[string]*list{}, strange: map[string]bool{}}
+// New returns an empty server, whose library says that it has this version.
+func New(version string) *Server {
+	return &Server{version: version, locks: map[string]*lock{}, lists: map[string]*list{}, strange: map[string]bool{}}
 }
 
 // at returns the lock with these keys, which begins free.
-func (s *server) at(keys []string) *lock {
+func (s *Server) at(keys []string) *lock {
 	l := s.locks[keys[0]]
 	if l == nil {
 		l = &lock{lockKey: keys[0], queueKey: keys[1], stateKey: keys[2], numbers: map[string]int64{}, entries: map[string]entry{}}
@@ -75,50 +75,52 @@ func (s *server) at(keys []string) *lock {
 	return l
 }
 
-func (s *server) now() int64 { return s.micros / 1000 }
+func (s *Server) now() int64 { return s.Micros / 1000 }
 
-// failure is an error reply: its first word.
-type failure string
+// Failure is an error reply: its first word.
+type Failure string
 
-// call is one FCALL. May tells which keys the caller may write besides its own: hand-over pushes to
-// signal lists that the call did not declare.
+// call is one FCALL.
 type call struct {
-	*server
+	*Server
 	*lock
 	token  string
 	may    func(key string) bool
 	unread map[string]int64 // lists of dead clients: the deadline of the signal that they never read
 }
 
-var arguments = map[string]struct{ keys, args int }{
+// Arguments of each function: how many keys and words it takes.
+var Arguments = map[string]struct{ Keys, Args int }{
 	"lock_acquire": {4, 3}, "lock_release": {3, 1}, "lock_extend": {3, 2}, "lock_reset": {3, 0},
 	"lock_inspect": {3, 0}, "lock_version": {0, 0},
 }
 
 var wholeNumber = regexp.MustCompile(`^[0-9]{1,13}$`)
 
-func (s *server) fcall(function string, keys, args []string, may func(string) bool) any {
-	want := arguments[function]
-	if len(keys) != want.keys || len(args) != want.args || len(args) > 0 && args[0] == "" {
-		return failure("LOCKARG")
+// Call is an FCALL. May tells which keys the caller may write besides its own: hand-over pushes to signal
+// lists that the call did not declare. The reply is an int64, a string, a Failure, or a []any of these.
+func (s *Server) Call(function string, keys, args []string, may func(string) bool) any {
+	want := Arguments[function]
+	if len(keys) != want.Keys || len(args) != want.Args || len(args) > 0 && args[0] == "" {
+		return Failure("LOCKARG")
 	}
 	if len(slices.Compact(slices.Sorted(slices.Values(keys)))) < len(keys) {
-		return failure("LOCKARG")
+		return Failure("LOCKARG")
 	}
 	var numbers [2]int64
 	for i := 1; i < len(args); i++ {
 		if !wholeNumber.MatchString(args[i]) {
-			return failure("LOCKARG")
+			return Failure("LOCKARG")
 		}
 		numbers[i-1], _ = strconv.ParseInt(args[i], 10, 64)
 	}
 	if function == "lock_version" {
-		return redislock.Version
+		return s.version
 	}
 	if slices.ContainsFunc(keys, func(key string) bool { return s.strange[key] }) {
-		return failure("WRONGTYPE")
+		return Failure("WRONGTYPE")
 	}
-	c := &call{server: s, lock: s.at(keys), may: may, unread: map[string]int64{}}
+	c := &call{Server: s, lock: s.at(keys), may: may, unread: map[string]int64{}}
 	if len(args) > 0 {
 		c.token = args[0]
 	}
@@ -169,7 +171,7 @@ func (c *call) acquire(signal string, lease, wait int64) any {
 		checkIn = min(checkIn, left+1)
 	}
 	if fresh && left >= 0 {
-		c.stateEnd = c.now() + max(left, wait) + memory
+		c.stateEnd = c.now() + max(left, wait) + Memory
 	}
 	return []any{int64(0), position, max(1, checkIn), c.now()}
 }
@@ -248,7 +250,7 @@ func (c *call) entryOf(token string) entry {
 	if !ok {
 		since = c.now()
 	}
-	return entry{called: since, wait: claim, lease: claim}
+	return entry{called: since, wait: Claim, lease: Claim}
 }
 
 func (c *call) lapsed(e entry) bool { return c.now() > e.called+e.wait }
@@ -280,7 +282,7 @@ func (c *call) remove(token string) bool {
 
 func (c *call) leave() bool { return c.remove(c.token) }
 
-func (c *call) nextFence() int64 { return max(c.numbers["fence"]+1, c.micros) }
+func (c *call) nextFence() int64 { return max(c.numbers["fence"]+1, c.Micros) }
 
 func (c *call) raiseFence() { c.numbers["fence"] = c.nextFence() }
 
@@ -292,7 +294,7 @@ func (c *call) hold(lease int64) any {
 		return []any{int64(1), c.numbers["fence"], int64(-1), c.now()}
 	}
 	c.holderEnd = c.now() + lease
-	c.stateEnd = c.holderEnd + memory
+	c.stateEnd = c.holderEnd + Memory
 	return []any{int64(1), c.numbers["fence"], lease, c.now()}
 }
 
@@ -305,7 +307,7 @@ func (c *call) handOver() (next string, lease int64) {
 		if token == "" || token == c.token || !known || c.strange[e.signal] || !c.may(e.signal) {
 			return token, 0
 		}
-		lease = claim
+		lease = Claim
 		if e.lease > 0 {
 			lease = min(lease, e.lease)
 		}
@@ -314,7 +316,7 @@ func (c *call) handOver() (next string, lease int64) {
 			l = &list{}
 			c.lists[e.signal] = l
 		}
-		l.end = c.now() + claim + e.wait
+		l.end = c.now() + Claim + e.wait
 		if len(l.signals) > 0 {
 			if oldest := l.signals[0].deadline; oldest < c.now() && e.called <= oldest {
 				c.unread[e.signal] = oldest
@@ -327,7 +329,7 @@ func (c *call) handOver() (next string, lease int64) {
 		c.raiseFence()
 		c.remove(token)
 		c.holder, c.holderEnd = token, c.now()+lease
-		c.stateEnd = c.now() + max(e.lease, e.wait) + memory
+		c.stateEnd = c.now() + max(e.lease, e.wait) + Memory
 		return token, lease
 	}
 }
@@ -336,7 +338,7 @@ func (c *call) handOver() (next string, lease int64) {
 func (c *call) giveUp() {
 	if _, given := c.handOver(); given == 0 {
 		c.holder = ""
-		c.stateEnd = c.now() + memory
+		c.stateEnd = c.now() + Memory
 	}
 }
 
@@ -353,7 +355,7 @@ func (c *call) enqueue(signal string, lease, wait, last int64) (position int64, 
 	at := slices.IndexFunc(c.line, func(p place) bool { return p.token == c.token })
 	alone := len(c.line) == 0
 	if at < 0 {
-		last = max(last+1, c.micros)
+		last = max(last+1, c.Micros)
 		at = len(c.line)
 		c.line = append(c.line, place{c.token, last})
 	}
@@ -377,8 +379,8 @@ func (c *call) enqueue(signal string, lease, wait, last int64) (position int64, 
 	}
 	c.numbers["last"] = last
 	c.entries[c.token] = entry{c.now(), wait, lease, signal}
-	if wait > memory {
-		later(&c.stateEnd, end+memory)
+	if wait > Memory {
+		later(&c.stateEnd, end+Memory)
 	}
 	return int64(at) + 1, fresh
 }
@@ -389,12 +391,12 @@ func later(end *int64, to int64) {
 	}
 }
 
-// pop takes the oldest signal, as BLPOP does.
-func (s *server) pop(name string) any {
+// Pop takes the oldest signal, as BLPOP does.
+func (s *Server) Pop(name string) any {
 	l := s.lists[name]
 	switch {
 	case s.strange[name]:
-		return failure("WRONGTYPE")
+		return Failure("WRONGTYPE")
 	case l == nil:
 		return nil
 	}
@@ -408,8 +410,8 @@ func (s signal) String() string {
 	return strconv.FormatInt(s.fence, 10) + " " + strconv.FormatInt(s.deadline, 10) + " " + s.token
 }
 
-// del removes a key.
-func (s *server) del(name string) {
+// Delete removes a key.
+func (s *Server) Delete(name string) {
 	delete(s.strange, name)
 	delete(s.lists, name)
 	for _, l := range s.locks {
@@ -426,25 +428,25 @@ func (s *server) del(name string) {
 	s.forgetEmpty()
 }
 
-// spoil replaces a key by one of another type.
-func (s *server) spoil(name string) {
-	s.del(name)
+// Spoil replaces a key by one of another type.
+func (s *Server) Spoil(name string) {
+	s.Delete(name)
 	s.strange[name] = true
 }
 
-// setClock also lets what has run out vanish.
-func (s *server) setClock(micros int64) {
-	s.micros = micros
+// SetClock also lets what has run out vanish.
+func (s *Server) SetClock(micros int64) {
+	s.Micros = micros
 	over := func(end int64) bool { return end != 0 && s.now() > end }
 	for _, l := range s.locks {
 		if over(l.holderEnd) {
-			s.del(l.lockKey)
+			s.Delete(l.lockKey)
 		}
 		if over(l.lineEnd) {
-			s.del(l.queueKey)
+			s.Delete(l.queueKey)
 		}
 		if over(l.stateEnd) {
-			s.del(l.stateKey)
+			s.Delete(l.stateKey)
 		}
 	}
 	for name, l := range s.lists {
@@ -455,7 +457,7 @@ func (s *server) setClock(micros int64) {
 }
 
 // forgetEmpty is what Redis does: a key without content is none, nor has it an end.
-func (s *server) forgetEmpty() {
+func (s *Server) forgetEmpty() {
 	for _, l := range s.locks {
 		if l.holder == "" {
 			l.holderEnd = 0
@@ -470,9 +472,10 @@ func (s *server) forgetEmpty() {
 	maps.DeleteFunc(s.lists, func(_ string, l *list) bool { return len(l.signals) == 0 })
 }
 
-func (s *server) clone() *server {
-	c := newServer()
-	c.micros = s.micros
+// Clone copies all that the server knows.
+func (s *Server) Clone() *Server {
+	c := New(s.version)
+	c.Micros = s.Micros
 	c.strange = maps.Clone(s.strange)
 	for name, l := range s.locks {
 		twin := *l
@@ -485,64 +488,65 @@ func (s *server) clone() *server {
 	return c
 }
 
-// key is a key of Redis, its content as text: of a zset and a hash two items each, members with scores
+// Key is a key of Redis, its content as text: of a zset and a hash two items each, members with scores
 // and fields with values.
-type key struct {
-	name, kind string
-	end        int64
-	items      []string
+type Key struct {
+	Name, Kind string
+	End        int64
+	Items      []string
 }
 
-func (k key) equal(other key) bool {
-	return k.name == other.name && k.kind == other.kind && k.end == other.end && slices.Equal(k.items, other.items)
+// Equal compares all of two keys.
+func (k Key) Equal(other Key) bool {
+	return k.Name == other.Name && k.Kind == other.Kind && k.End == other.End && slices.Equal(k.Items, other.Items)
 }
 
-// sort brings the fields of a hash in order.
-func (k *key) sort() {
-	if k.kind != "hash" {
+// Sort brings the fields of a hash in order.
+func (k *Key) Sort() {
+	if k.Kind != "hash" {
 		return
 	}
-	pairs := slices.SortedFunc(slices.Chunk(k.items, 2), slices.Compare)
-	k.items = slices.Concat(pairs...)
+	pairs := slices.SortedFunc(slices.Chunk(k.Items, 2), slices.Compare)
+	k.Items = slices.Concat(pairs...)
 }
 
-// keys is all that there is, in the order of the names.
-func (s *server) keys() []key {
+// Keys is all that there is, in the order of the names.
+func (s *Server) Keys() []Key {
 	text := func(n int64) string { return strconv.FormatInt(n, 10) }
-	var all []key
+	var all []Key
 	for _, l := range s.locks {
 		if l.holder != "" {
-			all = append(all, key{l.lockKey, "string", l.holderEnd, []string{l.holder}})
+			all = append(all, Key{l.lockKey, "string", l.holderEnd, []string{l.holder}})
 		}
-		queue := key{l.queueKey, "zset", l.lineEnd, nil}
+		queue := Key{l.queueKey, "zset", l.lineEnd, nil}
 		for _, p := range l.line {
-			queue.items = append(queue.items, p.token, text(p.score))
+			queue.Items = append(queue.Items, p.token, text(p.score))
 		}
-		state := key{l.stateKey, "hash", l.stateEnd, nil}
+		state := Key{l.stateKey, "hash", l.stateEnd, nil}
 		for name, n := range l.numbers {
-			state.items = append(state.items, name, text(n))
+			state.Items = append(state.Items, name, text(n))
 		}
 		for token, e := range l.entries {
-			state.items = append(state.items, "@"+token,
+			state.Items = append(state.Items, "@"+token,
 				text(e.called)+" "+text(e.wait)+" "+text(e.lease)+" "+e.signal)
 		}
-		state.sort()
-		for _, k := range []key{queue, state} {
-			if len(k.items) > 0 {
+		state.Sort()
+		for _, k := range []Key{queue, state} {
+			if len(k.Items) > 0 {
 				all = append(all, k)
 			}
 		}
 	}
 	for name, l := range s.lists {
-		k := key{name, "list", l.end, nil}
+		k := Key{name, "list", l.end, nil}
 		for _, signal := range l.signals {
-			k.items = append(k.items, signal.String())
+			k.Items = append(k.Items, signal.String())
 		}
 		all = append(all, k)
 	}
 	for name := range s.strange {
-		all = append(all, key{name, "set", 0, []string{"strange"}})
+		all = append(all, Key{name, "set", 0, []string{"strange"}})
 	}
-	slices.SortFunc(all, func(a, b key) int { return strings.Compare(a.name, b.name) })
+	slices.SortFunc(all, func(a, b Key) int { return strings.Compare(a.Name, b.Name) })
 	return all
 }
