@@ -166,7 +166,7 @@ func (w *waiter) call() {
 	w.unanswered = w.unanswered || wire.MayArrive(err)
 	w.busy = w.busy || err == nil && !reply.Held
 	if w.leaving != nil {
-		w.leaving.ours = w.leaving.ours || w.isOurs(reply)
+		w.leaving.ours = w.leaving.ours || err == nil && w.isOurs(reply)
 		w.l.leavers.add(w.leaving)
 	}
 	if !w.over {
