@@ -185,7 +185,7 @@ func (l *Lock) release(ctx context.Context) error {
 	switch {
 	case err != nil:
 		return l.wrap("release", fmt.Errorf("%w (it ends by itself with its lease)", err))
-	case reply == wire.WasHeld, reply == wire.NotMine && l.replyLost:
+	case reply == wire.WasHeld, l.replyLost:
 		return nil
 	}
 	return l.wrap("release", ErrNotHeld)
