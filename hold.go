@@ -330,8 +330,13 @@ func (l *Lock) keep() {
 func (l *Lock) replicate(ctx context.Context, n int, timeout time.Duration) error {
 	callCtx, cancel := context.WithTimeout(ctx, timeout+callTimeout)
 	defer cancel()
-	lease := l.current()
+	l.mu.Lock()
+	lease := l.lease
 	next, ok := lease.ask(time.Now(), lease.length)
+	if ok {
+		l.setLease(lease.asked(next))
+	}
+	l.mu.Unlock()
 	var acks int
 	var err error
 	if ok {
