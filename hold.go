@@ -188,7 +188,7 @@ func (l *Lock) release(ctx context.Context) error {
 	switch {
 	case err != nil:
 		return l.wrap("release", fmt.Errorf("%w (it ends by itself with its lease)", err))
-	case reply == wire.WasHeld, reply == wire.NotMine && l.replyLost:
+	case reply == wire.WasHeld, l.replyLost:
 		return nil
 	}
 	return l.wrap("release", ErrNotHeld)
@@ -343,8 +343,13 @@ func (l *Lock) replicate(ctx context.Context, n int, timeout time.Duration) erro
 }
 
 func (l *Lock) replicated(ctx context.Context, n int, timeout time.Duration) error {
-	lease := l.current()
+	l.mu.Lock()
+	lease := l.lease
 	next, ok := lease.ask(time.Now(), lease.length)
+	if ok {
+		l.setLease(lease.asked(next))
+	}
+	l.mu.Unlock()
 	if !ok {
 		return lease.ending()
 	}

@@ -28,6 +28,7 @@ type leaver struct {
 	token string
 	lease time.Duration
 	ours  bool          // a lock held with the token is this wait's, and is given back
+	lives time.Duration // how long a place or a lease lasts after its last call
 	until time.Time     // there is nothing left to give up
 	past  bool          // it is remembered
 	done  chan struct{} // closed when it is given up
@@ -38,7 +39,7 @@ type leaver struct {
 func (s *leavers) prepare(w *waiter, ours bool) *leaver {
 	v := &leaver{
 		keys: w.keys, token: w.token, lease: w.firstLease(), ours: ours, past: !w.ownToken,
-		until: time.Now().Add(max(w.kept, min(w.firstLease(), time.Hour))), done: make(chan struct{}),
+		lives: max(w.kept, min(w.firstLease(), time.Hour)), done: make(chan struct{}),
 	}
 	s.l.bg.Add(1)
 	s.mu.Lock()
@@ -58,9 +59,11 @@ func (s *leavers) again(k wire.Keys, token string) {
 	}
 }
 
+// add is for a leaver whose last call is over: its answer may have come late, and with it a new place.
 func (s *leavers) add(v *leaver) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	v.until = time.Now().Add(v.lives)
 	s.enqueue(v)
 }
 
