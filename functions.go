@@ -53,6 +53,7 @@ type functions struct {
 	closing atomic.Pointer[time.Time] // since when the client has said nothing else; nil: it has not
 	demoted atomic.Bool               // the warning was written
 	leaving atomic.Bool               // a QUIT is under way
+	left    atomic.Pointer[time.Time] // when the last one was answered; nil: none was sent
 }
 
 var _ wire.Server = (*functions)(nil)
@@ -126,21 +127,24 @@ func (f *functions) ExtendAndWait(ctx context.Context, k wire.Keys, token string
 		err  error
 	}
 	r, err := ending(ctx, func() (r reply) {
+		var sent time.Time
 		r.err = f.client.Dedicated(func(c rueidis.DedicatedClient) error {
-			sent := time.Now()
+			sent = time.Now()
 			reply, err := c.Do(ctx, c.B().Fcall().Function("lock_extend").Numkeys(3).
 				Key(k.Lock, k.Queue, k.State).Arg(token, leaseMillis(lease)).Build()).AsInt64()
-			if err != nil {
+			if err == nil {
+				extended(wire.Extended{Held: reply == 1, Sent: sent})
+			}
+			if err != nil || reply != 1 {
 				return err
 			}
-			extended(wire.Extended{Held: reply == 1, Sent: sent})
 			r.acks, err = c.Do(ctx, c.B().Wait().Numreplicas(int64(n)).Timeout(ceilMillis(timeout)).Build()).AsInt64()
 			return err
 		})
+		f.leaveDemoted(r.err, sent, false)
 		return r
 	})
 	if err = errors.Join(err, r.err); err != nil {
-		f.leaveDemoted(r.err, false)
 		return 0, classify(fmt.Errorf("lock_extend and WAIT: %w", err))
 	}
 	return int(r.acks), nil
@@ -218,6 +222,7 @@ func (f *functions) Pop(ctx context.Context, list string, most int) ([]wire.Sign
 	defer timer.Stop()
 	block := f.client.B().Blpop().Key(list).Timeout(blockFor.Seconds()).Build()
 	var results []rueidis.RedisResult
+	sent := time.Now()
 	if most > 1 && !f.perLock.Load() {
 		results = f.client.DoMulti(ctx, block, f.client.B().Lpop().Key(list).Count(int64(min(most, popMax))).Build())
 	} else {
@@ -228,7 +233,7 @@ func (f *functions) Pop(ctx context.Context, list string, most int) ([]wire.Sign
 		return nil, nil
 	}
 	if err != nil {
-		f.leaveDemoted(err, false)
+		f.leaveDemoted(err, sent, false)
 		return nil, classify(fmt.Errorf("BLPOP: %w", err))
 	}
 	elements = elements[min(1, len(elements)):] // the first is the list
@@ -325,7 +330,7 @@ func (f *functions) call(ctx context.Context, command, function string, keys []s
 				Keys(keys...).Args(args...).Build())
 			err := a.Error()
 			if !notFound(err) || rounds > first+1 { // else others keep removing it
-				f.leaveDemoted(err, true)
+				f.leaveDemoted(err, a.sent, true)
 				return a
 			}
 			if rounds, err = f.loader.missing(ctx, rounds); err != nil {
@@ -361,9 +366,9 @@ func ending[T any](ctx context.Context, do func() T) (result T, err error) {
 // leaveDemoted gives up a connection to a server that has been demoted behind a single address (a DNS
 // name, a proxy): rueidis keeps them as long as they work. QUIT needs no right, and ends the connection
 // that answers it. Of the pipelined ones that is any, if the command has a key; of the others the one that
-// was used last. So each READONLY ends one more. One QUIT at a time: it may meet a connection to the new
-// primary, where it costs those who share the client their calls under way.
-func (f *functions) leaveDemoted(err error, pipelined bool) {
+// was used last. It may meet a connection to the new primary, where it costs those who share the client
+// their calls under way. So there is one QUIT at a time, and only for a call that was sent after the last.
+func (f *functions) leaveDemoted(err error, sent time.Time, pipelined bool) {
 	if code(err) != "READONLY" || f.client.Mode() != rueidis.ClientModeStandalone {
 		return
 	}
@@ -371,11 +376,15 @@ func (f *functions) leaveDemoted(err error, pipelined bool) {
 		f.logger.Warn("redislock: the server is a replica now: its connections are given up, one after the other. "+
 			"rueidis.ClientOption.ConnLifetime shortens this", "error", err)
 	}
-	if !f.leaving.CompareAndSwap(false, true) {
+	if last := f.left.Load(); last != nil && sent.Before(*last) || !f.leaving.CompareAndSwap(false, true) {
 		return
 	}
 	go func() {
-		defer f.leaving.Store(false)
+		defer func() {
+			now := time.Now()
+			f.left.Store(&now)
+			f.leaving.Store(false)
+		}()
 		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 		defer cancel()
 		if pipelined {

@@ -38,6 +38,9 @@ type holding struct {
 	unclaimed bool  // that was Close's: the first Release returns it
 }
 
+// errTaken is an ErrLost that says why.
+var errTaken = fmt.Errorf("%w: it was taken away, or its key is gone", ErrLost)
+
 // errReleased is an ErrNotHeld that says why: the verdict on the lock came with an earlier Release.
 var errReleased = fmt.Errorf("%w: it was released before", ErrNotHeld)
 
@@ -185,7 +188,7 @@ func (l *Lock) release(ctx context.Context) error {
 	switch {
 	case err != nil:
 		return l.wrap("release", fmt.Errorf("%w (it ends by itself with its lease)", err))
-	case reply == wire.WasHeld, reply == wire.NotMine && l.replyLost:
+	case reply == wire.WasHeld, l.replyLost:
 		return nil
 	}
 	return l.wrap("release", ErrNotHeld)
@@ -266,7 +269,7 @@ func (l *Lock) extended(before lease, next term, length time.Duration, reply wir
 	case err != nil: // nothing has changed
 		l.setLease(before)
 	case !reply.Held:
-		return fmt.Errorf("%w: it was taken away, or its key is gone", ErrLost)
+		return errTaken
 	default:
 		confirmed := l.lease.confirmed(term{reply.Sent, next.length})
 		confirmed.length = length
@@ -328,36 +331,8 @@ func (l *Lock) keep() {
 
 // replicate confirms the lock on a connection of its own and waits until n replicas have it.
 func (l *Lock) replicate(ctx context.Context, n int, timeout time.Duration) error {
-	callCtx, cancel := context.WithTimeout(ctx, timeout+callTimeout)
-	defer cancel()
-	lease := l.current()
-	next, ok := lease.ask(time.Now(), lease.length)
-	var acks int
-	var err error
-	if ok {
-		acks, err = l.locker.server.ExtendAndWait(callCtx, l.keys, l.token, next.length, n, timeout, func(reply wire.Extended) {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			next.from = reply.Sent
-			// It is renewed meanwhile, as a connection and the replicas may take longer than the lease: a
-			// later term stays.
-			if confirmed := l.lease.confirmed(next); reply.Held && l.stage == held && !confirmed.term.deadline().Before(l.lease.term.deadline()) {
-				l.setLease(confirmed)
-				l.schedule()
-			}
-		})
-	}
-	switch cause := context.Cause(l.ctx); {
-	case cause != nil:
-		err = cause
-	case err != nil && ctx.Err() != nil:
-		err = fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
-	case err != nil:
-	case !ok:
-		err = lease.ending()
-	case acks < n:
-		err = fmt.Errorf("%w: %d of %d replicas confirmed it within %v", ErrNotReplicated, acks, n, timeout)
-	default:
+	err := l.replicated(ctx, n, timeout)
+	if err == nil {
 		return nil
 	}
 	err = l.wrap("acquire", err)
@@ -365,6 +340,51 @@ func (l *Lock) replicate(ctx context.Context, n int, timeout time.Duration) erro
 		err = join(err, released)
 	}
 	return err
+}
+
+func (l *Lock) replicated(ctx context.Context, n int, timeout time.Duration) error {
+	l.mu.Lock()
+	lease := l.lease
+	next, ok := lease.ask(time.Now(), lease.length)
+	if ok {
+		l.setLease(lease.asked(next))
+	}
+	l.mu.Unlock()
+	if !ok {
+		return lease.ending()
+	}
+	callCtx, cancel := context.WithTimeout(ctx, timeout+callTimeout)
+	defer cancel()
+	acks, err := l.locker.server.ExtendAndWait(callCtx, l.keys, l.token, next.length, n, timeout, func(reply wire.Extended) {
+		l.replicating(term{reply.Sent, next.length}, reply.Held)
+	})
+	switch cause := context.Cause(l.ctx); {
+	case cause != nil:
+		return cause
+	case err != nil && ctx.Err() != nil:
+		return fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+	case err != nil:
+		return err
+	case acks < n:
+		return fmt.Errorf("%w: %d of %d replicas confirmed it within %v", ErrNotReplicated, acks, n, timeout)
+	}
+	return nil
+}
+
+// replicating notes the answer to the first half of ExtendAndWait.
+func (l *Lock) replicating(t term, holds bool) {
+	l.mu.Lock()
+	first := !holds && l.leave(lost, errTaken)
+	// It is renewed meanwhile, as a connection and the replicas may take longer than the lease: a later
+	// term stays.
+	if confirmed := l.lease.confirmed(t); l.stage == held && !confirmed.term.deadline().Before(l.lease.term.deadline()) {
+		l.setLease(confirmed)
+		l.schedule()
+	}
+	l.mu.Unlock()
+	if first {
+		l.left(EventLost, errTaken)
+	}
 }
 
 func (l *Lock) current() lease {

@@ -28,9 +28,9 @@ type leaver struct {
 	token string
 	lease time.Duration
 	ours  bool          // a lock held with the token is this wait's, and is given back
+	lives time.Duration // how long a place or a lease lasts after its last call
 	until time.Time     // there is nothing left to give up
 	past  bool          // it is remembered
-	off   bool          // the token is in use again; needs leavers.mu
 	done  chan struct{} // closed when it is given up
 }
 
@@ -39,7 +39,7 @@ type leaver struct {
 func (s *leavers) prepare(w *waiter, ours bool) *leaver {
 	v := &leaver{
 		keys: w.keys, token: w.token, lease: w.firstLease(), ours: ours, past: !w.ownToken,
-		until: time.Now().Add(max(w.kept, min(w.firstLease(), time.Hour))), done: make(chan struct{}),
+		lives: max(w.kept, min(w.firstLease(), time.Hour)), done: make(chan struct{}),
 	}
 	s.l.bg.Add(1)
 	s.mu.Lock()
@@ -59,9 +59,11 @@ func (s *leavers) again(k wire.Keys, token string) {
 	}
 }
 
+// add is for a leaver whose last call is over: its answer may have come late, and with it a new place.
 func (s *leavers) add(v *leaver) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	v.until = time.Now().Add(v.lives)
 	s.enqueue(v)
 }
 
@@ -74,17 +76,15 @@ func (s *leavers) enqueue(v *leaver) {
 	}
 }
 
-// adopt is for a new wait with a token of the caller's own: an earlier one with the same token must not
-// give up its place. It waits for a call under way.
-func (s *leavers) adopt(ctx context.Context, token string) {
+// awaitEarlier is for a new wait with a token of the caller's own: an earlier wait with the same token
+// must not give up the place of this one.
+func (s *leavers) awaitEarlier(ctx context.Context, token string) {
 	s.mu.Lock()
 	v := s.all[token]
+	s.mu.Unlock()
 	if v == nil {
-		s.mu.Unlock()
 		return
 	}
-	v.off = true
-	s.mu.Unlock()
 	select {
 	case <-v.done:
 	case <-ctx.Done():
@@ -125,10 +125,7 @@ func (s *leavers) work() {
 
 // call gives up one place.
 func (s *leavers) call(v *leaver) error {
-	s.mu.Lock()
-	off := v.off
-	s.mu.Unlock()
-	if off || time.Now().After(v.until) {
+	if time.Now().After(v.until) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(s.l.ctx, callTimeout)

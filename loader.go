@@ -74,25 +74,21 @@ func primaries(ctx context.Context, client rueidis.Client, limit time.Duration,
 	nodes := client.Nodes()
 	failed := make(chan error, len(nodes))
 	for addr, node := range nodes {
+		if len(nodes) == 1 {
+			limit = 0
+		}
 		go func() {
-			ctx := ctx
-			if limit > 0 && len(nodes) > 1 {
-				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, limit)
-				defer cancel()
-			}
-			err, late := ending(ctx, func() error {
+			err := within(ctx, limit, func(ctx context.Context) error {
 				if len(nodes) > 1 && isReplica(ctx, node) {
 					return nil
 				}
 				return do(ctx, addr, node)
 			})
-			err = cmp.Or(err, late)
-			var version *VersionError
-			switch {
-			case err != nil && len(nodes) > 1 && code(err) == "READONLY":
+			if len(nodes) > 1 && code(err) == "READONLY" {
 				err = nil
-			case err != nil && !errors.As(err, &version):
+			}
+			var version *VersionError
+			if err != nil && !errors.As(err, &version) {
 				err = fmt.Errorf("on %s: %w", addr, err)
 			}
 			failed <- err
@@ -105,6 +101,17 @@ func primaries(ctx context.Context, client rueidis.Client, limit time.Duration,
 		}
 	}
 	return errs
+}
+
+// within runs do, and does not wait for it when ctx or the limit ends; a limit of 0 is none.
+func within(ctx context.Context, limit time.Duration, do func(context.Context) error) error {
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	err, late := ending(ctx, func() error { return do(ctx) })
+	return cmp.Or(err, late)
 }
 
 func isReplica(ctx context.Context, node rueidis.Client) bool {

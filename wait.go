@@ -79,7 +79,7 @@ type waiter struct {
 	slow       time.Duration // how long the last answer took
 	late       int           // grants that had run out when they arrived
 	heard      string        // the list where somebody pops signals for us
-	line       *list.List    // those of this Locker who wait for the same lock, in order
+	line       *line         // those of this Locker who wait for the same lock
 	place      *list.Element
 	next       *waiter // another one with the same token
 	leaving    *leaver // gives up what the wait may have
@@ -124,7 +124,7 @@ func (w *waiter) begin(name string) {
 	w.counted = true
 	w.watch = w.l.watch(w.caller, w.request)
 	if w.ownToken {
-		w.l.leavers.adopt(w.ctx, w.token)
+		w.l.leavers.awaitEarlier(w.ctx, w.token)
 	}
 	h.mu.Lock()
 	switch {
@@ -152,7 +152,7 @@ func (w *waiter) call() {
 	w.calling, w.sent = make(chan struct{}), time.Now()
 	w.asked++
 	if !w.try() {
-		w.kept = min(max(w.l.opts.WaitTTL, time.Duration(w.line.Len())*placePerWaiter), maxWaitTTL)
+		w.kept = min(max(w.l.opts.WaitTTL, time.Duration(w.line.waiters.Len())*placePerWaiter), maxWaitTTL)
 	}
 	kept := w.kept
 	h.mu.Unlock()
@@ -166,7 +166,7 @@ func (w *waiter) call() {
 	w.unanswered = w.unanswered || wire.MayArrive(err)
 	w.busy = w.busy || err == nil && !reply.Held
 	if w.leaving != nil {
-		w.leaving.ours = w.leaving.ours || w.isOurs(reply)
+		w.leaving.ours = w.leaving.ours || err == nil && w.isOurs(reply)
 		w.l.leavers.add(w.leaving)
 	}
 	if !w.over {
@@ -195,6 +195,7 @@ func (w *waiter) answered(reply wire.Acquired, err error) {
 		w.callAt(now.Add(w.retry.next()))
 	case reply.Held:
 		w.slow = now.Sub(reply.Sent)
+		told = nil // of this grant, or of an older one
 		// Asked twice: it was queued, if only by a call whose answer was lost.
 		// The lease counts from before the request was sent: whatever was slow, the server's ends later.
 		w.take(grant{fence: reply.Fence, term: term{reply.Sent, reply.Lease}, queued: w.asked > 1 && !w.try(), ours: w.isOurs(reply)})
@@ -203,6 +204,7 @@ func (w *waiter) answered(reply wire.Acquired, err error) {
 	default:
 		w.slow = now.Sub(reply.Sent)
 		w.clock = serverClock{reply.Now, reply.Sent}
+		w.line.clock = w.line.clock.newer(w.clock)
 		w.trouble, w.retry = nil, backoff{}
 		w.l.hub.listen(w, reply.List)
 		w.callAt(now.Add(w.l.hub.pace(reply.CheckIn)))
@@ -258,7 +260,7 @@ func (w *waiter) tell(s wire.Signal) {
 // handedOver is the grant that a signal tells of.
 func (w *waiter) handedOver(s wire.Signal) grant {
 	length := w.handed()
-	deadline := w.clock.earliest(s.Deadline, time.Now())
+	deadline := w.line.clock.earliest(s.Deadline, time.Now())
 	return grant{
 		fence:       s.Fence,
 		term:        term{deadline.Add(-length), length},
@@ -282,7 +284,7 @@ func (w *waiter) callAt(due time.Time) {
 }
 
 // isForemost tells whether it is the first of this Locker's waiters for its lock.
-func (w *waiter) isForemost() bool { return w.line != nil && w.line.Front() == w.place }
+func (w *waiter) isForemost() bool { return w.line != nil && w.line.waiters.Front() == w.place }
 
 // end is how each wait ends, just once.
 func (w *waiter) end(err error) {

@@ -87,10 +87,10 @@ var _ = Describe("a promise", func() {
 		near, far := NewLocker(s.Addr()), NewLocker(network.Addr())
 		Expect(MustAcquire(ctx, far, NewName()).Release(ctx)).To(Succeed())
 		lock := MustAcquire(ctx, near, "x")
-		network.SetDelay(110 * time.Millisecond)
+		network.SetDelay(550 * time.Millisecond)
 		failed := make(chan error, 1)
 		go func() {
-			_, err := far.Acquire(ctx, "x", redislock.WithLease(200*time.Millisecond))
+			_, err := far.Acquire(ctx, "x", redislock.WithLease(time.Second))
 			failed <- err
 		}()
 		Eventually(WaitingFor(near, "x")).Should(Equal(1))

@@ -307,6 +307,9 @@ func TestWhatOptionsTurnOn(t *testing.T) {
 			t.Error(lock.Token())
 		}
 		time.Sleep(time.Minute)
+		if ttl := server.State(name).TTL; ttl < time.Second || ttl > 5*time.Second {
+			t.Error(ttl)
+		}
 		if err := lock.Release(t.Context()); err != nil {
 			t.Error(err)
 		}
@@ -381,17 +384,20 @@ func TestToken(t *testing.T) {
 	t.Run("used again at once, it is not released by the wait before", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			locker, server := redislocktest.New(t)
-			server.Down()
-			_, err := locker.Acquire(t.Context(), name, with, redislock.WithWait(time.Second))
-			is(t, err, redislock.ErrUnavailable)
-			time.AfterFunc(3*time.Second, server.Up)
-			lock := must[*redislock.Lock](t)(locker.Acquire(t.Context(), name, with))
-			time.Sleep(time.Minute)
-			if holder := server.State(name).Holder; holder != token {
-				t.Errorf("%q holds the lock", holder)
-			}
-			if err := lock.Release(t.Context()); err != nil {
-				t.Error(err)
+			for range 20 { // it depends on which call comes first
+				other := server.Hold(name)
+				time.AfterFunc(time.Second, server.Refuse)
+				_, err := locker.Acquire(t.Context(), name, with, redislock.WithWait(2*time.Second))
+				is(t, err, redislock.ErrNotAcquired)
+				time.AfterFunc(3*time.Second, func() { other.Release(); server.Up() })
+				lock := must[*redislock.Lock](t)(locker.Acquire(t.Context(), name, with))
+				time.Sleep(time.Minute)
+				if holder := server.State(name).Holder; holder != token {
+					t.Fatalf("%q holds the lock", holder)
+				}
+				if err := lock.Release(t.Context()); err != nil {
+					t.Fatal(err)
+				}
 			}
 		})
 	})
@@ -459,6 +465,12 @@ func TestReleaseWithoutAnswer(t *testing.T) {
 			t.Error(err)
 		}
 		is(t, lock.Release(t.Context()), redislock.ErrNotHeld)
+
+		lock = must[*redislock.Lock](t)(locker.Acquire(t.Context(), name))
+		server.LoseReply()
+		if err := lock.Release(t.Context()); err != nil {
+			t.Errorf("it was held, and given back: %v", err)
+		}
 	})
 }
 
