@@ -71,6 +71,7 @@ func (l *Lock) start() {
 	defer l.mu.Unlock()
 	if l.stage == held { // else Close was faster
 		l.alarm = time.AfterFunc(time.Until(l.lease.term.notice()), l.ring)
+		l.setLease(l.lease)
 		l.schedule()
 	}
 }
@@ -78,7 +79,11 @@ func (l *Lock) start() {
 // setLease is the only place that changes until when the lock is held, and Context with it. It needs mu.
 func (l *Lock) setLease(next lease) {
 	l.lease = next
-	if l.stage == held && l.alarm != nil {
+	switch {
+	case l.stage != held || l.alarm == nil:
+	case next.term.length == wire.Never:
+		l.alarm.Stop()
+	default:
 		l.alarm.Reset(time.Until(next.term.notice()))
 	}
 }

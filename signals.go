@@ -255,13 +255,17 @@ func (h *hub) isIdle() bool {
 // report logs that a wait goes on in trouble.
 func (h *hub) report(w *waiter) {
 	now := time.Now()
-	if !h.reported.IsZero() && now.Sub(h.reported) < reportEvery {
+	if w.try() || !h.reported.IsZero() && now.Sub(h.reported) < reportEvery {
 		return
 	}
 	h.reported = now
-	logger, waiting := h.l.opts.Logger, len(h.waiters)
-	go logger.LogAttrs(w.caller, slog.LevelWarn, "redislock: a wait goes on although Redis is in trouble",
-		slog.String("lock", w.keys.Name), slog.Int("waiting", waiting), slog.Any("error", w.trouble))
+	waiting, trouble := len(h.waiters), w.trouble
+	h.l.bg.Add(1) // not the first: the wait is counted
+	go func() {
+		defer h.l.bg.Done()
+		h.l.opts.Logger.LogAttrs(w.caller, slog.LevelWarn, "redislock: a wait goes on although Redis is in trouble",
+			slog.String("lock", w.keys.Name), slog.Int("waiting", waiting), slog.Any("error", trouble))
+	}()
 }
 
 // endAll ends the waits for which why is an error. It takes mu.

@@ -485,6 +485,10 @@ func TestTroubleIsLogged(t *testing.T) {
 		var log bytes.Buffer
 		locker, server := redislocktest.New(t, redislock.Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
 		server.Refuse()
+		_, _ = locker.TryAcquire(t.Context(), name)
+		if log.Len() > 0 {
+			t.Errorf("a try: %s", log.String())
+		}
 		for range 10 {
 			go func() { _, _ = locker.Acquire(t.Context(), name, redislock.WithWait(time.Hour)) }()
 		}
