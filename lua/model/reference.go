@@ -16,6 +16,7 @@ import (
 const (
 	claim     = 2_000
 	headCheck = 1_000
+	lastCheck = 10_000
 	memory    = 600_000
 	listMax   = 1_000 // waiters
 )
@@ -47,8 +48,8 @@ type place struct {
 }
 
 type entry struct {
-	called, wait, lease int64
-	signal              string
+	called, wait, lease, checkIn int64
+	signal                       string
 }
 
 type list struct {
@@ -59,6 +60,7 @@ type list struct {
 type signal struct {
 	fence, deadline int64
 	token           string
+	other           string // if it is none, the whole element
 }
 
 func newServer() *server {
@@ -88,6 +90,8 @@ type call struct {
 	token  string
 	may    func(key string) bool
 	unread map[string]int64 // lists of dead clients: the deadline of the signal that they never read
+
+	unblocks bool // the first waiter loses its place if it cannot be told
 }
 
 var arguments = map[string]struct{ keys, args int }{
@@ -163,8 +167,7 @@ func (c *call) acquire(signal string, lease, wait int64) any {
 		c.leave()
 		return []any{int64(0), int64(0), left, c.now()}
 	}
-	position, fresh := c.enqueue(signal, lease, wait, last)
-	checkIn := min(position*headCheck, wait/3)
+	position, checkIn, fresh := c.enqueue(signal, lease, wait, last)
 	if position == 1 && left >= 0 {
 		checkIn = min(checkIn, left+1)
 	}
@@ -204,6 +207,7 @@ func (c *call) reset() (taken int64) {
 	if c.holder != "" {
 		taken = 1
 	}
+	c.unblocks = taken == 0
 	c.giveUp()
 	return taken
 }
@@ -253,6 +257,22 @@ func (c *call) entryOf(token string) entry {
 
 func (c *call) lapsed(e entry) bool { return c.now() > e.called+e.wait }
 
+// silent: it is later than a waiter that was handed the lock may be.
+func (c *call) silent(e entry) bool { return c.now() > e.called+e.checkIn+claim }
+
+// canTell: the server lets this caller push to the list, and it is a signal list of the lock or prefix, by its name and
+// by its oldest element.
+func (c *call) canTell(list string) bool {
+	prefix, _, named := strings.Cut(list, "-signal:")
+	ours := named && strings.HasPrefix(c.lockKey, prefix+":")
+	_, rest, _ := strings.Cut(c.lockKey, "{")
+	if tag, _, closed := strings.Cut(rest, "}"); closed && tag != "" && strings.Contains(list, "{"+tag+"}") {
+		ours = true
+	}
+	l := c.lists[list]
+	return ours && !c.strange[list] && c.may(list) && (l == nil || l.signals[0].other == "")
+}
+
 // first returns the first live waiter, "" if there is none. The dead before it lose their places.
 func (c *call) first() string {
 	for len(c.line) > 0 {
@@ -301,9 +321,17 @@ func (c *call) hold(lease int64) any {
 func (c *call) handOver() (next string, lease int64) {
 	for {
 		token := c.first()
-		e, known := c.entries[token]
-		if token == "" || token == c.token || !known || c.strange[e.signal] || !c.may(e.signal) {
+		if token == "" || token == c.token {
 			return token, 0
+		}
+		e := c.entryOf(token)
+		if !c.canTell(e.signal) {
+			if !c.unblocks && !c.silent(e) {
+				return token, 0
+			}
+			c.unblocks = false
+			c.remove(token)
+			continue
 		}
 		lease = claim
 		if e.lease > 0 {
@@ -323,7 +351,7 @@ func (c *call) handOver() (next string, lease int64) {
 				l.signals = l.signals[1:]
 			}
 		}
-		l.signals = append(l.signals, signal{c.nextFence(), c.now() + lease, token})
+		l.signals = append(l.signals, signal{fence: c.nextFence(), deadline: c.now() + lease, token: token})
 		c.raiseFence()
 		c.remove(token)
 		c.holder, c.holderEnd = token, c.now()+lease
@@ -340,9 +368,9 @@ func (c *call) giveUp() {
 	}
 }
 
-// enqueue gives the caller a place, or has it keep the one that it has. It returns the position, and
-// whether the state is a new hash. Last is the last score that the state knew of this queue, 0 if none.
-func (c *call) enqueue(signal string, lease, wait, last int64) (position int64, fresh bool) {
+// enqueue gives the caller a place, or has it keep the one that it has. It returns the position, when to
+// call again, and whether the state is a new hash. Last is the last score that the state knew of this queue, 0 if none.
+func (c *call) enqueue(signal string, lease, wait, last int64) (position, checkIn int64, fresh bool) {
 	known := last != 0
 	if e, ok := c.entries[c.token]; ok && c.lapsed(e) {
 		c.leave()
@@ -376,11 +404,13 @@ func (c *call) enqueue(signal string, lease, wait, last int64) (position int64, 
 		c.numbers["since"] = c.now()
 	}
 	c.numbers["last"] = last
-	c.entries[c.token] = entry{c.now(), wait, lease, signal}
+	position = int64(at) + 1
+	checkIn = min(position*headCheck, wait/3, lastCheck)
+	c.entries[c.token] = entry{c.now(), wait, lease, checkIn, signal}
 	if wait > memory {
 		later(&c.stateEnd, end+memory)
 	}
-	return int64(at) + 1, fresh
+	return position, checkIn, fresh
 }
 
 func later(end *int64, to int64) {
@@ -405,6 +435,9 @@ func (s *server) pop(name string) any {
 }
 
 func (s signal) String() string {
+	if s.other != "" {
+		return s.other
+	}
 	return strconv.FormatInt(s.fence, 10) + " " + strconv.FormatInt(s.deadline, 10) + " " + s.token
 }
 
@@ -424,6 +457,16 @@ func (s *server) del(name string) {
 		}
 	}
 	s.forgetEmpty()
+}
+
+// stuff appends to a list what is no signal.
+func (s *server) stuff(name, element string) {
+	l := s.lists[name]
+	if l == nil {
+		l = &list{}
+		s.lists[name] = l
+	}
+	l.signals = append(l.signals, signal{other: element})
 }
 
 // spoil replaces a key by one of another type.
@@ -524,7 +567,7 @@ func (s *server) keys() []key {
 		}
 		for token, e := range l.entries {
 			state.items = append(state.items, "@"+token,
-				text(e.called)+" "+text(e.wait)+" "+text(e.lease)+" "+e.signal)
+				text(e.called)+" "+text(e.wait)+" "+text(e.lease)+" "+text(e.checkIn)+" "+e.signal)
 		}
 		state.sort()
 		for _, k := range []key{queue, state} {
