@@ -14,8 +14,11 @@
 --                               last    the last score in the queue
 --                               since   when the queue began, or this hash did because an older one
 --                                       was lost, ms: who is missing below has called then
---                               @TOKEN  CALLED_MS WAIT_MS LEASE_MS SIGNAL of a waiting token
---   SIGNAL              list    where a client is told; an element is FENCE DEADLINE_MS TOKEN
+--                               @TOKEN  CALLED_MS WAIT_MS LEASE_MS CHECK_IN_MS SIGNAL of a
+--                                       waiting token
+--   SIGNAL              list    where a client is told; an element is FENCE DEADLINE_MS TOKEN.
+--                               Its name is P-signal:... if the lock's is P:..., or it contains
+--                               the lock's {NAME}
 --
 -- What always holds:
 --
@@ -25,7 +28,10 @@
 --     after a lease ran out, or where the first waiter could not be told.
 --   * A lease that was handed over lasts CLAIM_MS at most until its holder has called again.
 --   * A waiter is dropped when it reaches the front, if WAIT_MS passed since its last call, or if
---     its client left a signal unread past the deadline and has not called since.
+--     its client left a signal unread past the deadline and has not called since; or if it
+--     cannot be told and is CLAIM_MS late for its check-in while the lock is free.
+--   * A signal goes only into a list that is one by its name and by its oldest element: whoever
+--     writes into lock-state cannot have a caller with more rights write elsewhere.
 --   * Fencing tokens grow: max(last + 1, server time in microseconds).
 --   * Every key has a TTL, but lock and state while somebody holds without expiry; if that lock
 --     is deleted by hand, the state until the next call.
@@ -36,7 +42,8 @@
 local VERSION = '1.0.0'
 
 local CLAIM_MS = 2000       -- a handed-over lease, until its holder has called
-local HEAD_CHECK_MS = 1000  -- the first in the queue looks that often; the tenth, every 10 s
+local HEAD_CHECK_MS = 1000  -- the first in the queue looks that often; the second, every 2 s
+local LAST_CHECK_MS = 10000 -- the tenth, and all behind it
 local MEMORY_MS = 600000    -- lock-state outlives the last user by this: the memory of the fence
 local MAX_EXACT = 2 ^ 53    -- a larger number is not one of ours
 local MAX_DIGITS = 13       -- the longest number taken: 10^13 ms are 317 years
@@ -141,16 +148,26 @@ end
 -- What the state says of a waiter. Without an entry (the hash was lost) its signal is nil, and it
 -- has CLAIM_MS to call and be known again.
 local function waiter_of(c, token, entry)
-  local called, wait, lease, signal = string.match(entry or '', '^(%d+) (%d+) (%d+) (.*)$')
-  if not called or #called > MAX_DIGITS or #wait > MAX_DIGITS or #lease > MAX_DIGITS then
+  local called, wait, lease, check_in, signal =
+    string.match(entry or '', '^(%d+) (%d+) (%d+) (%d+) (.*)$')
+  if not called or #called > MAX_DIGITS or #wait > MAX_DIGITS or #lease > MAX_DIGITS
+    or #check_in > MAX_DIGITS then
     c.since = c.since or stored(redis.call('HGET', c.state, 'since')) or c.now
-    called, wait, lease, signal = c.since, CLAIM_MS, CLAIM_MS, nil
+    called, wait, lease, check_in, signal = c.since, CLAIM_MS, CLAIM_MS, 0, nil
   end
-  return { token = token, called = called + 0, wait = wait + 0, lease = lease + 0, signal = signal }
+  return {
+    token = token, called = called + 0, wait = wait + 0, lease = lease + 0,
+    check_in = check_in + 0, signal = signal,
+  }
 end
 
 local function lapsed(c, waiter)
   return c.now > waiter.called + waiter.wait
+end
+
+-- Whether a waiter is later than one whose lock was handed over may be.
+local function silent(c, waiter)
+  return c.now > waiter.called + waiter.check_in + CLAIM_MS
 end
 
 -- Removes the first n tokens of the queue, which are these.
@@ -222,6 +239,7 @@ local function look(keys, token, asks)
     lock = keys[1], queue = keys[2], state = keys[3], token = token, asks = asks,
     holder = redis.call('GET', keys[1]),
     dead = {}, fence = nil, first = nil, last = nil, mine = nil, -- by find_first
+    unblocks = false, -- by reset
     now = nil, micros = nil, micros_text = nil, -- by tell_time
   }
   find_first(c)
@@ -246,52 +264,67 @@ local function hold(c, lease)
   end
 end
 
+-- Whether a list is a signal list of this lock or prefix, by its name.
+local function is_signal_list(lock, list)
+  local prefix = string.match(list, '^(.-)%-signal:')
+  if prefix and string.sub(lock, 1, #prefix + 1) == prefix .. ':' then
+    return true
+  end
+  local tag = string.match(lock, '{.-}')
+  return tag and tag ~= '{}' and string.find(list, tag, 1, true)
+end
+
+-- Pushes a signal to a waiter. Returns whether that was possible; if not because its client is
+-- dead, also the deadline of the signal that this client has left unread.
+--
 -- A client is dead if its oldest signal lies unread past its deadline and this waiter of it has
--- not called since: returns that deadline. If it has, the old signal is only litter: removed, so
--- that no list grows.
-local function dead_since(c, waiter)
-  local oldest = redis.call('LINDEX', waiter.signal, 0)
-  local deadline = tonumber(string.match(oldest, '^%d+ (%d+) ')) or 0
-  if deadline >= c.now then
-    return nil
+-- not called since. If it has, the old signal is only litter: removed, so that no list grows.
+local function tell(c, waiter, signal)
+  local list = waiter.signal
+  if not list or not is_signal_list(c.lock, list) then
+    return false
   end
-  if waiter.called > deadline then
-    redis.call('LPOP', waiter.signal)
-    return nil
+  -- The only step that can be refused comes first: nothing would be rolled back.
+  local unread = redis.pcall('RPUSH', list, signal)
+  if type(unread) == 'table' then
+    return false
   end
-  return deadline
+  local deadline
+  if unread > 1 then
+    deadline = tonumber(string.match(redis.call('LINDEX', list, 0), '^%d+ (%d+) .'))
+    if not deadline then -- somebody else's list
+      redis.call('RPOP', list)
+      return false
+    end
+  end
+  -- An unread signal proves death for as long as its client's other waiters keep a place.
+  redis.call('PEXPIRE', list, decimal(CLAIM_MS + waiter.wait))
+  if deadline and deadline < c.now then
+    if waiter.called <= deadline then
+      redis.call('RPOP', list)
+      return false, deadline
+    end
+    redis.call('LPOP', list)
+  end
+  return true
 end
 
 -- Gives the lock, which is free or being given up, to the first live waiter, by signal and with a
 -- short lease. Stops at the caller: that one needs no signal. Returns the waiter that is next, nil
 -- if nobody waits, and the lease that it was given, nil if it was not: it is the caller, or it
--- cannot be told (its entry was lost, or the server refuses a key that the call did not declare)
--- and takes the free lock when it checks in.
+-- cannot be told (its entry was lost, its list is none of this lock's, or the server refuses a key
+-- that the call did not declare) and takes the free lock when it checks in.
 local function hand_over(c)
   while c.first and c.first.token ~= c.token do
     local waiter = c.first
-    if not waiter.signal then
-      return waiter
-    end
     local lease = CLAIM_MS
     if waiter.lease > 0 then
       lease = math.min(waiter.lease, CLAIM_MS)
     end
     local fence, fence_text = after(c, c.fence)
-    -- The only step that can be refused comes first: nothing would be rolled back.
-    local unread = redis.pcall('RPUSH', waiter.signal,
+    local told, unread_since = tell(c, waiter,
       fence_text .. ' ' .. decimal(c.now + lease) .. ' ' .. waiter.token)
-    if type(unread) == 'table' then
-      return waiter
-    end
-    -- An unread signal proves death for as long as its client's other waiters keep a place.
-    redis.call('PEXPIRE', waiter.signal, decimal(CLAIM_MS + waiter.wait))
-    local deadline = unread > 1 and dead_since(c, waiter)
-    if deadline then
-      redis.call('RPOP', waiter.signal)
-      c.dead[waiter.signal] = deadline
-      find_first(c)
-    else
+    if told then
       redis.call('SET', c.lock, waiter.token, 'PX', decimal(lease))
       redis.call('ZREM', c.queue, waiter.token)
       redis.call('HDEL', c.state, '@' .. waiter.token)
@@ -300,6 +333,15 @@ local function hand_over(c)
       redis.call('PEXPIRE', c.state, decimal(math.max(waiter.lease, waiter.wait) + MEMORY_MS))
       return waiter, lease
     end
+    if unread_since then
+      c.dead[waiter.signal] = unread_since
+    elseif c.unblocks or silent(c, waiter) then
+      c.unblocks = false
+      drop_first(c, { waiter.token }, 1)
+    else
+      return waiter
+    end
+    find_first(c)
   end
   return c.first
 end
@@ -313,8 +355,8 @@ local function give_up(c)
   end
 end
 
--- Puts the caller into the queue, or notes that it has called again. Returns its position, and
--- whether the state is a new hash, which has no TTL yet.
+-- Puts the caller into the queue, or notes that it has called again. Returns its position, until
+-- when it has to call again, and whether the state is a new hash, which has no TTL yet.
 local function enqueue(c, signal, lease, wait)
   if c.mine and lapsed(c, waiter_of(c, c.token, c.mine)) then
     leave(c, c.token)
@@ -331,12 +373,13 @@ local function enqueue(c, signal, lease, wait)
   elseif c.first then -- unless the lock was handed to it just now
     position = redis.call('ZCARD', c.queue)
   end
+  local check_in = math.min(position * HEAD_CHECK_MS, math.floor(wait / 3), LAST_CHECK_MS)
   local alone = added and position == 1
   local new = not alone and not c.last
 
   local now, wait_ms = string.sub(c.micros_text, 1, -4), decimal(wait)
   local fields = {
-    '@' .. c.token, now .. ' ' .. wait_ms .. ' ' .. decimal(lease) .. ' ' .. signal,
+    '@' .. c.token, table.concat({ now, wait_ms, decimal(lease), check_in, signal }, ' '),
     'last', added and place or decimal(last or 0),
   }
   if alone then
@@ -360,7 +403,7 @@ local function enqueue(c, signal, lease, wait)
   if wait > MEMORY_MS then -- else the state outlives the wait anyway
     redis.call('PEXPIRE', c.state, decimal(wait + MEMORY_MS), 'GT')
   end
-  return position, new
+  return position, check_in, new
 end
 
 -- ---------------------------------------------------------------------------------------------
@@ -412,8 +455,7 @@ local function acquire(keys, args)
     return { 0, 0, left or redis.call('PTTL', c.lock), c.now }
   end
 
-  local position, new = enqueue(c, signal, lease, wait)
-  local check_in = math.min(position * HEAD_CHECK_MS, wait / 3)
+  local position, check_in, new = enqueue(c, signal, lease, wait)
   if position == 1 or new then
     left = left or redis.call('PTTL', c.lock)
     if left >= 0 and position == 1 then
@@ -465,7 +507,8 @@ local function extend(keys, args)
 end
 
 -- Takes the lock away from whoever holds it, for the operator of a stuck one. The former holder
--- learns it at its next renewal; what it still writes, only the fencing token keeps out.
+-- learns it at its next renewal; what it still writes, only the fencing token keeps out. If the
+-- lock is free and its first waiter cannot be told, that one blocks it: it loses its place.
 --
 -- KEYS  lock queue state
 --
@@ -473,6 +516,7 @@ end
 -- 0  nobody held it
 local function reset(keys)
   local c = look(keys, '')
+  c.unblocks = not c.holder
   give_up(c)
   return c.holder and 1 or 0
 end

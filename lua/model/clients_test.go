@@ -555,15 +555,6 @@ func (s *clients) later() {
 	s.goOn(by + one(s.T, "and", int64(0), -1, -1000, 1000))
 }
 
-func (s *clients) key(name string) key {
-	for _, k := range s.keys {
-		if k.name == name {
-			return k
-		}
-	}
-	return key{}
-}
-
 func (s *clients) holder() (token string, end int64) {
 	if k := s.key(s.keys3[0]); k.items != nil {
 		return k.items[0], k.end

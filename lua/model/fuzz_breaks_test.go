@@ -15,15 +15,27 @@ var breaks = []struct{ name, text, instead string }{
 	{"fence shown as it is", `'fence', stored(values[1]) or 0`, `'fence', tonumber(values[1]) or 0`},
 	{"last as it is", `stored(values[2])`, `values[2]`},
 	{"since as it is", `stored(redis.call('HGET', c.state, 'since'))`, `redis.call('HGET', c.state, 'since')`},
-	{"entries of any digits", ` or #called > MAX_DIGITS or #wait > MAX_DIGITS or #lease > MAX_DIGITS`, ``},
+	{"entries of any digits", ` or #called > MAX_DIGITS or #wait > MAX_DIGITS or #lease > MAX_DIGITS
+    or #check_in > MAX_DIGITS`, ``},
 	{"scores as they are, shown", `(stored(places[i + 1]) or c.micros)`, `places[i + 1]`},
 	{"scores as they are", `stored(redis.call('ZRANGE', c.queue, -1, -1, 'WITHSCORES')[2])`, `redis.call('ZRANGE', c.queue, -1, -1, 'WITHSCORES')[2]`},
-	{"signals as they are", `tonumber(string.match(oldest, '^%d+ (%d+) ')) or 0`, `string.match(oldest, '^%d+ (%d+) ') + 0`},
+	{"signals as they are", `tonumber(string.match(redis.call('LINDEX', list, 0), '^%d+ (%d+) .'))`, `string.match(redis.call('LINDEX', list, 0), '^%d+ (%d+) .') + 0`},
+	{"any list is told", `  if not list or not is_signal_list(c.lock, list) then`, `  if not list then`},
+	{"a list of anything is told", `    if not deadline then -- somebody else's list
+      redis.call('RPOP', list)
+      return false
+    end
+`, `    deadline = deadline or 0
+`},
+	{"a signal stays in somebody else's list", `    if not deadline then -- somebody else's list
+      redis.call('RPOP', list)
+`, `    if not deadline then
+`},
 	{"no pcall", `pcall(body, keys, args)`, `true, body(keys, args)`},
 	{"errors in other words", `type(reply) == 'table' and reply.err or tostring(reply)`, `'ERR ' .. tostring(reply)`},
 	{"refused signals are thrown", `redis.pcall('RPUSH'`, `redis.call('RPUSH'`},
-	{"lock before signal", `    local unread = redis.pcall(`, `    redis.call('SET', c.lock, waiter.token, 'PX', decimal(lease))
-    local unread = redis.pcall(`},
+	{"lock before signal", `  local unread = redis.pcall(`, `  redis.call('SET', c.lock, waiter.token, 'PX', CLAIM_MS)
+  local unread = redis.pcall(`},
 	{"signal list not looked at", `  redis.call('LLEN', signal)
 `, ``},
 	{"signal list looked at late", `  redis.call('LLEN', signal)
@@ -56,7 +68,7 @@ var breaks = []struct{ name, text, instead string }{
 	{"bytes of the caller in errors", `(string.gsub(string.sub(value, 1, 40), '[^ -~]', '?'))`, `value`},
 	{"nobody is dropped", `    redis.call('ZREMRANGEBYRANK', c.queue, 0, n - 1)
 `, ``},
-	{"the dead are forgotten", `      c.dead[waiter.signal] = deadline
+	{"the dead are forgotten", `      c.dead[waiter.signal] = unread_since
 `, ``},
 	{"holder missing", `redis.call('GET', keys[1]) or ''`, `redis.call('GET', keys[1])`},
 	{"signal missing", `waiter.signal or '',
@@ -69,7 +81,7 @@ var breaks = []struct{ name, text, instead string }{
 	{"fences as Lua writes them", `return number + 1, decimal(number + 1)`, `return number + 1, tostring(number + 1)`},
 	{"queue without a TTL", `    redis.call('PEXPIRE', c.queue, wait_ms)
 `, ``},
-	{"signals without a TTL", `    redis.call('PEXPIRE', waiter.signal, decimal(CLAIM_MS + waiter.wait))
+	{"signals without a TTL", `  redis.call('PEXPIRE', list, decimal(CLAIM_MS + waiter.wait))
 `, ``},
 	{"entries stay behind, dropped", `    redis.call('HDEL', c.state, unpack(fields))
 `, ``},

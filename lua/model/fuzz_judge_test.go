@@ -2,6 +2,7 @@ package model_test
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -256,7 +257,7 @@ func (v *verdict) acquired() (class string, err error) {
 		case !v.lasts(wait):
 		case place < 0 || r[1] < int64(place)+1 || r[1] > waiting:
 			err = fmt.Errorf("the place is %d of %d", place+1, waiting)
-		case v.after.hash(v.hash)["@"+v.token] != fmt.Sprintf("%d %d %d %s", r[3], wait, lease, v.signal):
+		case v.after.hash(v.hash)["@"+v.token] != fmt.Sprintf("%d %d %d %d %s", r[3], wait, lease, min(wait/3, r[1]*1000, 10_000), v.signal):
 			err = fmt.Errorf("the entry is not what the caller asked for")
 		case digits(v.after.hash(v.hash)["last"]) < 0:
 			err = fmt.Errorf("`last` is no number")
@@ -338,13 +339,21 @@ func (v *verdict) wrote() error {
 			return fmt.Errorf("%q is new and never expires", key)
 		}
 	}
+	for key, k := range v.before.keys {
+		if key == v.lock || key == v.queue || key == v.hash || v.expiring(key) {
+			continue
+		}
+		if now := v.after.keys[key]; !v.isSignalList(key) && (now.expires != k.expires || !slices.Equal(now.items, k.items)) {
+			return fmt.Errorf("%q is no signal list of this lock, and was changed", key)
+		}
+	}
 	was, held := v.before.text(v.lock)
 	is, holds := v.after.text(v.lock)
 	if !holds || held && is == was || v.name == "lock_acquire" && is == v.token {
 		return nil
 	}
 	entry := v.before.hash(v.hash)["@"+is]
-	parts := strings.SplitN(entry, " ", 4)
+	parts := strings.SplitN(entry, " ", 5)
 	fence, known := digits(v.after.hash(v.hash)["fence"]), v.fenceOf(v.before)
 	deadline := v.after.keys[v.lock].expires
 	switch {
@@ -352,17 +361,17 @@ func (v *verdict) wrote() error {
 		return fmt.Errorf("handed to %q, which did not wait", is)
 	case slices.Contains(v.after.members(v.queue), is):
 		return fmt.Errorf("handed to %q, which still waits", is)
-	case len(parts) < 4:
+	case len(parts) < 5 || !v.isSignalList(parts[4]):
 		return fmt.Errorf("handed to %q, which cannot be told", is)
 	case deadline < 0 || deadline > v.after.micros/1000+claim+slack:
 		return fmt.Errorf("handed over for longer than %d ms", claim)
 	case fence <= known || fence < v.before.micros-slack*1000 && known == 0:
 		return fmt.Errorf("handed over with the fence %d after %d", fence, known)
 	}
-	if slices.Contains([]string{v.lock, v.queue, v.hash}, parts[3]) {
+	if slices.Contains([]string{v.lock, v.queue, v.hash}, parts[4]) {
 		return nil
 	}
-	signals := v.after.keys[parts[3]].items
+	signals := v.after.keys[parts[4]].items
 	if len(signals) == 0 {
 		return fmt.Errorf("handed to %q without a signal", is)
 	}
@@ -372,6 +381,17 @@ func (v *verdict) wrote() error {
 		return fmt.Errorf("handed to %q with the signal %q", is, told)
 	}
 	return nil
+}
+
+// isSignalList goes by the name of a list and by its oldest element.
+func (v *verdict) isSignalList(list string) bool {
+	prefix, _, named := strings.Cut(list, "-signal:")
+	tag := regexp.MustCompile(`^[^{]*({[^}]+})`).FindStringSubmatch(v.lock)
+	if !(named && strings.HasPrefix(v.lock, prefix+":")) && (tag == nil || !strings.Contains(list, tag[1])) {
+		return false
+	}
+	items := v.before.keys[list].items
+	return len(items) == 0 || v.expiring(list) || regexp.MustCompile(`(?s)^[0-9]+ [0-9]+ .`).MatchString(items[0])
 }
 
 func (v *verdict) inspected() error {

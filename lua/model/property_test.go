@@ -323,6 +323,21 @@ func (w *world) del(name string) {
 	w.compare(nil, func(s *server) any { s.del(name); return nil })
 }
 
+// stuff puts what is no signal into a list.
+func (w *world) stuff(name, element string) {
+	w.do("RPUSH", name, element)
+	w.compare(nil, func(s *server) any { s.stuff(name, element); return nil })
+}
+
+func (w *world) key(name string) key {
+	for _, k := range w.keys {
+		if k.name == name {
+			return k
+		}
+	}
+	return key{}
+}
+
 // reload is an upgrade of the library, to the same one.
 func (w *world) reload() {
 	w.do("FUNCTION", "LOAD", "REPLACE", w.srv.loaded)
@@ -390,8 +405,10 @@ func (w *world) moments() []int64 {
 					add(b)
 				}
 			case k.kind == "hash" && strings.HasPrefix(item, "@"):
-				if _, err := fmt.Sscanf(k.items[i+1], "%d %d", &a, &b); err == nil {
+				var lease, checkIn int64
+				if _, err := fmt.Sscanf(k.items[i+1], "%d %d %d %d", &a, &b, &lease, &checkIn); err == nil {
 					add(a + b)
+					add(a + checkIn + claim)
 				}
 			case k.kind == "hash" && item == "since":
 				if _, err := fmt.Sscanf(k.items[i+1], "%d", &a); err == nil {
@@ -441,7 +458,7 @@ var (
 		{"lock:{x}", "lock-queue:{x}", "lock-state:{x}"},
 		{"lock:y{x}", "lock-queue:y{x}", "lock-state:y{x}"},
 	}
-	lists  = []string{narrowList, "lock-signal:{x}:2", "lock-signal:{x}:3"}
+	lists  = []string{narrowList, "lock-signal:2", "mailbox {x}", "lock-signal:y{x}:3", "mailbox"} // the last one is none
 	tokens = []string{"a", "b", "c", "d", "e 0 1", "@f"}
 	leases = []string{"0", "1", "1000", "1999", "2000", "2001", "30000", "30000", "999999999", "1000000000", "9999999999999"}
 	waits  = []string{"1", "2", "1000", "3000", "3001", "30000", "30000", "600000", "600001", "9999999999999"}
@@ -498,7 +515,7 @@ func calls(w *world) map[string]func(*rapid.T) {
 			}
 		},
 		"accident": func(t *rapid.T) {
-			switch one(t, "accident", "sooner", "sooner", "sooner", "delete", "delete", "delete", "spoil", "load", "save", "fail over", "version", "misuse", "misuse") {
+			switch one(t, "accident", "sooner", "sooner", "sooner", "delete", "delete", "delete", "spoil", "stuff", "stuff", "load", "save", "fail over", "version", "misuse", "misuse") {
 			case "sooner":
 				w.pass(w.micros - one(t, "back by", int64(1), 1000, 2_000_000, 60_000_000))
 			case "delete":
@@ -508,6 +525,10 @@ func calls(w *world) map[string]func(*rapid.T) {
 				w.del(name)
 				w.do("SADD", name, "strange")
 				w.compare(nil, func(s *server) any { s.spoil(name); return nil })
+			case "stuff":
+				if name := one(t, "list", lists...); w.key(name).kind != "set" {
+					w.stuff(name, one(t, "element", "job 1", "1 job", "1 2 ", "x 1 2 3"))
+				}
 			case "load":
 				w.reload()
 			case "save":
