@@ -19,6 +19,10 @@ const (
 	lastCheck = 10_000
 	memory    = 600_000
 	listMax   = 1_000 // waiters
+	tokenMax  = 1_024 // bytes
+	keyMax    = 2_048
+	leaseMax  = 315_360_000_000
+	waitMax   = 86_400_000
 )
 
 // server is all that a server knows. A key's end is the last millisecond at which it is there; 0: it
@@ -103,10 +107,10 @@ var wholeNumber = regexp.MustCompile(`^[0-9]{1,13}$`)
 
 func (s *server) fcall(function string, keys, args []string, may func(string) bool) any {
 	want := arguments[function]
-	if len(keys) != want.keys || len(args) != want.args || len(args) > 0 && args[0] == "" {
+	if len(keys) != want.keys || len(args) != want.args || len(args) > 0 && (args[0] == "" || len(args[0]) > tokenMax) {
 		return failure("LOCKARG")
 	}
-	if len(slices.Compact(slices.Sorted(slices.Values(keys)))) < len(keys) {
+	if slices.ContainsFunc(keys, func(key string) bool { return len(key) > keyMax }) || len(slices.Compact(slices.Sorted(slices.Values(keys)))) < len(keys) {
 		return failure("LOCKARG")
 	}
 	var numbers [2]int64
@@ -115,6 +119,9 @@ func (s *server) fcall(function string, keys, args []string, may func(string) bo
 			return failure("LOCKARG")
 		}
 		numbers[i-1], _ = strconv.ParseInt(args[i], 10, 64)
+		if numbers[i-1] > []int64{leaseMax, waitMax}[i-1] {
+			return failure("LOCKARG")
+		}
 	}
 	if function == "lock_version" {
 		return redislock.Version
@@ -222,7 +229,7 @@ func (c *call) inspect() any {
 			continue
 		}
 		waiters = append(waiters, []any{
-			p.token, max(0, c.now()-p.score/1000), e.called + e.wait - c.now(), e.lease, e.signal,
+			p.token, max(0, c.now()-p.score/1000), min(e.called+e.wait-c.now(), waitMax), e.lease, e.signal,
 		})
 	}
 	ttl := int64(-2)
