@@ -290,7 +290,7 @@ func (h *hub) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), promptly)
 	defer cancel()
 	for _, key := range keys {
-		if h.client.Do(ctx, h.client.B().Del().Key(key).Build()).Error() != nil {
+		if h.client.Do(ctx, h.client.B().Unlink().Key(key).Build()).Error() != nil {
 			return // they expire
 		}
 	}
