@@ -67,7 +67,8 @@ var _ = describe("a waiter that cannot be told", func() {
 		list := "lock-signal:" + strings.Trim(tag, "{}")
 		l.contended("a")
 		results := l.pipeline(l.forge("a", list, fresh()), l.command("lock_release", "h"), []string{"EXISTS", l.lock})
-		Expect(asInt(results[2]) == 1).To(Equal(here.name != "cluster"), "in a cluster it is of another slot")
+		told := map[bool]int64{true: 0, false: 1}[here.name == "cluster"] // where it is of another slot
+		Expect(asInt(results[2])).To(Equal(told))
 		redis(client, "DEL", list)
 	})
 

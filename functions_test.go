@@ -361,7 +361,7 @@ var signatures = []signature{
 // textOf says which text of lua/lock.lua has which version.
 const (
 	textOf  = "1.0.0"
-	textSum = "fef3fcc0e426627d9cb1a501a055fc127adbded8f65b4565d1582ea73bc67f63"
+	textSum = "0a1539945c2c554361d0d2a817c0e784cc3da66f408f0a7889c578e2bf543d6c"
 )
 
 var _ = describe("the function library", func() {
@@ -395,15 +395,15 @@ var _ = describe("the function library", func() {
 	})
 
 	DescribeTable("writes numbers of any size", func(lease int64) {
-		ms := strconv.FormatInt(lease, 10)
+		ms, wait := strconv.FormatInt(lease, 10), min(lease, waitMax)
 		Expect(asInts(l.call("lock_acquire", "h", ms, 0))).To(HaveExactElements(int64(1), BeNumerically(">", 0), lease, BeNumerically(">", 0)))
 		Expect(l.pttl(l.lock)).To(within(lease))
-		Expect(asInts(l.call("lock_acquire", "a", ms, ms))).To(queued(1))
+		Expect(asInts(l.call("lock_acquire", "a", ms, wait))).To(queued(1))
 		Expect(l.inspect().details[0][3].ToInt64()).To(Equal(lease))
-		Expect(l.pttl(l.queue)).To(within(lease))
+		Expect(l.pttl(l.queue)).To(within(wait))
 	},
 		Entry(nil, int64(20_000)), Entry(nil, int64(999_999_999)), Entry(nil, int64(1_000_000_000)), Entry(nil, int64(1_000_000_001)),
-		Entry(nil, int64(2_999_999_999)), Entry(nil, int64(9_999_999_999_999)),
+		Entry(nil, int64(2_999_999_999)), Entry(nil, int64(leaseMax)),
 	)
 
 	It("registers six functions, each with its flags and a description that shows the call", func() {
@@ -596,16 +596,6 @@ var _ = describe("the function library", func() {
 			Expect(l.acquire("x", 3*long, 0)).To(busy())
 			Expect(l.snapshot()).To(Equal(before))
 		})
-
-		It("and waits of 13 digits are taken", func() {
-			const most = 9_999_999_999_999
-			Expect(l.acquire("a", most, most)).To(hold())
-			Expect(l.pttl(l.lock)).To(within(most))
-			Expect(l.extend("a", most)).To(Equal(int64(1)))
-			Expect(l.acquire("b", most, most)).To(queued(1))
-			l.pass("a", "b")
-			Expect(l.pop("b").token).To(Equal("b"))
-		})
 	})
 
 	Describe("a try (WAIT_MS 0)", func() {
@@ -706,7 +696,7 @@ var _ = describe("the function library", func() {
 			Entry("a field of the state", "fence"),
 			Entry("another field of the state", "since"),
 			Entry("a field with the mark of waiters", "@a"),
-			Entry("a long one", strings.Repeat("0123456789", 1000)),
+			Entry("a long one", strings.Repeat("0123456789", 100)),
 			Entry("upper case", "TOKEN"),
 		)
 	})
@@ -1434,8 +1424,13 @@ var _ = describe("the function library", func() {
 			Expect(l.release("guard")).To(Equal(int64(2)))
 			Expect(l.int("ZCARD", l.queue)).To(Equal(int64(dead)))
 			l.past(ctx, l.now()+1)
-			calls := spent(func() { Expect(l.acquire("new", long, long)).To(queued(1)) })
-			Expect(calls).To(BeNumerically("<=", dead/100*4+20))
+			calls := spent(func() {
+				for range 3 { // no call drops more than 4,000
+					l.acquire("new", long, long)
+				}
+				Expect(l.acquire("new", long, long)).To(queued(1))
+			})
+			Expect(calls).To(BeNumerically("<=", dead/100*4+60))
 			Expect(l.int("HLEN", l.state)).To(BeNumerically("<=", 4))
 			l.pass("h", "new")
 		})
@@ -1465,7 +1460,7 @@ var _ = describe("the function library", func() {
 				s := l.inspect()
 				Expect(s.waiting).To(Equal(int64(1_001)))
 				Expect(s.waiters).To(HaveLen(1_000))
-			})).To(BeNumerically("<=", 10))
+			})).To(BeNumerically("<=", 30), "2 for each 100")
 		})
 	})
 

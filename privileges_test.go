@@ -283,7 +283,7 @@ var _ = Describe("the users of SECURITY.md", func() {
 			Expect(refusals(own)).To(ContainElement("info"))
 			Expect(refusals(own)).To(HaveEach(BeElementOf(harmless)))
 			expectRefused("lock-app", append(everywhere, "FUNCTION LOAD x", "FUNCTION LOAD REPLACE x", "SCAN 0", "ROLE", "WAIT 0 0",
-				"RENAME lock:{x} lock:{y}", "GETDEL lock:{x}", "MSET lock:{x} y", "UNLINK lock:{x}", "PERSIST other:{x}", "LPUSH lock-signal:x y",
+				"RENAME lock:{x} lock:{y}", "GETDEL lock:{x}", "MSET lock:{x} y", "DEL lock:{x}", "PERSIST other:{x}", "LPUSH lock-signal:x y",
 				"FCALL lock_acquire 4 lock:{x} lock-queue:{x} lock-state:{x} other:{x} t 1 1")...)
 		})
 
@@ -391,7 +391,7 @@ var _ = Describe("the users of SECURITY.md", func() {
 			}
 		})
 
-		It("pushes no signal to a list that it may not push to, whatever the state says", func() {
+		It("pushes no signal to a list of somebody else, whatever the state says", func() {
 			Expect(redis(admin, "RPUSH", "other", "x").Error()).NotTo(HaveOccurred())
 			forged := func() rawLock {
 				l := rawOf(admin, "x")
@@ -410,7 +410,7 @@ var _ = Describe("the users of SECURITY.md", func() {
 			Expect(l.release("w")).To(Equal(int64(1)))
 
 			Expect(forged().release("h")).To(Equal(int64(1)))
-			Expect(redis(admin, "LRANGE", "other", "0", "-1").AsStrSlice()).NotTo(ContainElement("x"), "an administrator may, see SECURITY.md")
+			Expect(redis(admin, "LRANGE", "other", "0", "-1").AsStrSlice()).To(Equal([]string{"x"}), "nor where an administrator releases")
 		})
 	})
 

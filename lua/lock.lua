@@ -46,8 +46,18 @@ local HEAD_CHECK_MS = 1000  -- the first in the queue looks that often; the seco
 local LAST_CHECK_MS = 10000 -- the tenth, and all behind it
 local MEMORY_MS = 600000    -- lock-state outlives the last user by this: the memory of the fence
 local MAX_EXACT = 2 ^ 53    -- a larger number is not one of ours
-local MAX_DIGITS = 13       -- the longest number taken: 10^13 ms are 317 years
-local DROP_BATCH = '100'    -- waiters looked at together, if the first one is to be dropped
+
+-- The limits of a call, and of what is taken for written by one: so they bound how long a call
+-- holds the server.
+local TOKEN_MAX = 1024      -- bytes
+local KEY_MAX = 2048        -- bytes of the name of each key
+local NUMBER_MAX = {        -- of 13 digits at most
+  LEASE_MS = 315360000000,  -- ten years
+  WAIT_MS = 86400000,       -- a day
+}
+local ENTRY_MAX = KEY_MAX + 64
+local BATCH = 100           -- waiters looked at together, if the first one is to be dropped
+local LOOKS_MAX = 4000      -- waiters looked at in one call, a look at any counts as ten more
 local LIST_MAX = 1000       -- lock_inspect lists so many waiters; it counts all of them
 
 -- What a call must look like; the names are those of the error texts.
@@ -90,8 +100,12 @@ local function misuse(usage, keys, args)
     return string.format('expected %d arguments (%s), got %d',
       #usage.args, table.concat(usage.args, ' '), #args)
   end
-  for i = 2, #keys do
+  for i = 1, #keys do
     local key = keys[i]
+    if #key > KEY_MAX then
+      return string.format('key %s must have %d bytes at most, has %d',
+        usage.keys[i], KEY_MAX, #key)
+    end
     for j = 1, i - 1 do
       if key == keys[j] then
         return string.format('keys %s and %s must differ', usage.keys[j], usage.keys[i])
@@ -103,10 +117,12 @@ local function misuse(usage, keys, args)
     if name == 'TOKEN' then
       if value == '' then
         return 'TOKEN must not be empty'
+      elseif #value > TOKEN_MAX then
+        return string.format('TOKEN must have %d bytes at most, has %d', TOKEN_MAX, #value)
       end
-    elseif #value > MAX_DIGITS or not string.find(value, '^%d+$') then
-      return string.format('%s must be a whole number of milliseconds, %d digits at most, got "%s"',
-        name, MAX_DIGITS, (string.gsub(string.sub(value, 1, 40), '[^ -~]', '?')))
+    elseif #value > 13 or not string.find(value, '^%d+$') or value + 0 > NUMBER_MAX[name] then
+      return string.format('%s must be a whole number of milliseconds, %s at most, got "%s"',
+        name, decimal(NUMBER_MAX[name]), (string.gsub(string.sub(value, 1, 40), '[^ -~]', '?')))
     end
   end
 end
@@ -148,10 +164,12 @@ end
 -- What the state says of a waiter. Without an entry (the hash was lost) its signal is nil, and it
 -- has CLAIM_MS to call and be known again.
 local function waiter_of(c, token, entry)
-  local called, wait, lease, check_in, signal =
-    string.match(entry or '', '^(%d+) (%d+) (%d+) (%d+) (.*)$')
-  if not called or #called > MAX_DIGITS or #wait > MAX_DIGITS or #lease > MAX_DIGITS
-    or #check_in > MAX_DIGITS then
+  local called, wait, lease, check_in, signal
+  if entry and #entry <= ENTRY_MAX then
+    called, wait, lease, check_in, signal = string.match(entry, '^(%d+) (%d+) (%d+) (%d+) (.*)$')
+  end
+  if not called or #called > 13 or wait + 0 > NUMBER_MAX.WAIT_MS
+    or lease + 0 > NUMBER_MAX.LEASE_MS or check_in + 0 > LAST_CHECK_MS then
     c.since = c.since or stored(redis.call('HGET', c.state, 'since')) or c.now
     called, wait, lease, check_in, signal = c.since, CLAIM_MS, CLAIM_MS, 0, nil
   end
@@ -191,24 +209,33 @@ local function leave(c, token)
   return true
 end
 
+-- Some waiter that was not looked at: it may live, so nobody takes the lock, until another call.
+local UNSEEN = {}
+
 -- Fills in c.fence and c.first, the first waiter that is alive as far as known; those before it are
 -- dropped. For who asks to queue (c.asks) also c.last and c.mine, its entry. c.dead has the signal
 -- lists that were found unread, each with the deadline: who uses one and has not called since is
--- dropped. The caller is alive. Each waiter is dropped once, so the cost is amortised.
+-- dropped. The caller is alive. Each waiter is dropped once, so the cost is amortised. If more are
+-- dead than one call may drop, c.first is UNSEEN.
 local function find_first(c)
   local last = '0'
   while true do
+    if c.looks <= 0 then
+      c.first = UNSEEN
+      return
+    end
     local tokens = redis.call('ZRANGE', c.queue, '0', last)
+    c.looks = c.looks - #tokens - 10
     if #tokens == 0 then
       c.fence = stored(redis.call('HGET', c.state, 'fence')) or 0
       c.first = nil
       return
     end
     tell_time(c)
-    local fields = c.asks and { 'fence', 'last', '@' .. c.token, '@' .. tokens[1] }
-      or { 'fence', '@' .. tokens[1] }
-    local more = #fields - 1
-    for i = 2, #tokens do
+    local fields = c.asks and { 'fence', 'last', '@' .. c.token } or { 'fence' }
+    local more = #fields
+    for i = 1, #tokens do
+      tokens[i] = string.sub(tokens[i], 1, TOKEN_MAX + 1) -- a longer one is none of ours
       fields[more + i] = '@' .. tokens[i]
     end
     local values = redis.call('HMGET', c.state, unpack(fields))
@@ -222,22 +249,30 @@ local function find_first(c)
       local waiter = waiter_of(c, token, values[more + i])
       local unread_since = c.dead[waiter.signal or '']
       local dead = unread_since and waiter.called <= unread_since and token ~= c.token
-      if not dead and not lapsed(c, waiter) then
+      if #token > TOKEN_MAX then
+        c.looks = 0 -- the others may be as large
+      elseif not dead and not lapsed(c, waiter) then
         drop_first(c, tokens, i - 1)
         c.first = waiter
         return
       end
     end
     drop_first(c, tokens, #tokens)
-    last = DROP_BATCH
+    last = BATCH - 1
   end
+end
+
+-- Who holds the lock, '' if nobody does. No more of a value is read than makes it none of ours.
+local function holder_of(lock)
+  return redis.call('GETRANGE', lock, 0, TOKEN_MAX)
 end
 
 -- The lock as it is: c.holder (false: free), and what find_first finds.
 local function look(keys, token, asks)
+  local holder = holder_of(keys[1])
   local c = {
     lock = keys[1], queue = keys[2], state = keys[3], token = token, asks = asks,
-    holder = redis.call('GET', keys[1]),
+    holder = holder ~= '' and holder, looks = LOOKS_MAX,
     dead = {}, fence = nil, first = nil, last = nil, mine = nil, -- by find_first
     unblocks = false, -- by reset
     now = nil, micros = nil, micros_text = nil, -- by tell_time
@@ -311,12 +346,15 @@ end
 
 -- Gives the lock, which is free or being given up, to the first live waiter, by signal and with a
 -- short lease. Stops at the caller: that one needs no signal. Returns the waiter that is next, nil
--- if nobody waits, and the lease that it was given, nil if it was not: it is the caller, or it
--- cannot be told (its entry was lost, its list is none of this lock's, or the server refuses a key
--- that the call did not declare) and takes the free lock when it checks in.
+-- if nobody waits, and the lease that it was given, nil if it was not: it is the caller, or UNSEEN,
+-- or it cannot be told (its entry was lost, its list is none of this lock's, or the server refuses
+-- a key that the call did not declare) and takes the free lock when it checks in.
 local function hand_over(c)
   while c.first and c.first.token ~= c.token do
     local waiter = c.first
+    if waiter == UNSEEN then
+      return waiter
+    end
     local lease = CLAIM_MS
     if waiter.lease > 0 then
       lease = math.min(waiter.lease, CLAIM_MS)
@@ -337,10 +375,10 @@ local function hand_over(c)
       c.dead[waiter.signal] = unread_since
     elseif c.unblocks or silent(c, waiter) then
       c.unblocks = false
-      drop_first(c, { waiter.token }, 1)
     else
       return waiter
     end
+    drop_first(c, { waiter.token }, 1)
     find_first(c)
   end
   return c.first
@@ -350,7 +388,7 @@ end
 local function give_up(c)
   local _, lease = hand_over(c)
   if not lease then
-    redis.call('DEL', c.lock)
+    redis.call('UNLINK', c.lock)
     redis.call('PEXPIRE', c.state, MEMORY_MS)
   end
 end
@@ -388,7 +426,7 @@ local function enqueue(c, signal, lease, wait)
     new = count == 0
     if count > #{ 'fence', 'last', 'since' } then
       -- A queue that expired or was deleted left its entries behind: start the hash anew.
-      redis.call('DEL', c.state)
+      redis.call('UNLINK', c.state)
       new = true
       fields[5], fields[6] = 'fence', decimal(c.fence)
     end
@@ -465,6 +503,9 @@ local function acquire(keys, args)
       redis.call('PEXPIRE', c.state, math.max(left, wait) + MEMORY_MS)
     end
   end
+  if left == 0 and c.first == UNSEEN then
+    check_in = 1 -- to go on
+  end
   return { 0, position, math.max(1, check_in), c.now }
 end
 
@@ -535,30 +576,38 @@ local function inspect(keys)
   local c = { state = keys[3] }
   tell_time(c)
   local waiting = redis.call('ZCARD', keys[2])
-  local places = redis.call('ZRANGE', keys[2], 0, LIST_MAX - 1, 'WITHSCORES')
   local waiters = {}
-  local fields = { 'fence' }
-  for i = 1, #places, 2 do
-    fields[#fields + 1] = '@' .. places[i]
-  end
-  local values = redis.call('HMGET', keys[3], unpack(fields))
-  for i = 1, #places, 2 do
-    local waiter = waiter_of(c, places[i], values[(i + 3) / 2])
-    if lapsed(c, waiter) then
-      waiting = waiting - 1
-    else
-      waiters[#waiters + 1] = {
-        waiter.token,
-        math.max(0, c.now - math.floor((stored(places[i + 1]) or c.micros) / 1000)),
-        waiter.called + waiter.wait - c.now,
-        waiter.lease,
-        waiter.signal or '',
-      }
+  for from = 0, LIST_MAX - BATCH, BATCH do
+    local places = redis.call('ZRANGE', keys[2], from, from + BATCH - 1, 'WITHSCORES')
+    local fields = {}
+    for i = 1, #places, 2 do
+      fields[#fields + 1] = '@' .. string.sub(places[i], 1, TOKEN_MAX + 1)
+    end
+    local values = #fields > 0 and redis.call('HMGET', keys[3], unpack(fields)) or {}
+    local ours = #fields == BATCH
+    for i = 1, #values do
+      local token, score = places[2 * i - 1], places[2 * i]
+      local waiter = waiter_of(c, token, values[i])
+      if lapsed(c, waiter) or #token > TOKEN_MAX then
+        waiting = waiting - 1
+      else
+        waiters[#waiters + 1] = {
+          token,
+          math.max(0, c.now - math.floor((stored(score) or c.micros) / 1000)),
+          math.min(waiter.called + waiter.wait - c.now, NUMBER_MAX.WAIT_MS),
+          waiter.lease,
+          waiter.signal or '',
+        }
+      end
+      ours = ours and #token <= TOKEN_MAX and #(values[i] or '') <= ENTRY_MAX
+    end
+    if not ours then -- the end, or written by somebody else: the rest may be of any size
+      break
     end
   end
   return {
-    'holder', redis.call('GET', keys[1]) or '',
-    'fence', stored(values[1]) or 0,
+    'holder', holder_of(keys[1]),
+    'fence', stored(redis.call('HGET', keys[3], 'fence')) or 0,
     'ttl_ms', redis.call('PTTL', keys[1]),
     'waiting', waiting,
     'waiters', waiters,

@@ -15,7 +15,12 @@ const (
 	most     = 1 << 53 // a fence, at most
 	slack    = 2       // ms that two readings of a clock may differ by
 	listMost = 1000    // waiters that lock_inspect lists
+
+	tokenMost = 1024 // bytes
+	keyMost   = 2048
 )
+
+var numberMost = map[string]int64{"LEASE_MS": 315_360_000_000, "WAIT_MS": 86_400_000}
 
 // signature is what the contract says of a function.
 type signature struct {
@@ -145,12 +150,17 @@ func (v *verdict) expected() (class, about string) {
 		return "LOCKARG", fmt.Sprintf("expected %d arguments", len(v.args))
 	}
 	for i := range keys {
-		if slices.Index(keys, keys[i]) < i {
+		switch {
+		case len(keys[i]) > keyMost:
+			return "LOCKARG", "key " + v.keys[i] + " must have"
+		case slices.Index(keys, keys[i]) < i:
 			return "LOCKARG", v.keys[i] + " must differ"
 		}
 	}
 	for i, name := range v.args {
-		if bad := name == "TOKEN" && args[i] == "" || name != "TOKEN" && (digits(args[i]) < 0 || len(args[i]) > 13); bad {
+		n := digits(args[i])
+		if most, isNumber := numberMost[name]; isNumber && (n < 0 || n > most || len(args[i]) > 13) ||
+			!isNumber && (args[i] == "" || len(args[i]) > tokenMost) {
 			return "LOCKARG", name
 		}
 	}
@@ -387,7 +397,8 @@ func (v *verdict) wrote() error {
 func (v *verdict) isSignalList(list string) bool {
 	prefix, _, named := strings.Cut(list, "-signal:")
 	tag := regexp.MustCompile(`^[^{]*({[^}]+})`).FindStringSubmatch(v.lock)
-	if !(named && strings.HasPrefix(v.lock, prefix+":")) && (tag == nil || !strings.Contains(list, tag[1])) {
+	byPrefix := named && strings.HasPrefix(v.lock, prefix+":")
+	if !byPrefix && (tag == nil || !strings.Contains(list, tag[1])) {
 		return false
 	}
 	items := v.before.keys[list].items
@@ -432,8 +443,8 @@ func (v *verdict) inspected() error {
 		switch {
 		case err != nil || !isToken || !isSignal || i < 0:
 			return fmt.Errorf("not a waiter, or not in this order: %v", one)
-		case slices.Min(numbers) < 0:
-			return fmt.Errorf("a waiter with a negative number: %v", one)
+		case slices.Min(numbers) < 0 || numbers[1] > numberMost["WAIT_MS"] || numbers[2] > numberMost["LEASE_MS"]:
+			return fmt.Errorf("a waiter with a number out of its bounds: %v", one)
 		case signal != "" && !strings.HasSuffix(v.before.hash(v.hash)["@"+token], " "+signal):
 			return fmt.Errorf("another signal: %v", one)
 		}

@@ -123,6 +123,7 @@ func seeds() (all [][]byte) {
 func oddities() (all [][]byte) {
 	starts := [][]byte{
 		join([]byte{crowd, 0, 5}),
+		join(live(tokenTable[15]), live("a")),
 		join(waits(0, "a", [4]string{"1", "now-60000", "600000", "5000"}, "Z"), live("b")),
 		join([]byte{crowd, lapsedEntry, 150}),
 		join([]byte{crowd, lapsedEntry, 99}),
@@ -188,6 +189,11 @@ func callSeeds() (all [][]string) {
 			}
 		}
 		good := slices.Concat([]string{strings.ToUpper(s.name), strconv.Itoa(len(s.keys))}, keys[:len(s.keys)], args[:len(s.args)])
+		for i := range s.keys {
+			long := slices.Clone(good)
+			long[2+i] += strings.Repeat("x", keyMost)
+			all = append(all, long)
+		}
 		for i := range len(good) - 1 {
 			for _, number := range numberTable {
 				if number != "" && (number[0] == 'n' || number[0] == 'm') && number != "nan" && number != "null" || len(number) > 100 {

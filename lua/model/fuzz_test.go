@@ -200,7 +200,7 @@ func (r *reader) step() (commands [][]string, isCall bool) {
 		}
 		return one(words...), true
 	case sane:
-		times := []string{"0", "1000", "30000", "9999999999999"}
+		times := []string{"0", "1000", "30000", "86400000"}
 		token, b := r.token(), r.byte()
 		return one(asking("lock_acquire", token, times[b&3], times[b>>2&3])...), true
 	case crowd:

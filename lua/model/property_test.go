@@ -460,8 +460,8 @@ var (
 	}
 	lists  = []string{narrowList, "lock-signal:2", "mailbox {x}", "lock-signal:y{x}:3", "mailbox"} // the last one is none
 	tokens = []string{"a", "b", "c", "d", "e 0 1", "@f"}
-	leases = []string{"0", "1", "1000", "1999", "2000", "2001", "30000", "30000", "999999999", "1000000000", "9999999999999"}
-	waits  = []string{"1", "2", "1000", "3000", "3001", "30000", "30000", "600000", "600001", "9999999999999"}
+	leases = []string{"0", "1", "1000", "1999", "2000", "2001", "30000", "30000", "999999999", "1000000000", "315360000000"}
+	waits  = []string{"1", "2", "1000", "3000", "3001", "30000", "30000", "600000", "600001", "86400000"}
 )
 
 const narrowList = "lock-signal:{x}:1"
@@ -545,12 +545,15 @@ func calls(w *world) map[string]func(*rapid.T) {
 				}
 				// Mostly only one of these is wrong.
 				keys := slices.Concat(locks[0], lists)[:number("keys", want.keys)]
-				args := []string{one(t, "token", "a", "a", ""), "1", "30000", "1"}[:number("arguments", want.args)]
+				args := []string{one(t, "token", "a", "a", "", strings.Repeat("a", tokenMax+1)), "1", "30000", "1"}[:number("arguments", want.args)]
 				if len(keys) > 1 && one(t, "one key twice", false, true) {
 					keys[one(t, "this", 0, len(keys)-1)] = keys[one(t, "and this", 0, 1, len(keys)-2, len(keys)-1)]
 				}
+				if len(keys) > 0 && one(t, "a long key", false, false, false, true) {
+					keys[len(keys)-1] += strings.Repeat("x", keyMax)
+				}
 				if len(args) > 1 && one(t, "a bad number", false, true) {
-					args[one(t, "number", 1, len(args)-1)] = one(t, "bad", "", "-1", "1e3", "0x1", " 1", "1.5", "10000000000000")
+					args[one(t, "number", 1, len(args)-1)] = one(t, "bad", "", "-1", "1e3", "0x1", " 1", "1.5", "10000000000000", "315360000001", "86400001")
 				}
 				if _, wrong := newServer().fcall(function, keys, args, nil).(failure); wrong {
 					w.fcall(w.srv.client, function, keys, args...)
