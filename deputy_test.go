@@ -159,6 +159,13 @@ var _ = describe("a waiter that cannot be told", func() {
 			Expect(l.acquire("deaf", long, long)).To(hold())
 		})
 
+		It("and nobody is told to call later than in 10 s", func() {
+			l.contended()
+			for i := range 30 {
+				Expect(l.acquire(strconv.Itoa(i), long, waitMax)[2]).To(Equal(int64(min(i+1, 10) * 1000)))
+			}
+		})
+
 		It("so 1,500 of them in front of a live one are gone within a few calls", func() {
 			const dead = 1_500
 			l.contended()
