@@ -70,9 +70,6 @@ var breaks = []struct{ name, text, instead string }{
 	{"keys of any length", `#key > KEY_MAX`, `false`},
 	{"numbers of any size", ` or value + 0 > NUMBER_MAX[name]`, ``},
 	{"places for ever, shown", `math.min(waiter.called + waiter.wait - c.now, NUMBER_MAX.WAIT_MS)`, `waiter.called + waiter.wait - c.now`},
-	{"forged tokens wait", `      if #token > TOKEN_MAX then
-        c.looks = 0 -- the others may be as large
-      elseif`, `      if`},
 	{"signal missing", `waiter.signal or '',
         }`, `waiter.signal,
         }`},

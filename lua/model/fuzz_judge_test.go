@@ -332,7 +332,8 @@ func (v *verdict) numbered() (class string, err error) {
 func (v *verdict) wrote() error {
 	gone := map[string]bool{}
 	for _, token := range v.before.members(v.queue) {
-		gone[token] = v.name != "lock_acquire" || v.lasts(digits(v.wait)) // else the queue's time may be up
+		// Else the queue's time may be up; and of a token that no function wrote, the entry stays as long as the state.
+		gone[token] = (v.name != "lock_acquire" || v.lasts(digits(v.wait))) && len(token) <= tokenMost
 	}
 	for _, token := range v.after.members(v.queue) {
 		gone[token] = false

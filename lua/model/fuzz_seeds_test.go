@@ -189,6 +189,11 @@ func callSeeds() (all [][]string) {
 			}
 		}
 		good := slices.Concat([]string{strings.ToUpper(s.name), strconv.Itoa(len(s.keys))}, keys[:len(s.keys)], args[:len(s.args)])
+		if len(s.args) > 0 {
+			long := slices.Clone(good)
+			long[2+len(s.keys)] = strings.Repeat("x", tokenMost+1)
+			all = append(all, long)
+		}
 		for i := range s.keys {
 			long := slices.Clone(good)
 			long[2+i] += strings.Repeat("x", keyMost)
