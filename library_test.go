@@ -33,7 +33,7 @@ var signatures = []signature{
 // textOf says which text of lua/lock.lua has which version.
 const (
 	textOf  = "1.0.0"
-	textSum = "eef2c29c9f400c18cc86b7e0df3e0ecaef1e287160dfad851b07d8dfe0bbaee3"
+	textSum = "e3670662c32a44aa9080ebc1959b07e9af54c2b00ece039d0b365658c1393ea7"
 )
 
 // libraryAt is a lock of this spec's own, at a server that has the library.

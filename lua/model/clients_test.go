@@ -22,6 +22,7 @@ const (
 	handedOver = "the lock is free while a live waiter waits"
 	startShort = "a handed-over lease does not start short"
 	knowing    = "a client holds the lock and will never know"
+	unblocking = "a reset leaves what keeps the lock free"
 	served     = "a live waiter is never served"
 	nothing    = "something is left behind"
 )
@@ -523,7 +524,23 @@ func (s *clients) disturb() {
 
 func (s *clients) reset() {
 	s.disturb()
+	before, _ := s.holder()
+	first := func() string {
+		if holder, _ := s.holder(); holder != "" || len(s.key(s.keys3[1]).Items) == 0 {
+			return ""
+		}
+		return s.key(s.keys3[1]).Items[0]
+	}
+	was := first()
 	s.onServer(nil, "lock_reset")
+	if before == "" && was != "" && first() == was {
+		s.fail(unblocking, "%s", was)
+	}
+	for _, w := range s.line {
+		if w.token == was && !slices.Contains(s.key(s.keys3[1]).Items, was) {
+			w.unsure = true // it has to queue anew
+		}
+	}
 }
 
 func (s *clients) goOn(by int64) {
