@@ -7,7 +7,7 @@ need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo top check test lint model bench bench-quick chaos chaos-quick fuzz load golangci
+.PHONY: help demo top check test lint model bench bench-quick longest chaos chaos-quick fuzz load golangci
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -37,7 +37,7 @@ lint: golangci ## gofmt, go vet, golangci-lint, luacheck, shellcheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
 	for module in . bench chaos examples/top examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
 	luacheck lua
-	shellcheck examples/shell/* lua/model/run
+	shellcheck examples/shell/* lua/model/run bench/longest
 
 model: ## spin checks the model of the protocol, and that broken ones are caught (ARGS=last-first: how that one breaks)
 	@$(need) spin gcc
@@ -50,6 +50,10 @@ bench: ## the lock beside its peers, about 11 minutes, into bench/results (REDIS
 bench-quick: # less of everything, in a minute, into bench/results-quick
 	@$(need) go redis-server
 	cd bench && BENCH_QUICK=1 go run .
+
+longest: # how long the costliest calls hold a server, a minute, see SECURITY.md
+	@$(need) redis-server redis-cli
+	bench/longest
 
 chaos: ## faults and judges for CHAOS_MINUTES (2): CHAOS_SEED, CHAOS_TOPOLOGY, CHAOS_CONTROL
 	@$(need) go redis-server redis-cli

@@ -33,7 +33,7 @@ var signatures = []signature{
 // textOf says which text of lua/lock.lua has which version.
 const (
 	textOf  = "1.0.0"
-	textSum = "e3670662c32a44aa9080ebc1959b07e9af54c2b00ece039d0b365658c1393ea7"
+	textSum = "6d478e4b9bfd20cb56aa0649453a559990e39c0a78b6cb526a917043bab64fc2"
 )
 
 // libraryAt is a lock of this spec's own, at a server that has the library.

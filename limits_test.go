@@ -80,13 +80,13 @@ var _ = OnEachTopology("limits", func() {
 	)
 
 	// written are waiters that somebody writes by hand: so many, who called then. The list of each is its own.
-	written := func(n int, called int64, entry string) {
+	written := func(format string, n int, called int64, entry string) {
 		GinkgoHelper()
 		var commands [][]string
 		for i := range n {
-			token := fmt.Sprintf("w%06d", i)
+			token := fmt.Sprintf(format, i)
 			commands = append(commands, []string{"ZADD", l.Queue, strconv.Itoa(i + 1), token},
-				[]string{"HSET", l.State, "@" + token, fmt.Sprint(called, entry, l.Signal(token))})
+				[]string{"HSET", l.State, "@" + token, fmt.Sprint(called, entry, l.Signal(token[len(token)-7:]))})
 		}
 		for _, result := range l.Pipeline(commands...) {
 			Expect(result.Error()).NotTo(HaveOccurred())
@@ -112,7 +112,7 @@ var _ = OnEachTopology("limits", func() {
 
 	It("end a call that has dropped 4,000 waiters, and the next one goes on", func() {
 		Expect(l.Acquire("h", Long, 0)).To(Hold())
-		written(10_000, l.Now()-3_600_000, " 1000 1000 ")
+		written("w%06d", 10_000, l.Now()-3_600_000, " 1000 1000 ")
 		Expect(l.Release("h")).To(Equal(int64(1)))
 		Expect(l.Int("ZCARD", l.Queue)).To(And(BeNumerically(">", 6_000), BeNumerically("<", 7_000)))
 		Expect(l.Int("EXISTS", l.Lock)).To(BeZero())
@@ -123,7 +123,7 @@ var _ = OnEachTopology("limits", func() {
 		const dead = 1_500
 		Expect(l.Acquire("h", Long, 0)).To(Hold())
 		now := l.Now()
-		written(dead, now-3_600_000, " 7200000 1000 ")
+		written("w%06d", dead, now-3_600_000, " 7200000 1000 ")
 		var commands [][]string
 		for i := range dead {
 			commands = append(commands, []string{"RPUSH", l.Signal(fmt.Sprintf("w%06d", i)), fmt.Sprint("1 ", now-60_000, " w")})
@@ -131,6 +131,19 @@ var _ = OnEachTopology("limits", func() {
 		l.Pipeline(commands...)
 		Expect(l.Release("h")).To(Equal(int64(1)))
 		Expect(l.Int("ZCARD", l.Queue)).To(And(BeNumerically(">", dead-500), BeNumerically("<", dead)))
+		goesOn(1, 10)
+	})
+
+	It("end a call sooner if tokens are long, and the list of lock_inspect, too", func() {
+		const long = "%016384d" // tokenMax
+		Expect(l.Acquire("h", Long, 0)).To(Hold())
+		written(long, 300, l.Now(), " 7200000 1000 ")
+		s := l.Inspect()
+		Expect(s.Waiting).To(Equal(int64(300)))
+		Expect(s.Waiters).To(HaveLen(100))
+		written(long, 300, l.Now()-3_600_000, " 1000 1000 ")
+		Expect(l.Release("h")).To(Equal(int64(1)))
+		Expect(l.Int("ZCARD", l.Queue)).To(And(BeNumerically(">=", 199), BeNumerically("<", 300)))
 		goesOn(1, 10)
 	})
 

@@ -56,8 +56,10 @@ local NUMBER_MAX = {        -- of 13 digits at most
 }
 local ENTRY_MAX = KEY_MAX + 64
 local BATCH = 100           -- waiters looked at together, if the first one is to be dropped
-local LOOKS_MAX = 4000      -- waiters looked at in one call, a look at any counts as ten more
+local LOOKS_MAX = 4000      -- waiters looked at in one call; a batch counts as ten more, a token of
+                            -- 512 bytes as one more, one of 1,024 as four, and so on
 local LIST_MAX = 1000       -- lock_inspect lists so many waiters; it counts all of them
+local LIST_BYTES = 2 ^ 20   -- and ends with the batch that exceeds this
 
 -- What a call must look like; the names are those of the error texts.
 local ACQUIRE = {
@@ -231,9 +233,9 @@ local function find_first(c)
     local fields = c.asks and { 'fence', 'last', '@' .. c.token } or { 'fence' }
     local more = #fields
     for i = 1, #tokens do
+      c.looks = c.looks - (#tokens[i] / 512) ^ 2
       tokens[i] = string.sub(tokens[i], 1, TOKEN_MAX + 1) -- a longer one is none of ours
       fields[more + i] = '@' .. tokens[i]
-      c.looks = c.looks - #tokens[i] / 256
     end
     local values = redis.call('HMGET', c.state, unpack(fields))
     c.fence = stored(values[1]) or 0
@@ -246,9 +248,7 @@ local function find_first(c)
       local waiter = waiter_of(c, token, values[more + i])
       local unread_since = c.dead[waiter.signal or '']
       local dead = unread_since and waiter.called <= unread_since and token ~= c.token
-      if #token > TOKEN_MAX then
-        c.looks = 0 -- the others may be as large
-      elseif not dead and not lapsed(c, waiter) then
+      if not dead and not lapsed(c, waiter) and #token <= TOKEN_MAX then
         drop_first(c, tokens, i - 1)
         c.first = waiter
         return
@@ -361,8 +361,7 @@ local function hand_over(c)
       fence_text .. ' ' .. decimal(c.now + lease) .. ' ' .. waiter.token)
     if told then
       redis.call('SET', c.lock, waiter.token, 'PX', decimal(lease))
-      redis.call('ZREM', c.queue, waiter.token)
-      redis.call('HDEL', c.state, '@' .. waiter.token)
+      leave(c, waiter.token)
       redis.call('HSET', c.state, 'fence', fence_text)
       c.fence = fence
       redis.call('PEXPIRE', c.state, decimal(math.max(waiter.lease, waiter.wait) + MEMORY_MS))
@@ -375,7 +374,7 @@ local function hand_over(c)
     else
       return waiter
     end
-    drop_first(c, { waiter.token }, 1)
+    leave(c, waiter.token)
     find_first(c)
   end
   return c.first
@@ -567,13 +566,14 @@ end
 -- fence    the last fencing token given out (the holder's, if there is one), 0 if not known
 -- ttl_ms   what is left of the lease; -1: never expires, -2: nobody holds the lock
 -- waiting  how many wait
--- waiters  the first 1,000, each: token, waited_ms, lapses_in_ms, lease_ms, signal ('' if lost)
+-- waiters  the first 1,000, fewer if their tokens are long, each: token, waited_ms, lapses_in_ms,
+--          lease_ms, signal ('' if lost)
 -- now_ms   the server's time
 local function inspect(keys)
   local c = { state = keys[3] }
   tell_time(c)
   local waiting = redis.call('ZCARD', keys[2])
-  local waiters = {}
+  local waiters, bytes = {}, 0
   for from = 0, LIST_MAX - BATCH, BATCH do
     local places = redis.call('ZRANGE', keys[2], from, from + BATCH - 1, 'WITHSCORES')
     local fields = {}
@@ -581,7 +581,6 @@ local function inspect(keys)
       fields[#fields + 1] = '@' .. string.sub(places[i], 1, TOKEN_MAX + 1)
     end
     local values = #fields > 0 and redis.call('HMGET', keys[3], unpack(fields)) or {}
-    local ours = #fields == BATCH
     for i = 1, #values do
       local token, score = places[2 * i - 1], places[2 * i]
       local waiter = waiter_of(c, token, values[i])
@@ -596,9 +595,9 @@ local function inspect(keys)
           waiter.signal or '',
         }
       end
-      ours = ours and #token <= TOKEN_MAX and #(values[i] or '') <= ENTRY_MAX
+      bytes = bytes + #token + #(values[i] or '')
     end
-    if not ours then -- the end, or written by somebody else: the rest may be of any size
+    if #fields < BATCH or bytes > LIST_BYTES then
       break
     end
   end
