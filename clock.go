@@ -17,3 +17,11 @@ func (c serverClock) earliest(ms int64, today time.Time) time.Time {
 	drift := today.Sub(c.at) / 10
 	return c.at.Add(ahead - time.Millisecond - drift)
 }
+
+// newer is the one of two that was asked for last: the older one, the more the clocks may have drifted.
+func (c serverClock) newer(other serverClock) serverClock {
+	if other.at.After(c.at) {
+		return other
+	}
+	return c
+}

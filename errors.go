@@ -31,7 +31,7 @@ var (
 	// soon, or holds it already. The text says which limit it was: the lease, the maximum hold, or that
 	// it was taken away. Do returns it if that was before fn returned. Acquire returns it if every grant
 	// had run out when it arrived: the lease is too short for this network.
-	ErrLost = errors.New("lock lost")
+	ErrLost = errors.New("lease lost")
 
 	// ErrClosed is returned by all calls of a Locker after Close, and to those who wait during it;
 	// it is the context.Cause of the locks that Close released.
@@ -61,10 +61,10 @@ func (e *VersionError) Error() string {
 	}
 	reason := e.Reason
 	if e.Err != nil {
-		reason += " (" + e.Err.Error() + ")"
+		reason += ": " + e.Err.Error()
 	}
-	return fmt.Sprintf("node %s: %s: need version %s of the function library \"lock\"; "+
-		"to load it: redis-cli %s -x FUNCTION LOAD REPLACE < lua/lock.lua", e.Node, reason, e.Want, where)
+	return fmt.Sprintf("node %s: %s (need version %s of the function library \"lock\"; "+
+		"to load it: redis-cli %s -x FUNCTION LOAD REPLACE < lua/lock.lua)", e.Node, reason, e.Want, where)
 }
 
 // Unwrap returns what Redis said.
@@ -95,6 +95,9 @@ func join(errs ...error) (all error) {
 
 // code is the first word of an error that Redis replied with, "" for any other error.
 func code(err error) string {
+	if err == nil {
+		return ""
+	}
 	var reply *rueidis.RedisError
 	if errors.As(err, &reply) && !reply.IsNil() {
 		word, _, _ := strings.Cut(reply.Error(), " ")

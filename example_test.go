@@ -7,12 +7,15 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/redis/rueidis"
 
 	"github.com/seed-ee05a192/redislock"
 	"github.com/seed-ee05a192/redislock/internal/redistest"
+	"github.com/seed-ee05a192/redislock/redislocktest"
 )
 
 // withRedis stands for the Redis that a program has anyway.
@@ -77,20 +80,36 @@ func exampleAcquire(ctx context.Context, client rueidis.Client) error {
 	}
 	defer locker.Close()
 
-	// The timeout is for the wait. It does not end the lock.
-	waiting, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	lock, err := locker.Acquire(waiting, "orders", redislock.WithOwner("worker-7"))
+	// This bounds the wait. It does not end the lock.
+	lock, err := locker.Acquire(ctx, "orders", redislock.WithWait(5*time.Second), redislock.WithOwner("worker-7"))
 	if errors.Is(err, redislock.ErrNotAcquired) {
 		return nil // busy for 5 seconds
 	} else if err != nil {
-		return err
+		return err // with ErrUnavailable: nobody knows whether it is busy
 	}
 	defer lock.Release(ctx)
 
 	deadline, expires := lock.Deadline() // moves on as the lease is renewed
 	fmt.Println("still held:", lock.Context().Err() == nil && expires && time.Until(deadline) > 0)
 	return nil
+}
+
+func TestExample(t *testing.T) { exampleTest(t) }
+
+func exampleTest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		locker, server := redislocktest.New(t)
+		server.Hold("orders") // somebody else
+		_, err := locker.TryAcquire(t.Context(), "orders")
+		if !errors.Is(err, redislock.ErrNotAcquired) {
+			t.Error(err)
+		}
+		server.Down()
+		_, err = locker.Acquire(t.Context(), "orders", redislock.WithWait(time.Minute))
+		if !errors.Is(err, redislock.ErrUnavailable) {
+			t.Error(err)
+		}
+	})
 }
 
 func ExampleLogEvents() {

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -35,7 +37,7 @@ const (
 	// popMax bounds one reply.
 	popMax = 1000
 	// closingFor is how long a client may say that it is closing: it says so, too, while it switches over.
-	closingFor = 3 * time.Second
+	closingFor = 2 * time.Second
 )
 
 // functions is the wire.Server of rueidis: one typed method per function of the library. It is the only
@@ -45,10 +47,13 @@ type functions struct {
 	loader  *loader
 	logger  *slog.Logger
 	prefix  string
-	id      string       // names our signal lists
-	perLock atomic.Bool  // each lock has a signal list of its own, as the server checks slots
-	closing atomic.Int64 // since when the client has said nothing else, Unix ns; 0: it has not
-	demoted atomic.Bool  // the warning was written
+	id      string                    // names our signal lists
+	all     string                    // the one for all locks
+	perLock atomic.Bool               // each lock has a signal list of its own, as the server checks slots
+	closing atomic.Pointer[time.Time] // since when the client has said nothing else; nil: it has not
+	demoted atomic.Bool               // the warning was written
+	leaving atomic.Bool               // a QUIT is under way
+	left    atomic.Pointer[time.Time] // when the last one was answered; nil: none was sent
 }
 
 var _ wire.Server = (*functions)(nil)
@@ -61,6 +66,7 @@ func newFunctions(client rueidis.Client, opts Options) *functions {
 		prefix: opts.Prefix,
 		id:     randomID(64), // it is in the entry of each waiter
 	}
+	f.all = f.prefix + "-signal:" + f.id
 	f.perLock.Store(client.Mode() == rueidis.ClientModeCluster)
 	return f
 }
@@ -70,7 +76,7 @@ func (f *functions) list(k wire.Keys) string {
 	if f.perLock.Load() {
 		return f.prefix + "-signal:" + k.Tagged + ":" + f.id
 	}
-	return f.prefix + "-signal:" + f.id
+	return f.all
 }
 
 func (f *functions) Acquire(ctx context.Context, k wire.Keys, token string, lease, wait time.Duration) (wire.Acquired, error) {
@@ -121,17 +127,21 @@ func (f *functions) ExtendAndWait(ctx context.Context, k wire.Keys, token string
 		err  error
 	}
 	r, err := ending(ctx, func() (r reply) {
+		var sent time.Time
 		r.err = f.client.Dedicated(func(c rueidis.DedicatedClient) error {
-			sent := time.Now()
+			sent = time.Now()
 			reply, err := c.Do(ctx, c.B().Fcall().Function("lock_extend").Numkeys(3).
 				Key(k.Lock, k.Queue, k.State).Arg(token, leaseMillis(lease)).Build()).AsInt64()
-			if err != nil {
+			if err == nil {
+				extended(wire.Extended{Held: reply == 1, Sent: sent})
+			}
+			if err != nil || reply != 1 {
 				return err
 			}
-			extended(wire.Extended{Held: reply == 1, Sent: sent})
 			r.acks, err = c.Do(ctx, c.B().Wait().Numreplicas(int64(n)).Timeout(ceilMillis(timeout)).Build()).AsInt64()
 			return err
 		})
+		f.leaveDemoted(r.err, sent, false)
 		return r
 	})
 	if err = errors.Join(err, r.err); err != nil {
@@ -210,17 +220,20 @@ func (f *functions) Pop(ctx context.Context, list string, most int) ([]wire.Sign
 	defer cancel()
 	timer := time.AfterFunc(blockFor+blockGrace, cancel)
 	defer timer.Stop()
-	commands := rueidis.Commands{f.client.B().Blpop().Key(list).Timeout(blockFor.Seconds()).Build()}
+	block := f.client.B().Blpop().Key(list).Timeout(blockFor.Seconds()).Build()
+	var results []rueidis.RedisResult
+	sent := time.Now()
 	if most > 1 && !f.perLock.Load() {
-		commands = append(commands, f.client.B().Lpop().Key(list).Count(int64(min(most, popMax))).Build())
+		results = f.client.DoMulti(ctx, block, f.client.B().Lpop().Key(list).Count(int64(min(most, popMax))).Build())
+	} else {
+		results = []rueidis.RedisResult{f.client.Do(ctx, block)}
 	}
-	results := f.client.DoMulti(ctx, commands...)
 	elements, err := results[0].AsStrSlice()
 	if rueidis.IsRedisNil(err) {
 		return nil, nil
 	}
 	if err != nil {
-		f.leaveDemoted(err)
+		f.leaveDemoted(err, sent, false)
 		return nil, classify(fmt.Errorf("BLPOP: %w", err))
 	}
 	elements = elements[min(1, len(elements)):] // the first is the list
@@ -260,36 +273,33 @@ func (f *functions) Forget(ctx context.Context, lists []string) error {
 	return err
 }
 
-func (f *functions) Locks(ctx context.Context, prefix string) (keys []string, err error) {
-	seen := make(chan []string)
-	failed := make(chan error, 1)
-	go func() {
-		defer close(seen)
-		failed <- errors.Join(primaries(ctx, f.client, func(ctx context.Context, addr string, node rueidis.Client) error {
-			return scan(ctx, node, globEscape(prefix)+"*", seen)
-		})...)
-	}()
-	for page := range seen {
-		keys = append(keys, page...)
-	}
-	if err := <-failed; err != nil {
-		return keys, classify(fmt.Errorf("SCAN: %w", err))
+func (f *functions) Locks(ctx context.Context, prefix string) ([]string, error) {
+	var mu sync.Mutex
+	var keys []string
+	errs := primaries(ctx, f.client, 0, func(ctx context.Context, _ string, node rueidis.Client) error {
+		found, err := scan(ctx, node, globEscape(prefix)+"*")
+		mu.Lock()
+		defer mu.Unlock()
+		keys = append(keys, found...)
+		return err
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	if err := join(errs...); err != nil {
+		return slices.Clone(keys), classify(fmt.Errorf("SCAN: %w", err))
 	}
 	return keys, nil
 }
 
-// scan sends every string key of a node that matches the pattern, some more than once.
-func scan(ctx context.Context, node rueidis.Client, pattern string, to chan<- []string) error {
+// scan returns every string key of a node that matches the pattern, some more than once.
+func scan(ctx context.Context, node rueidis.Client, pattern string) (keys []string, err error) {
 	var cursor uint64
 	for {
 		page, err := node.Do(ctx, node.B().Scan().Cursor(cursor).
 			Match(pattern).Count(1000).Type("string").Build()).AsScanEntry()
-		if err != nil {
-			return err
-		}
-		to <- page.Elements
-		if cursor = page.Cursor; cursor == 0 {
-			return nil
+		keys = append(keys, page.Elements...)
+		if cursor = page.Cursor; err != nil || cursor == 0 {
+			return keys, err
 		}
 	}
 }
@@ -312,17 +322,15 @@ func (f *functions) call(ctx context.Context, command, function string, keys []s
 		if err := f.loader.ensure(ctx); err != nil {
 			return answer{RedisResult: rueidis.NewErrorResult(err)}
 		}
-		for rounds := f.loader.rounds.Load(); ; {
+		first := f.loader.rounds.Load()
+		for rounds := first; ; {
 			// Arbitrary: rueidis itself retries what it knows to be read-only, for as long as ctx allows.
 			a := answer{sent: time.Now()}
 			a.RedisResult = f.client.Do(ctx, f.client.B().Arbitrary(command, function, strconv.Itoa(len(keys))).
 				Keys(keys...).Args(args...).Build())
 			err := a.Error()
-			if !notFound(err) {
-				f.leaveDemoted(err)
-				if stays := f.patient(err); stays != err {
-					a.RedisResult = rueidis.NewErrorResult(stays)
-				}
+			if !notFound(err) || rounds > first+1 { // else others keep removing it
+				f.leaveDemoted(err, a.sent, true)
 				return a
 			}
 			if rounds, err = f.loader.missing(ctx, rounds); err != nil {
@@ -332,6 +340,9 @@ func (f *functions) call(ctx context.Context, command, function string, keys []s
 	})
 	if err != nil {
 		a.RedisResult = rueidis.NewErrorResult(err)
+	}
+	if err = a.Error(); f.isClosed(err) {
+		a.RedisResult = rueidis.NewErrorResult(&wire.Error{Err: err, Answered: true})
 	}
 	return a
 }
@@ -352,10 +363,12 @@ func ending[T any](ctx context.Context, do func() T) (result T, err error) {
 	}
 }
 
-// leaveDemoted gives up connections to a server that has been demoted behind a single address (a DNS
+// leaveDemoted gives up a connection to a server that has been demoted behind a single address (a DNS
 // name, a proxy): rueidis keeps them as long as they work. QUIT needs no right, and ends the connection
-// that answers it: of those that are pipelined any one, so each READONLY ends one more.
-func (f *functions) leaveDemoted(err error) {
+// that answers it. Of the pipelined ones that is any, if the command has a key; of the others the one that
+// was used last. It may meet a connection to the new primary, where it costs those who share the client
+// their calls under way. So there is one QUIT at a time, and only for a call that was sent after the last.
+func (f *functions) leaveDemoted(err error, sent time.Time, pipelined bool) {
 	if code(err) != "READONLY" || f.client.Mode() != rueidis.ClientModeStandalone {
 		return
 	}
@@ -363,31 +376,40 @@ func (f *functions) leaveDemoted(err error) {
 		f.logger.Warn("redislock: the server is a replica now: its connections are given up, one after the other. "+
 			"rueidis.ClientOption.ConnLifetime shortens this", "error", err)
 	}
+	if last := f.left.Load(); last != nil && sent.Before(*last) || !f.leaving.CompareAndSwap(false, true) {
+		return
+	}
 	go func() {
+		defer func() {
+			now := time.Now()
+			f.left.Store(&now)
+			f.leaving.Store(false)
+		}()
 		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 		defer cancel()
-		f.client.Do(ctx, f.client.B().Arbitrary("QUIT").Build())
+		if pipelined {
+			f.client.Do(ctx, f.client.B().Arbitrary("QUIT").Keys(f.id).Build())
+			return
+		}
 		_ = f.client.Dedicated(func(c rueidis.DedicatedClient) error {
 			return c.Do(ctx, c.B().Arbitrary("QUIT").Build()).Error()
 		})
 	}()
 }
 
-// patient reads ErrClosing as an error that passes: a client also says that while it switches over. But
-// not for long.
-func (f *functions) patient(err error) error {
+// isClosed tells whether the client says that it is closing, and has said so for a while: it also does
+// while it switches over.
+func (f *functions) isClosed(err error) bool {
 	if !errors.Is(err, rueidis.ErrClosing) {
-		if f.closing.Load() != 0 {
-			f.closing.Store(0)
+		if f.closing.Load() != nil {
+			f.closing.Store(nil)
 		}
-		return err
+		return false
 	}
-	now := time.Now().UnixNano()
-	f.closing.CompareAndSwap(0, now)
-	if since := f.closing.Load(); since != 0 && now-since > int64(closingFor) {
-		return &wire.Error{Err: err, Answered: true}
-	}
-	return err
+	now := time.Now()
+	f.closing.CompareAndSwap(nil, &now)
+	since := f.closing.Load()
+	return since != nil && now.Sub(*since) > closingFor
 }
 
 // fault is how a call failed: at the server, on its way, or with a reply that the library cannot have made.

@@ -38,6 +38,9 @@ type holding struct {
 	unclaimed bool  // that was Close's: the first Release returns it
 }
 
+// errTaken is an ErrLost that says why.
+var errTaken = fmt.Errorf("%w: it was taken away, or its key is gone", ErrLost)
+
 // errReleased is an ErrNotHeld that says why: the verdict on the lock came with an earlier Release.
 var errReleased = fmt.Errorf("%w: it was released before", ErrNotHeld)
 
@@ -68,6 +71,7 @@ func (l *Lock) start() {
 	defer l.mu.Unlock()
 	if l.stage == held { // else Close was faster
 		l.alarm = time.AfterFunc(time.Until(l.lease.term.notice()), l.ring)
+		l.setLease(l.lease)
 		l.schedule()
 	}
 }
@@ -75,7 +79,11 @@ func (l *Lock) start() {
 // setLease is the only place that changes until when the lock is held, and Context with it. It needs mu.
 func (l *Lock) setLease(next lease) {
 	l.lease = next
-	if l.stage == held && l.alarm != nil {
+	switch {
+	case l.stage != held || l.alarm == nil:
+	case next.term.length == wire.Never:
+		l.alarm.Stop()
+	default:
 		l.alarm.Reset(time.Until(next.term.notice()))
 	}
 }
@@ -266,7 +274,7 @@ func (l *Lock) extended(before lease, next term, length time.Duration, reply wir
 	case err != nil: // nothing has changed
 		l.setLease(before)
 	case !reply.Held:
-		return fmt.Errorf("%w: it was taken away, or its key is gone", ErrLost)
+		return errTaken
 	default:
 		confirmed := l.lease.confirmed(term{reply.Sent, next.length})
 		confirmed.length = length
@@ -328,41 +336,8 @@ func (l *Lock) keep() {
 
 // replicate confirms the lock on a connection of its own and waits until n replicas have it.
 func (l *Lock) replicate(ctx context.Context, n int, timeout time.Duration) error {
-	callCtx, cancel := context.WithTimeout(ctx, timeout+callTimeout)
-	defer cancel()
-	l.mu.Lock()
-	lease := l.lease
-	next, ok := lease.ask(time.Now(), lease.length)
-	if ok {
-		l.setLease(lease.asked(next))
-	}
-	l.mu.Unlock()
-	var acks int
-	var err error
-	if ok {
-		acks, err = l.locker.server.ExtendAndWait(callCtx, l.keys, l.token, next.length, n, timeout, func(reply wire.Extended) {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			next.from = reply.Sent
-			// It is renewed meanwhile, as a connection and the replicas may take longer than the lease: a
-			// later term stays.
-			if confirmed := l.lease.confirmed(next); reply.Held && l.stage == held && !confirmed.term.deadline().Before(l.lease.term.deadline()) {
-				l.setLease(confirmed)
-				l.schedule()
-			}
-		})
-	}
-	switch cause := context.Cause(l.ctx); {
-	case cause != nil:
-		err = cause
-	case err != nil && ctx.Err() != nil:
-		err = fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
-	case err != nil:
-	case !ok:
-		err = lease.ending()
-	case acks < n:
-		err = fmt.Errorf("%w: %d of %d replicas confirmed it within %v", ErrNotReplicated, acks, n, timeout)
-	default:
+	err := l.replicated(ctx, n, timeout)
+	if err == nil {
 		return nil
 	}
 	err = l.wrap("acquire", err)
@@ -370,6 +345,51 @@ func (l *Lock) replicate(ctx context.Context, n int, timeout time.Duration) erro
 		err = join(err, released)
 	}
 	return err
+}
+
+func (l *Lock) replicated(ctx context.Context, n int, timeout time.Duration) error {
+	l.mu.Lock()
+	lease := l.lease
+	next, ok := lease.ask(time.Now(), lease.length)
+	if ok {
+		l.setLease(lease.asked(next))
+	}
+	l.mu.Unlock()
+	if !ok {
+		return lease.ending()
+	}
+	callCtx, cancel := context.WithTimeout(ctx, timeout+callTimeout)
+	defer cancel()
+	acks, err := l.locker.server.ExtendAndWait(callCtx, l.keys, l.token, next.length, n, timeout, func(reply wire.Extended) {
+		l.replicating(term{reply.Sent, next.length}, reply.Held)
+	})
+	switch cause := context.Cause(l.ctx); {
+	case cause != nil:
+		return cause
+	case err != nil && ctx.Err() != nil:
+		return fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+	case err != nil:
+		return err
+	case acks < n:
+		return fmt.Errorf("%w: %d of %d replicas confirmed it within %v", ErrNotReplicated, acks, n, timeout)
+	}
+	return nil
+}
+
+// replicating notes the answer to the first half of ExtendAndWait.
+func (l *Lock) replicating(t term, holds bool) {
+	l.mu.Lock()
+	first := !holds && l.leave(lost, errTaken)
+	// It is renewed meanwhile, as a connection and the replicas may take longer than the lease: a later
+	// term stays.
+	if confirmed := l.lease.confirmed(t); l.stage == held && !confirmed.term.deadline().Before(l.lease.term.deadline()) {
+		l.setLease(confirmed)
+		l.schedule()
+	}
+	l.mu.Unlock()
+	if first {
+		l.left(EventLost, errTaken)
+	}
 }
 
 func (l *Lock) current() lease {

@@ -132,7 +132,7 @@ func (l lease) unanswered(t term, length time.Duration) lease {
 // ending is ErrLost with the limit that it was.
 func (l lease) ending() error {
 	if l.isLast() {
-		return fmt.Errorf("%w: its maximum hold of %v is over", ErrLost, l.maxHold)
+		return fmt.Errorf("%w: the maximum hold of %v is over", ErrLost, l.maxHold)
 	}
-	return fmt.Errorf("%w: its lease of %v ends, and was not renewed", ErrLost, l.term.length)
+	return fmt.Errorf("%w: the %v are over, and were not renewed", ErrLost, l.term.length)
 }

@@ -12,7 +12,7 @@ import (
 
 var _ = Describe("a lease", func() {
 	from := time.Now()
-	after := func(d time.Duration) time.Time { return from.Add(d) }
+	after := from.Add
 	plain := func(length time.Duration) lease {
 		return lease{term: term{from, length}, length: length, begin: from, maxHold: wire.Never, renew: true, doubt: wire.Never}
 	}
@@ -133,7 +133,7 @@ var _ = Describe("the alarm of a lock", func() {
 		lock.extends <- struct{}{} // the call
 		set(term{time.Now().Add(-time.Hour), time.Hour})
 		Eventually(lock.Context().Done()).Should(BeClosed())
-		Expect(context.Cause(lock.Context())).To(And(MatchError(ErrLost), MatchError(ContainSubstring("its lease of 1h0m0s ends"))))
+		Expect(context.Cause(lock.Context())).To(And(MatchError(ErrLost), MatchError(ContainSubstring("the 1h0m0s are over"))))
 		Expect(lock.extend(lock.Context(), time.Hour)).To(MatchError(context.Canceled))
 		<-lock.extends
 	})

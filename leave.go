@@ -31,7 +31,6 @@ type leaver struct {
 	lives time.Duration // how long a place or a lease lasts after its last call
 	until time.Time     // there is nothing left to give up
 	past  bool          // it is remembered
-	off   bool          // the token is in use again; needs leavers.mu
 	done  chan struct{} // closed when it is given up
 }
 
@@ -77,17 +76,15 @@ func (s *leavers) enqueue(v *leaver) {
 	}
 }
 
-// adopt is for a new wait with a token of the caller's own: an earlier one with the same token must not
-// give up its place. It waits for a call under way.
-func (s *leavers) adopt(ctx context.Context, token string) {
+// awaitEarlier is for a new wait with a token of the caller's own: an earlier wait with the same token
+// must not give up the place of this one.
+func (s *leavers) awaitEarlier(ctx context.Context, token string) {
 	s.mu.Lock()
 	v := s.all[token]
+	s.mu.Unlock()
 	if v == nil {
-		s.mu.Unlock()
 		return
 	}
-	v.off = true
-	s.mu.Unlock()
 	select {
 	case <-v.done:
 	case <-ctx.Done():
@@ -128,10 +125,7 @@ func (s *leavers) work() {
 
 // call gives up one place.
 func (s *leavers) call(v *leaver) error {
-	s.mu.Lock()
-	off := v.off
-	s.mu.Unlock()
-	if off || time.Now().After(v.until) {
+	if time.Now().After(v.until) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(s.l.ctx, callTimeout)

@@ -1,6 +1,7 @@
 package redislock
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,31 +52,43 @@ const (
 func Load(ctx context.Context, client rueidis.Client) error {
 	l := newLoader(client, LoadIfNeeded, nil)
 	r := l.look()
+	var err error
 	select {
 	case <-r.done:
-		return r.err
+		err = r.err
 	case <-ctx.Done():
-		return fmt.Errorf("redislock: load the function library: %w", ctx.Err())
+		err = ctx.Err()
 	}
+	if err != nil {
+		return fmt.Errorf("redislock: load the function library: %w", err)
+	}
+	return nil
 }
 
-// primaries runs do on each primary of client, side by side, and returns what failed. Whether a node is
-// one, not every user may ask: so with more than one node, READONLY is no error.
-func primaries(ctx context.Context, client rueidis.Client, do func(context.Context, string, rueidis.Client) error) []error {
+// primaries runs do on each primary of client, side by side, and returns what failed. A limit is for each
+// of several nodes; 0: none. Whether a node is a primary, not every user may ask: so with more than one
+// node, READONLY is no error.
+func primaries(ctx context.Context, client rueidis.Client, limit time.Duration,
+	do func(context.Context, string, rueidis.Client) error,
+) []error {
 	nodes := client.Nodes()
 	failed := make(chan error, len(nodes))
 	for addr, node := range nodes {
+		if len(nodes) == 1 {
+			limit = 0
+		}
 		go func() {
-			if len(nodes) > 1 && isReplica(ctx, node) {
-				failed <- nil
-				return
-			}
-			err := do(ctx, addr, node)
-			var version *VersionError
-			switch {
-			case err != nil && len(nodes) > 1 && code(err) == "READONLY":
+			err := within(ctx, limit, func(ctx context.Context) error {
+				if len(nodes) > 1 && isReplica(ctx, node) {
+					return nil
+				}
+				return do(ctx, addr, node)
+			})
+			if len(nodes) > 1 && code(err) == "READONLY" {
 				err = nil
-			case err != nil && !errors.As(err, &version):
+			}
+			var version *VersionError
+			if err != nil && !errors.As(err, &version) {
 				err = fmt.Errorf("on %s: %w", addr, err)
 			}
 			failed <- err
@@ -88,6 +101,17 @@ func primaries(ctx context.Context, client rueidis.Client, do func(context.Conte
 		}
 	}
 	return errs
+}
+
+// within runs do, and does not wait for it when ctx or the limit ends; a limit of 0 is none.
+func within(ctx context.Context, limit time.Duration, do func(context.Context) error) error {
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	err, late := ending(ctx, func() error { return do(ctx) })
+	return cmp.Or(err, late)
 }
 
 func isReplica(ctx context.Context, node rueidis.Client) bool {
@@ -176,20 +200,7 @@ func (l *loader) run(r *round) {
 		do = l.loadOn
 	}
 	nodes := len(l.client.Nodes())
-	r.err = verdict(nodes, primaries(context.Background(), l.client,
-		func(ctx context.Context, addr string, node rueidis.Client) error {
-			if nodes == 1 {
-				return do(ctx, addr, node)
-			}
-			ctx, cancel := context.WithTimeout(ctx, lookFor)
-			defer cancel()
-			var err error
-			late, end := ending(ctx, func() error { return do(ctx, addr, node) })
-			if err = errors.Join(late, end); err != nil {
-				return err
-			}
-			return nil
-		}))
+	r.err = verdict(nodes, primaries(context.Background(), l.client, lookFor, do))
 	first := r.err == nil && l.ready.CompareAndSwap(false, true)
 	l.mu.Lock()
 	l.round = nil
@@ -213,7 +224,7 @@ func verdict(nodes int, errs []error) error {
 		unreachable++
 	}
 	if unreachable > 0 && unreachable == nodes {
-		return errors.Join(errs...)
+		return join(errs...)
 	}
 	return nil
 }

@@ -127,7 +127,7 @@ var _ = OnEachTopology("Locker", func() {
 		Expect(lock.Release(ctx)).To(Succeed())
 	})
 
-	It("has its foremost waiter check in every 2 s, however far back it is; the rest as the server says", func(ctx SpecContext) {
+	It("has its foremost waiter check in every 2 s, however far back it is; the rest as the server says", Longest, func(ctx SpecContext) {
 		own := OwnRedis()
 		c, l := Connect(own.Addr()), NewLocker(own.Addr(), redislock.Options{WaitTTL: time.Hour})
 		lock := MustAcquire(ctx, l, name, redislock.WithLease(time.Hour)) // no renewal that would be counted

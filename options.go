@@ -246,19 +246,28 @@ func (r *request) check() error {
 	if err := checkLease(r.lease); err != nil && !r.forever {
 		return err
 	}
+	if err := checkReplicas(r.replicas, r.ackWithin); err != nil {
+		return err
+	}
 	switch {
 	case !r.noMaxHold && (r.maxHold < time.Millisecond || r.maxHold > maxLease):
 		return fmt.Errorf("a maximum hold of %v: it must be at least 1ms and at most %v", r.maxHold, maxLease)
-	case r.replicas < 0:
-		return fmt.Errorf("%d replicas", r.replicas)
-	case r.replicas > 0 && (r.ackWithin < time.Millisecond || r.ackWithin > maxLease):
-		return fmt.Errorf("a timeout of %v for %d replicas: it must be at least 1ms", r.ackWithin, r.replicas)
 	case r.ownToken && r.token == "":
 		return errors.New("an empty token")
 	case len(r.token) > maxToken:
 		return fmt.Errorf("a token of %d bytes: it must have at most %d", len(r.token), maxToken)
 	case r.limited && r.limit < 0:
 		return fmt.Errorf("a wait of %v: it must not be negative", r.limit)
+	}
+	return nil
+}
+
+func checkReplicas(n int, timeout time.Duration) error {
+	switch {
+	case n < 0:
+		return fmt.Errorf("%d replicas", n)
+	case n > 0 && (timeout < time.Millisecond || timeout > maxLease):
+		return fmt.Errorf("a timeout of %v for %d replicas: it must be at least 1ms", timeout, n)
 	}
 	return nil
 }

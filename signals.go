@@ -25,14 +25,14 @@ type hub struct {
 	l       *Locker
 	running sync.WaitGroup // the goroutines that pop
 
-	mu        sync.Mutex            // held over no call; see Locker for the order
-	closed    bool                  // nobody may wait any more
-	waiters   map[string]*waiter    // by token
-	lines     map[string]*list.List // by the lock's key
-	listeners map[string]*listener  // by signal list; there as long as its goroutine
-	used      map[string]struct{}   // signal lists that may hold something
-	past      map[string]pastWait   // the last waits that are over, by token
-	order     []string              // the tokens of past, a ring
+	mu        sync.Mutex           // held over no call; see Locker for the order
+	closed    bool                 // nobody may wait any more
+	waiters   map[string]*waiter   // by token
+	lines     map[string]*line     // by the lock's key
+	listeners map[string]*listener // by signal list; there as long as its goroutine
+	used      map[string]struct{}  // signal lists that may hold something
+	past      map[string]pastWait  // the last waits that are over, by token
+	order     []string             // the tokens of past, a ring
 	oldest    int
 	reported  time.Time // when trouble was logged last
 }
@@ -41,6 +41,12 @@ type hub struct {
 type listener struct {
 	count int                // how many wait for a signal in it
 	idle  context.CancelFunc // ends the pop under way
+}
+
+// line is those of this Locker who wait for one lock.
+type line struct {
+	waiters list.List // in order
+	clock   serverClock
 }
 
 // pastWait is a wait that is over.
@@ -53,7 +59,7 @@ func newHub(l *Locker) *hub {
 	return &hub{
 		l:         l,
 		waiters:   make(map[string]*waiter),
-		lines:     make(map[string]*list.List),
+		lines:     make(map[string]*line),
 		listeners: make(map[string]*listener),
 		used:      make(map[string]struct{}),
 		past:      make(map[string]pastWait),
@@ -69,10 +75,10 @@ func (h *hub) add(w *waiter) {
 		return
 	}
 	if w.line = h.lines[w.keys.Lock]; w.line == nil {
-		w.line = list.New()
+		w.line = &line{}
 		h.lines[w.keys.Lock] = w.line
 	}
-	w.place = w.line.PushBack(w)
+	w.place = w.line.waiters.PushBack(w)
 }
 
 func (h *hub) remove(w *waiter) {
@@ -92,8 +98,8 @@ func (h *hub) remove(w *waiter) {
 		return
 	}
 	wasForemost := w.isForemost()
-	w.line.Remove(w.place)
-	if front := w.line.Front(); front == nil {
+	w.line.waiters.Remove(w.place)
+	if front := w.line.waiters.Front(); front == nil {
 		delete(h.lines, w.keys.Lock)
 	} else if foremost := front.Value.(*waiter); wasForemost && foremost.timer != nil && foremost.calling == nil {
 		foremost.callAt(foremost.due) // it has to call sooner now
@@ -249,13 +255,17 @@ func (h *hub) isIdle() bool {
 // report logs that a wait goes on in trouble.
 func (h *hub) report(w *waiter) {
 	now := time.Now()
-	if !h.reported.IsZero() && now.Sub(h.reported) < reportEvery {
+	if w.try() || !h.reported.IsZero() && now.Sub(h.reported) < reportEvery {
 		return
 	}
 	h.reported = now
-	logger, waiting := h.l.opts.Logger, len(h.waiters)
-	go logger.LogAttrs(w.caller, slog.LevelWarn, "redislock: a wait goes on although Redis is in trouble",
-		slog.String("lock", w.keys.Name), slog.Int("waiting", waiting), slog.Any("error", w.trouble))
+	waiting, trouble := len(h.waiters), w.trouble
+	h.l.bg.Add(1) // not the first: the wait is counted
+	go func() {
+		defer h.l.bg.Done()
+		h.l.opts.Logger.LogAttrs(w.caller, slog.LevelWarn, "redislock: a wait goes on although Redis is in trouble",
+			slog.String("lock", w.keys.Name), slog.Int("waiting", waiting), slog.Any("error", trouble))
+	}()
 }
 
 // endAll ends the waits for which why is an error. It takes mu.

@@ -4,6 +4,8 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"io"
+	"os"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -44,13 +46,19 @@ var _ = Describe("tokens", func() {
 		rand.Reader = random
 		DeferCleanup(func() { rand.Reader = random.Reader })
 		l, name := NewLocker(Server.Addr()), NewName()
+		host, err := os.Hostname()
+		Expect(err).NotTo(HaveOccurred())
+		process := host + ":" + strconv.Itoa(os.Getpid()) + ":"
 
 		const tokens = 1000
 		var ones, zeros [16]byte
 		for i := range tokens {
-			label, opts := "", []redislock.Option(nil)
-			if i%2 == 1 {
+			label, opts := process, []redislock.Option(nil)
+			switch i % 3 {
+			case 1:
 				label, opts = "me:", []redislock.Option{redislock.WithOwner("me")}
+			case 2:
+				label, opts = "", []redislock.Option{redislock.WithOwner("")}
 			}
 			lock := MustAcquire(ctx, l, name, opts...)
 			text, labelled := strings.CutPrefix(lock.Token(), label)

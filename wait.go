@@ -69,17 +69,17 @@ type waiter struct {
 	kept    time.Duration // how long the place is kept after that; 0: only tried
 	due     time.Time     // for the next one, if it is not the foremost
 	timer   *time.Timer
-	told    []wire.Signal // came while a call was under way: what counts is what is said last
-	clock   serverClock   // known once the server has queued us
-	busy    bool          // the server has said that somebody holds the lock or waits for it
-	trouble error         // why the last call was not answered
+	told    *wire.Signal // came while a call was under way: what counts is what is said last
+	clock   serverClock  // known once the server has queued us
+	busy    bool         // the server has said that somebody holds the lock or waits for it
+	trouble error        // why the last call was not answered
 	// unanswered: some call got no answer, so it may still arrive.
 	unanswered bool
 	retry      backoff
 	slow       time.Duration // how long the last answer took
 	late       int           // grants that had run out when they arrived
 	heard      string        // the list where somebody pops signals for us
-	line       *list.List    // those of this Locker who wait for the same lock, in order
+	line       *line         // those of this Locker who wait for the same lock
 	place      *list.Element
 	next       *waiter // another one with the same token
 	leaving    *leaver // gives up what the wait may have
@@ -124,7 +124,7 @@ func (w *waiter) begin(name string) {
 	w.counted = true
 	w.watch = w.l.watch(w.caller, w.request)
 	if w.ownToken {
-		w.l.leavers.adopt(w.ctx, w.token)
+		w.l.leavers.awaitEarlier(w.ctx, w.token)
 	}
 	h.mu.Lock()
 	switch {
@@ -152,7 +152,7 @@ func (w *waiter) call() {
 	w.calling, w.sent = make(chan struct{}), time.Now()
 	w.asked++
 	if !w.try() {
-		w.kept = min(max(w.l.opts.WaitTTL, time.Duration(w.line.Len())*placePerWaiter), maxWaitTTL)
+		w.kept = min(max(w.l.opts.WaitTTL, time.Duration(w.line.waiters.Len())*placePerWaiter), maxWaitTTL)
 	}
 	kept := w.kept
 	h.mu.Unlock()
@@ -180,8 +180,8 @@ func (w *waiter) isOurs(reply wire.Acquired) bool {
 	return !w.ownToken || w.clock.now != 0 || reply.Fence/1000 == reply.Now
 }
 
-// answered takes the step that a reply asks for, and then that of signals which came meanwhile. This one
-// and those that follow need hub.mu.
+// answered takes the step that a reply asks for, and then that of a signal which came meanwhile. This
+// one and those that follow need hub.mu.
 func (w *waiter) answered(reply wire.Acquired, err error) {
 	told := w.told
 	w.told = nil
@@ -204,12 +204,13 @@ func (w *waiter) answered(reply wire.Acquired, err error) {
 	default:
 		w.slow = now.Sub(reply.Sent)
 		w.clock = serverClock{reply.Now, reply.Sent}
+		w.line.clock = w.line.clock.newer(w.clock)
 		w.trouble, w.retry = nil, backoff{}
 		w.l.hub.listen(w, reply.List)
 		w.callAt(now.Add(w.l.hub.pace(reply.CheckIn)))
 	}
-	for _, s := range told {
-		w.tell(s)
+	if told != nil {
+		w.tell(*told)
 	}
 }
 
@@ -240,7 +241,7 @@ func (w *waiter) tell(s wire.Signal) {
 	switch {
 	case w.over:
 	case w.calling != nil:
-		w.told = append(w.told, s)
+		w.told = &s
 	case s.Fence == 0 || w.clock.now == 0 || w.ownToken:
 		w.callAt(time.Now())
 	default:
@@ -259,7 +260,7 @@ func (w *waiter) tell(s wire.Signal) {
 // handedOver is the grant that a signal tells of.
 func (w *waiter) handedOver(s wire.Signal) grant {
 	length := w.handed()
-	deadline := w.clock.earliest(s.Deadline, time.Now())
+	deadline := w.line.clock.earliest(s.Deadline, time.Now())
 	return grant{
 		fence:       s.Fence,
 		term:        term{deadline.Add(-length), length},
@@ -283,7 +284,7 @@ func (w *waiter) callAt(due time.Time) {
 }
 
 // isForemost tells whether it is the first of this Locker's waiters for its lock.
-func (w *waiter) isForemost() bool { return w.line != nil && w.line.Front() == w.place }
+func (w *waiter) isForemost() bool { return w.line != nil && w.line.waiters.Front() == w.place }
 
 // end is how each wait ends, just once.
 func (w *waiter) end(err error) {
@@ -312,12 +313,12 @@ func (w *waiter) quit() {
 	h := w.l.hub
 	h.mu.Lock()
 	if w.ready && !w.over {
-		w.undo(w.unserved())
+		w.undo(errUnserved)
 	}
 	h.mu.Unlock()
 	<-w.ended
 	if w.err == nil {
-		w.giveBack(w.unserved())
+		w.giveBack(errUnserved)
 	}
 }
 
@@ -343,6 +344,11 @@ func (w *waiter) result() (*Lock, error) {
 		if w.leaving != nil && w.trouble == nil {
 			w.leaving.await(undoWait)
 		}
+		if errors.Is(w.err, errUnserved) { // an answer that came meanwhile says more
+			w.l.hub.mu.Lock()
+			w.err = w.unserved()
+			w.l.hub.mu.Unlock()
+		}
 		return nil, w.watch.fail(w.err)
 	}
 	lock.start()
@@ -355,8 +361,11 @@ func (w *waiter) result() (*Lock, error) {
 	return lock, nil
 }
 
+// errUnserved stands for what unserved will say.
+var errUnserved = errors.New("unserved")
+
 // unserved is the error of a wait whose ctx has ended: what is known of the lock, ctx's own error, and
-// what was in the way. It needs hub.mu, or a wait that is over.
+// what was in the way. It needs hub.mu.
 func (w *waiter) unserved() error {
 	why := ErrUnavailable
 	if w.busy {
@@ -366,8 +375,9 @@ func (w *waiter) unserved() error {
 	if cause := context.Cause(w.ctx); !errors.Is(w.ctx.Err(), cause) {
 		err = fmt.Errorf("%w (%w)", err, cause)
 	}
-	if w.trouble != nil {
-		err = fmt.Errorf("%w; the last call failed: %w", err, w.trouble)
+	var last *wire.Error
+	if errors.As(w.trouble, &last) { // without ErrUnavailable: the lock can be busy all the same
+		err = fmt.Errorf("%w; the last call failed: %w", err, last.Err)
 	}
 	return w.wrap(err)
 }

@@ -85,7 +85,7 @@ var _ = Describe("a waiter", func() {
 		answered := func(now int64) {
 			l.hub.mu.Lock()
 			defer l.hub.mu.Unlock()
-			w.told, w.sent = []wire.Signal{told}, time.Now()
+			w.told, w.sent = &told, time.Now()
 			w.answered(wire.Acquired{Position: 1, CheckIn: time.Minute, Now: now, Sent: w.sent, List: w.heard}, nil)
 		}
 

@@ -31,13 +31,29 @@ func inBubble(t *testing.T, f func(t *testing.T, locker *redislock.Locker, serve
 	})
 }
 
+// patience bounds each wait. In a bubble it costs nothing.
+const patience = time.Hour
+
 func acquire(t *testing.T, locker *redislock.Locker, name string, options ...redislock.Option) *redislock.Lock {
 	t.Helper()
-	lock, err := locker.Acquire(t.Context(), name, options...)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	lock, err := locker.Acquire(ctx, name, options...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return lock
+}
+
+// isLost fails the test unless Context ends with ErrLost.
+func isLost(t *testing.T, lock *redislock.Lock) {
+	t.Helper()
+	select {
+	case <-lock.Context().Done():
+		is(t, context.Cause(lock.Context()), redislock.ErrLost)
+	case <-time.After(patience):
+		t.Fatal("Context does not end")
+	}
 }
 
 // is fails the test unless errors.Is finds all of these.
@@ -66,8 +82,7 @@ func TestLose(t *testing.T) {
 		if holder := server.State("orders").Holder; holder != "" {
 			t.Errorf("%q still holds the lock", holder)
 		}
-		<-lock.Context().Done()
-		is(t, context.Cause(lock.Context()), redislock.ErrLost)
+		isLost(t, lock)
 		within(t, start, 0, lease/3)
 		is(t, lock.Release(t.Context()), redislock.ErrNotHeld)
 	})
@@ -154,7 +169,7 @@ func TestKill(t *testing.T) {
 		}
 		lock := acquire(t, locker, "orders")
 		within(t, start, lease-time.Second, lease+time.Second)
-		is(t, context.Cause(held.Context()), redislock.ErrLost)
+		isLost(t, held)
 		if lock.Fence() <= held.Fence() {
 			t.Errorf("fence %d after %d", lock.Fence(), held.Fence())
 		}
@@ -164,6 +179,19 @@ func TestKill(t *testing.T) {
 		if err := held.Release(t.Context()); err == nil {
 			t.Error("a killed process released a lock")
 		}
+	})
+}
+
+// TestKillInAnOutage: a call that waits for an answer dies with its process.
+func TestKillInAnOutage(t *testing.T) {
+	inBubble(t, func(t *testing.T, locker *redislock.Locker, server *redislocktest.Server) {
+		server.Down()
+		start := time.Now()
+		time.AfterFunc(time.Second, func() { server.Kill(locker) })
+		if _, err := locker.TryAcquire(t.Context(), "orders"); err == nil {
+			t.Error("a killed process took a lock")
+		}
+		within(t, start, time.Second, time.Second)
 	})
 }
 
@@ -183,8 +211,7 @@ func TestDown(t *testing.T) {
 				if errors.Is(err, redislock.ErrNotAcquired) {
 					t.Errorf("%v: an outage looks like a busy lock", err)
 				}
-				<-lock.Context().Done()
-				is(t, context.Cause(lock.Context()), redislock.ErrLost)
+				isLost(t, lock)
 				within(t, start, lease*2/3, lease) // ahead of the end of the lease
 				if server.State("orders").Holder != lock.Token() {
 					t.Error("told too late")
@@ -264,8 +291,7 @@ func TestStepClock(t *testing.T) {
 		if holder := server.State("orders").Holder; holder != "" {
 			t.Errorf("%q still holds the lock", holder)
 		}
-		<-lock.Context().Done()
-		is(t, context.Cause(lock.Context()), redislock.ErrLost)
+		isLost(t, lock)
 	})
 }
 
@@ -394,6 +420,30 @@ func TestOutside(t *testing.T) {
 	}
 }
 
+// TestCleanup: when the test is over, an outage is, too, and all Lockers are closed.
+func TestCleanup(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &failures{T: t}
+		locker, server := redislocktest.New(f)
+		lockers := []*redislock.Locker{locker, server.Locker()}
+		lock := acquire(t, locker, "orders")
+		other := server.Hold("stock")
+		server.Down()
+		start := time.Now()
+		f.endTest()
+		within(t, start, 0, 0)
+		for _, l := range lockers {
+			_, err := l.TryAcquire(t.Context(), "orders")
+			is(t, err, redislock.ErrClosed)
+		}
+		is(t, context.Cause(lock.Context()), redislock.ErrClosed)
+		time.Sleep(25 * time.Hour)
+		if failed := f.all(); len(failed) > 0 {
+			t.Errorf("%s is still there: %q", other.Token(), failed)
+		}
+	})
+}
+
 func TestClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, server := redislocktest.New(t)
@@ -408,18 +458,35 @@ func TestClient(t *testing.T) {
 			t.Error("not of this server")
 		}
 		client.Kill()
-		<-lock.Context().Done()
-		is(t, context.Cause(lock.Context()), redislock.ErrLost)
+		isLost(t, lock)
 	})
 }
 
-// failures is a test that notes what fails.
+// failures is a test that notes what fails, and may be over sooner.
 type failures struct {
 	*testing.T
-	texts []string
+	cleanups []func()
+	mu       sync.Mutex
+	texts    []string
+}
+
+func (f *failures) Cleanup(cleanup func()) { f.cleanups = append(f.cleanups, cleanup) }
+
+func (f *failures) all() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.texts
+}
+
+func (f *failures) endTest() {
+	for _, cleanup := range slices.Backward(f.cleanups) {
+		cleanup()
+	}
 }
 
 func (f *failures) Errorf(format string, args ...any) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.texts = append(f.texts, fmt.Sprintf(format, args...))
 }
 
@@ -444,9 +511,7 @@ func TestMisuse(t *testing.T) {
 		"neither holds it":    func(_ *failures, s *redislocktest.Server) { o := s.Hold("orders"); s.Lose("orders"); o.Release() },
 		"does the test wait": func(_ *failures, s *redislocktest.Server) {
 			s.Hold("orders")
-			if _, err := s.Locker().Acquire(context.Background(), "orders"); err != nil {
-				panic(err)
-			}
+			time.Sleep(25 * time.Hour)
 		},
 		"knows no commands": func(_ *failures, s *redislocktest.Server) { s.Client().B() },
 		"can only be given": func(_ *failures, s *redislocktest.Server) {
@@ -458,6 +523,7 @@ func TestMisuse(t *testing.T) {
 		t.Run(text, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := &failures{T: t}
+				defer f.endTest()
 				_, server := redislocktest.New(f)
 				func() {
 					defer func() {
@@ -467,8 +533,8 @@ func TestMisuse(t *testing.T) {
 					}()
 					misuse(f, server)
 				}()
-				if len(f.texts) != 1 || !strings.Contains(f.texts[0], text) {
-					t.Errorf("%q", f.texts)
+				if failed := f.all(); len(failed) != 1 || !strings.Contains(failed[0], text) {
+					t.Errorf("%q", failed)
 				}
 			})
 		})

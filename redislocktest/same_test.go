@@ -33,8 +33,10 @@ type scene struct {
 	seen []string
 }
 
-// short is a lease that a case waits for: real time on a real server.
-const short = 300 * time.Millisecond
+const (
+	short = 300 * time.Millisecond // a lease whose end a case waits for: real time on a real server
+	long  = 3 * time.Second        // one in which a slow machine makes a call
+)
 
 // The rules, as a user of the package sees them. Each case uses the lock "x" alone.
 var sameCases = []struct {
@@ -44,20 +46,20 @@ var sameCases = []struct {
 }{
 	{"exclusive", func(s *scene) {
 		lock := s.a.acquire("a")
-		s.b.try("b")
+		s.b.try("b", false)
 		s.state()
 		s.say("release: %s", outcome(lock.Release(s.ctx)))
 		s.say("again: %s", outcome(lock.Release(s.ctx)))
 		s.state()
-		next := s.b.try("b")
+		next := s.b.try("b", true)
 		s.say("the fence grows: %t", next.Fence() > lock.Fence())
 	}, `a has it
-b: busy
+b tries: busy
 a holds it, expires
 release: ok
 again: not held
 free
-b has it
+b tries: ok
 the fence grows: true`},
 
 	{"first come, first served", func(s *scene) {
@@ -65,11 +67,17 @@ the fence grows: true`},
 		done := make(chan error)
 		for i := range 3 {
 			go func() {
-				done <- s.b.acquire(fmt.Sprint("b", i), redislock.WithLease(time.Minute)).Release(s.ctx)
+				who := fmt.Sprint("b", i)
+				lock, err := s.b.Acquire(s.ctx, "x", redislock.WithOwner(who), redislock.WithLease(time.Minute))
+				if err == nil {
+					s.say("%s has it", who)
+					err = lock.Release(s.ctx)
+				}
+				done <- err
 			}()
 			s.waiting(i + 1)
 		}
-		s.b.try("newcomer")
+		s.b.try("newcomer", false)
 		s.state()
 		released := lock.Release(s.ctx)
 		for range 3 {
@@ -77,7 +85,7 @@ the fence grows: true`},
 		}
 		s.say("released: %s", outcome(released))
 	}, `a has it
-newcomer: busy
+newcomer tries: busy
 a holds it, expires; b0 waits, 1m0s; b1 waits, 1m0s; b2 waits, 1m0s
 b0 has it
 b1 has it
@@ -89,9 +97,13 @@ released: ok`},
 		ctx, cancel := context.WithCancel(s.ctx)
 		waited := make(chan error)
 		go func() { waited <- ignoreLock(s.b.Acquire(ctx, "x", redislock.WithOwner("b"))) }()
-		s.waiting(1)
+		s.eventually(func() bool { // it checks in, so it knows that it waits
+			state, err := s.a.Inspect(s.ctx, "x")
+			return err == nil && len(state.Waiters) == 1 && state.Waiters[0].Waited+state.Waiters[0].LapsesIn > 30100*time.Millisecond
+		})
 		cancel()
 		s.say("b: %s", outcome(<-waited))
+		s.waiting(0)
 		s.state()
 		s.say("release: %s", outcome(lock.Release(s.ctx)))
 		s.state()
@@ -116,9 +128,9 @@ the fence grows: true
 b holds it, expires`},
 
 	{"a lease is renewed", func(s *scene) {
-		lock := s.a.acquire("a", redislock.WithLease(short))
+		lock := s.a.acquire("a", redislock.WithLease(long))
 		first, _ := lock.Deadline()
-		s.eventually(func() bool { return time.Now().After(first.Add(short)) })
+		s.eventually(func() bool { now, _ := lock.Deadline(); return now.After(first) })
 		s.say("a's lock: %s", outcome(context.Cause(lock.Context())))
 		s.state()
 	}, `a has it
@@ -127,7 +139,7 @@ a holds it, expires`},
 
 	{"the maximum hold", func(s *scene) {
 		lock := s.a.acquire("a", redislock.WithMaxHold(short))
-		<-lock.Context().Done()
+		s.eventually(func() bool { return lock.Context().Err() != nil })
 		s.say("a's lock: %s", outcome(context.Cause(lock.Context())))
 		s.b.acquire("b")
 	}, `a has it
@@ -135,7 +147,7 @@ a's lock: lost
 b has it`},
 
 	{"extended", func(s *scene) {
-		lock := s.a.acquire("a", redislock.WithLease(short), redislock.WithoutRenewal())
+		lock := s.a.acquire("a", redislock.WithLease(long), redislock.WithoutRenewal())
 		first, _ := lock.Deadline()
 		s.say("extend: %s", outcome(lock.Extend(s.ctx, time.Minute)))
 		s.eventually(func() bool { return time.Now().After(first) })
@@ -238,6 +250,7 @@ Do says that it was lost: true`},
 		s.waiting(1)
 		s.b.Close()
 		s.say("b: %s", outcome(<-waited))
+		s.waiting(0)
 		s.state()
 		s.a.Close()
 		s.say("a's lock: %s", outcome(context.Cause(lock.Context())))
@@ -315,23 +328,25 @@ func (s *scene) say(format string, args ...any) {
 	s.seen = append(s.seen, fmt.Sprintf(format, args...))
 }
 
-// acquire waits for the lock, under this name.
+// acquire waits for the lock, under this name. Without it the case ends.
 func (p process) acquire(who string, options ...redislock.Option) *redislock.Lock {
+	p.t.Helper()
 	lock, err := p.Acquire(p.ctx, "x", append(options, redislock.WithOwner(who))...)
-	return p.got(who, lock, err)
-}
-
-func (p process) try(who string) *redislock.Lock {
-	lock, err := p.TryAcquire(p.ctx, "x", redislock.WithOwner(who))
-	return p.got(who, lock, err)
-}
-
-func (p process) got(who string, lock *redislock.Lock, err error) *redislock.Lock {
 	if err != nil {
-		p.say("%s: %s", who, outcome(err))
-		return nil
+		p.t.Fatalf("%s: %v, after %q", who, err, p.seen)
 	}
 	p.say("%s has it", who)
+	return lock
+}
+
+// try also ends the case if the lock is busy where it should be free, or the reverse.
+func (p process) try(who string, isFree bool) *redislock.Lock {
+	p.t.Helper()
+	lock, err := p.TryAcquire(p.ctx, "x", redislock.WithOwner(who))
+	if isFree != (err == nil) {
+		p.t.Fatalf("%s: %v, after %q", who, err, p.seen)
+	}
+	p.say("%s tries: %s", who, outcome(err))
 	return lock
 }
 

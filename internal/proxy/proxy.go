@@ -11,17 +11,17 @@ import (
 
 // Proxy forwards every connection made to Addr. Its methods may be called from any goroutine.
 type Proxy struct {
-	target string
 	ln     net.Listener
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	mu    sync.Mutex
-	links map[*link]struct{} // nil once closed
-	hole  bool
-	delay time.Duration
-	trap  *trap
+	mu     sync.Mutex
+	target string             // of new links
+	links  map[*link]struct{} // nil once closed
+	hole   bool
+	delay  time.Duration
+	trap   *trap
 }
 
 type trap struct {
@@ -35,7 +35,7 @@ func New(target string) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Proxy{target: target, ln: ln, links: map[*link]struct{}{}}
+	p := &Proxy{ln: ln, target: target, links: map[*link]struct{}{}}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.wg.Go(p.accept)
 	return p, nil
@@ -71,6 +71,13 @@ func (p *Proxy) BlackHole(on bool) {
 		p.cut()
 	}
 	p.hole = on
+}
+
+// SetTarget has new links go to another server, as a DNS name does. The old ones stay where they are.
+func (p *Proxy) SetTarget(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = target
 }
 
 // SetDelay makes bytes that arrive from now on wait for d, in each direction. Order is kept, and
@@ -113,8 +120,11 @@ func (p *Proxy) accept() {
 
 func (p *Proxy) serve(client *net.TCPConn) {
 	defer client.Close()
+	p.mu.Lock()
+	target := p.target
+	p.mu.Unlock()
 	var d net.Dialer
-	conn, err := d.DialContext(p.ctx, "tcp", p.target)
+	conn, err := d.DialContext(p.ctx, "tcp", target)
 	if err != nil {
 		return
 	}

@@ -106,6 +106,24 @@ func TestForwardsAndCuts(t *testing.T) {
 	expect(t, c, "again")
 }
 
+func TestSetTarget(t *testing.T) {
+	p, first := setup(t)
+	addr, second := echo(t)
+	t.Cleanup(p.Close)
+	old := dial(t, p)
+	send(t, old, "1")
+	expect(t, old, "1")
+	p.SetTarget(addr)
+	after := dial(t, p)
+	send(t, after, "2")
+	expect(t, after, "2")
+	send(t, old, "3")
+	expect(t, old, "3")
+	if a, b, c := <-first, <-second, <-first; a != "1" || b != "2" || c != "3" {
+		t.Fatalf("the servers saw %q, %q, %q", a, b, c)
+	}
+}
+
 func TestClientEndArrivesAfterItsBytes(t *testing.T) {
 	p, _ := setup(t)
 	conn := dial(t, p)

@@ -23,6 +23,9 @@ import (
 // Soon bounds what has to happen by itself. It is generous: nothing is proved by being fast.
 const Soon = 20 * time.Second
 
+// Longest lets a spec begin first, so that no process is left alone with it at the end of a run.
+const Longest = SpecPriority(1)
+
 // Run runs the specs of a package.
 func Run(t *testing.T, name string) {
 	RegisterFailHandler(Fail)
@@ -52,7 +55,11 @@ func OwnServer(args ...string) *redistest.Server {
 // Connect makes a client that is closed after the spec, of whatever is at this address.
 func Connect(addr string, change ...func(*rueidis.ClientOption)) rueidis.Client {
 	GinkgoHelper()
-	option := ClientOption(addr)
+	return connect(ClientOption(addr), change)
+}
+
+func connect(option rueidis.ClientOption, change []func(*rueidis.ClientOption)) rueidis.Client {
+	GinkgoHelper()
 	for _, c := range change {
 		c(&option)
 	}

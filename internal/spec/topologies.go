@@ -172,14 +172,7 @@ func OwnRedis(args ...string) *redistest.Server {
 // Directly connects to one server and asks nobody where else to go.
 func Directly(addr string, change ...func(*rueidis.ClientOption)) rueidis.Client {
 	GinkgoHelper()
-	option := rueidis.ClientOption{InitAddress: []string{addr}, DisableCache: true, ForceSingleClient: true}
-	for _, c := range change {
-		c(&option)
-	}
-	client, err := rueidis.NewClient(option)
-	Expect(err).NotTo(HaveOccurred())
-	DeferCleanup(client.Close)
-	return client
+	return connect(rueidis.ClientOption{InitAddress: []string{addr}, DisableCache: true, ForceSingleClient: true}, change)
 }
 
 // ClientOption is how to connect to what is at an address: a server, a cluster (rueidis asks), a

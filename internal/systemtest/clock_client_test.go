@@ -54,7 +54,7 @@ func steppable(ctx context.Context) (program string) {
 }
 
 var _ = Describe("a client's clock", func() {
-	It("changes nothing, whatever it is stepped to while the client holds, waits and is handed the lock", func(ctx SpecContext) {
+	It("changes nothing, whatever it is stepped to while the client holds, waits and is handed the lock", Longest, func(ctx SpecContext) {
 		const (
 			lease   = 3 * time.Second // of the child
 			renewal = lease / 3       // and not sooner

@@ -215,7 +215,7 @@ var _ = Describe("Sentinel", func() {
 		crew.takeTurns(ctx)
 	})
 
-	It("replaces a primary that nobody can reach any more: its holder is told before the next one gets the lock", func(ctx SpecContext) {
+	It("replaces a primary that nobody can reach any more: its holder is told before the next one gets the lock", Longest, func(ctx SpecContext) {
 		s, addr := failingSentinel()
 		crew := newCrew(ctx, addr, "x", redislock.WithLease(brief), redislock.WithoutRenewal())
 		caughtUp(s.Servers[0], s.Servers[1])
@@ -485,7 +485,7 @@ var _ = Describe("a cluster", func() {
 		crew.takeTurns(ctx)
 	})
 
-	It("loses a primary that nobody can reach any more: its holder is told before the next one gets the lock", func(ctx SpecContext) {
+	It("loses a primary that nobody can reach any more: its holder is told before the next one gets the lock", Longest, func(ctx SpecContext) {
 		c, addr := failingCluster()
 		owner := c.Owner(KeysOf("x")[0])
 		replica := c.ReplicaOf(owner)
@@ -545,7 +545,7 @@ var _ = Describe("a server", func() {
 		crew.takeTurns(ctx)
 	})
 
-	It("hands over by FAILOVER as late as its replica has everything: a BLPOP sent meanwhile gets no answer and is given up", func(ctx SpecContext) {
+	It("hands over by FAILOVER as late as its replica has everything: a BLPOP sent meanwhile gets no answer and is given up", Longest, func(ctx SpecContext) {
 		s := OwnServer("--repl-diskless-sync-delay", "0")
 		replica := OwnServer("--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1 "+strconv.Itoa(s.Port()))
 		Eventually(func() (string, error) { return s.Do("INFO", "replication").ToString() }).Should(ContainSubstring("state=online"))

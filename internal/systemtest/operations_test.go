@@ -277,6 +277,8 @@ var _ = Describe("the library", func() {
 		s := OwnServer("--appendonly", "yes", "--appendfsync", "everysec")
 		Put(Connect(s.Addr()), redislock.Source())
 		take(s, "x", "me", minute)
+		// While an fsync takes its time, Redis answers before it writes, for two seconds at most.
+		Eventually(func() (string, error) { return s.Do("INFO", "persistence").ToString() }).Should(ContainSubstring("\naof_buffer_length:0"))
 		Expect(s.Kill()).To(Succeed())
 		Expect(s.Restart()).To(Succeed())
 		haveLibrary(s, redislock.Version)

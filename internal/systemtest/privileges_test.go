@@ -288,7 +288,7 @@ var _ = Describe("the users of SECURITY.md", func() {
 				"FCALL lock_acquire 4 lock:{x} lock-queue:{x} lock-state:{x} other:{x} t 1 1")...)
 		})
 
-		It("has no right that it does not need; a missing one is an error at once, which names the lock", func(ctx SpecContext) {
+		It("has no right that it does not need; a missing one is an error at once, which names the lock", Longest, func(ctx SpecContext) {
 			line := users()["lock-app"]
 			unnoticed := []string{}
 			for i, right := range rightsOf(line) {
@@ -556,7 +556,7 @@ var _ = Describe("the users of SECURITY.md in a cluster", func() {
 		}
 	}
 
-	It("need the rights that the table says, and no others", func(ctx SpecContext) {
+	It("need the rights that the table says, and no others", Longest, func(ctx SpecContext) {
 		more := additional("Redis Cluster")
 		Expect(strings.Fields(more)).To(HaveLen(3))
 		for user := range users() {
@@ -609,7 +609,7 @@ var _ = Describe("the users of SECURITY.md in a cluster", func() {
 })
 
 var _ = Describe("the users of SECURITY.md with Sentinels", func() {
-	It("need the rights that the table says, and no others", func(ctx SpecContext) {
+	It("need the rights that the table says, and no others", Longest, func(ctx SpecContext) {
 		all, err := redistest.StartSentinel(0, 1, Calm)
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(all.Stop)

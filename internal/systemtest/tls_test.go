@@ -139,7 +139,7 @@ var _ = Describe("TLS, with certificates for both sides", func() {
 			waiting, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 			defer cancel()
 			return Second(l.Acquire(waiting, "y"))
-		}).Should(And(MatchError(redislock.ErrNotAcquired), MatchError(context.DeadlineExceeded), MatchError(ContainSubstring("x509"))))
+		}).Should(And(MatchError(redislock.ErrUnavailable), MatchError(context.DeadlineExceeded), MatchError(ContainSubstring("x509"))))
 		Expect(next).NotTo(Receive())
 		serve(ca.signed(8))
 		Expect(lock.Release(ctx)).To(Succeed())

@@ -135,6 +135,9 @@ func Passes(err error) bool { return errors.Is(err, ErrUnavailable) }
 
 // MayArrive tells whether a call may have been carried out in spite of this error, or may still be.
 func MayArrive(err error) bool {
+	if err == nil {
+		return false
+	}
 	var e *Error
-	return err != nil && !(errors.As(err, &e) && e.Answered)
+	return !errors.As(err, &e) || !e.Answered
 }
