@@ -22,7 +22,7 @@ type mutant struct {
 var mutants = []mutant{
 	// Those that lock.pml has as well.
 	{"stale-signal-believed", "wait.go",
-		"deadline := w.clock.earliest(s.Deadline, time.Now())",
+		"deadline := w.line.clock.earliest(s.Deadline, time.Now())",
 		"deadline := time.Now().Add(length)"},
 	{"older-signal-believed", "wait.go",
 		"case s.Deadline-ceilMillis(w.handed()) < w.clock.now:",
@@ -31,8 +31,8 @@ var mutants = []mutant{
 		"term: term{reply.Sent, reply.Lease}",
 		"term: term{now, reply.Lease}"},
 	{"leaves-silently", "wait.go",
-		"w.undo(w.unserved())",
-		"w.end(w.unserved())"},
+		"w.undo(errUnserved)",
+		"w.end(errUnserved)"},
 	{"never-checks-in", "wait.go",
 		"w.due = due\n",
 		"if w.due = due; w.clock.now != 0 && w.trouble == nil {\n\t\treturn\n\t}\n"},
@@ -113,8 +113,8 @@ var mutants = []mutant{
 
 // TestMutants: each mistake is caught.
 func TestMutants(t *testing.T) {
-	if short {
-		t.Skip("without the race detector")
+	if short || testing.Short() {
+		t.Skip("it takes a minute or two, and the race detector has nothing to say of it")
 	}
 	root, err := filepath.Abs("../..")
 	if err != nil {

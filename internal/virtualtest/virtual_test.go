@@ -49,7 +49,7 @@ func TestClients(t *testing.T) {
 		}
 	})
 	t.Logf("%d steps", steps.Load())
-	if os.Getenv("VIRTUAL_SEED") == "" && !short && steps.Load() < 1_000_000 {
+	if os.Getenv("VIRTUAL_SEED") == "" && !isShort() && steps.Load() < 1_000_000 {
 		t.Errorf("only %d steps", steps.Load())
 	}
 }
@@ -59,8 +59,8 @@ func seeds(t *testing.T) (first, last uint64) {
 	t.Helper()
 	text := os.Getenv("VIRTUAL_SEED")
 	if text == "" {
-		if short {
-			return 1, 6
+		if isShort() {
+			return 1, 4
 		}
 		return 1, 30
 	}
@@ -75,3 +75,5 @@ func seeds(t *testing.T) (first, last uint64) {
 	}
 	return first, last
 }
+
+func isShort() bool { return short || testing.Short() }
