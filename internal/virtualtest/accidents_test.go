@@ -352,6 +352,9 @@ func (w *world) judgeClose(p *process, took time.Duration) {
 	if took > 8*time.Second {
 		w.fail(closes, "process %d: it took %v", p.id, took)
 	}
+	if p.waiting > 0 {
+		w.fail(closes, "process %d: %d still wait", p.id, p.waiting)
+	}
 	for _, l := range w.locks {
 		for h := range l.holds {
 			if h.p == p && h.Context().Err() == nil {

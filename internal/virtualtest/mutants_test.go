@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -170,7 +171,25 @@ func run(t *testing.T, name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	command := exec.CommandContext(ctx, name, args...)
-	command.Env = append(os.Environ(), "VIRTUAL_STOP=1", "VIRTUAL_SEED=1-40")
+	command.Env = append(os.Environ(), "VIRTUAL_STOP=1", "VIRTUAL_SEED=1-80")
 	out, err := command.CombinedOutput()
 	return string(out), err
+}
+
+// TestMutantsOfTheModel: the mistakes of a client in lock.pml are among those here.
+func TestMutantsOfTheModel(t *testing.T) {
+	text, err := os.ReadFile("../../lua/model/mutants")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, clients, found := strings.Cut(string(text), "# In the client")
+	names := regexp.MustCompile(`(?m)^([a-z-]+) .*\n- `).FindAllStringSubmatch(clients, -1)
+	if !found || len(names) == 0 {
+		t.Fatal("no mutants of the client in lua/model/mutants")
+	}
+	for _, name := range names {
+		if !slices.ContainsFunc(mutants, func(m mutant) bool { return m.name == name[1] }) {
+			t.Errorf("%s is missing here", name[1])
+		}
+	}
 }

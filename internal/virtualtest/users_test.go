@@ -71,7 +71,7 @@ func (u *user) request() (context.Context, context.CancelFunc) {
 	u.told = &told{p: u.p, user: u.name}
 	r := wants{lease: u.w.leases[u.rnd.IntN(len(u.w.leases))], renews: !u.one(8), maxHold: wire.Never}
 	r.options = append(r.options, redislock.WithLease(r.lease))
-	if u.one(25) && u.w.has("forever") {
+	if u.one(10) && u.w.has("forever") {
 		r.lease = wire.Never
 		r.options = append(r.options, redislock.WithoutExpiry())
 	}
@@ -82,7 +82,7 @@ func (u *user) request() (context.Context, context.CancelFunc) {
 		r.maxHold = pick(u, 3*time.Millisecond, 20*time.Millisecond, time.Second, 5*time.Second, 20*time.Second)
 		r.options = append(r.options, redislock.WithMaxHold(r.maxHold))
 	}
-	if u.one(15) {
+	if u.one(15) || r.maxHold < wire.Never && u.one(3) {
 		r.replicas = 1
 		r.options = append(r.options, redislock.WithReplicas(1, pick(u, 2*time.Millisecond, time.Second)))
 	}
@@ -99,11 +99,23 @@ func (u *user) request() (context.Context, context.CancelFunc) {
 	return context.WithCancel(ctx)
 }
 
+// waits notes that a call waits, until the function that it returns is called.
+func (u *user) waits() (over func()) {
+	add := func(n int) {
+		u.w.mu.Lock()
+		defer u.w.mu.Unlock()
+		u.p.waiting += n
+	}
+	add(1)
+	return func() { add(-1) }
+}
+
 // acquire takes a lock, and gives it back, or not.
 func (u *user) acquire(try bool) {
 	ctx, cancel := u.request()
 	defer cancel()
 	start := time.Now()
+	over := u.waits()
 	var lock *redislock.Lock
 	var err error
 	if try {
@@ -111,8 +123,9 @@ func (u *user) acquire(try bool) {
 	} else {
 		lock, err = u.p.locker.Acquire(ctx, u.lock.name, u.wants.options...)
 	}
+	over()
 	if err != nil {
-		u.refused(err, ctx, start, try)
+		u.refused(err, start, try)
 		return
 	}
 	h := u.hold(lock, false)
@@ -139,20 +152,20 @@ func (u *user) do() {
 	var h *hold
 	var until time.Time
 	failed := pick(u, nil, nil, errWork)
-	err := u.p.locker.Do(ctx, u.lock.name, func(inner context.Context, lock *redislock.Lock) error {
+	err := u.p.locker.Do(ctx, u.lock.name, func(_ context.Context, lock *redislock.Lock) error {
 		h = u.hold(lock, true)
 		u.work(h)
 		if u.one(15) && u.p.ctx.Err() == nil {
 			u.release(h)
 		}
 		u.w.mu.Lock()
-		h.inDo = false
+		h.wait.working = nil
 		u.w.mu.Unlock()
 		until = time.Now()
 		return failed
 	}, u.wants.options...)
 	if h == nil {
-		u.refused(err, ctx, start, false)
+		u.refused(err, start, false)
 		return
 	}
 	u.w.mu.Lock()
@@ -187,7 +200,7 @@ func (u *user) relay() {
 	start := time.Now()
 	lock, err := u.p.locker.Acquire(ctx, u.lock.name, options...)
 	if err != nil {
-		u.refused(err, ctx, start, false)
+		u.refused(err, start, false)
 		return
 	}
 	h := u.hold(lock, false)
@@ -216,7 +229,7 @@ func (u *user) relay() {
 	lock.Detach()
 	u.excuse(h)
 	u.done(h)
-	if context.Cause(lock.Context()) != context.Canceled {
+	if !errors.Is(context.Cause(lock.Context()), context.Canceled) {
 		return // it was lost, or Close gives it back
 	}
 	u.p = other
@@ -225,7 +238,7 @@ func (u *user) relay() {
 	defer cancel()
 	start = time.Now()
 	if lock, err = other.locker.Acquire(ctx, u.lock.name, options...); err != nil {
-		u.refused(err, ctx, start, false)
+		u.refused(err, start, false)
 		return
 	}
 	h = u.hold(lock, false)
@@ -242,12 +255,15 @@ func (u *user) hold(lock *redislock.Lock, inDo bool) *hold {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	h := &hold{
-		Lock: lock, p: u.p, lock: u.lock, wait: u.told.wait, told: u.told, since: time.Now(), inDo: inDo,
+		Lock: lock, p: u.p, lock: u.lock, wait: u.told.wait, told: u.told, since: time.Now(),
 		short: min(u.wants.lease, u.wants.maxHold, 2*time.Second), long: min(u.wants.lease, u.wants.maxHold), renews: u.wants.renews,
 		limited: u.wants.maxHold != wire.Never,
 	}
 	if h.long == wire.Never {
 		h.long, h.endless = 0, true
+	}
+	if inDo {
+		h.wait.working = h
 	}
 	w.notes("%s has %s, fence %d", u.name, lock.Token(), lock.Fence())
 	u.lock.holds[h] = true
@@ -361,7 +377,7 @@ func (u *user) leave(t *told) {
 }
 
 // refused judges the error of a wait.
-func (u *user) refused(err error, ctx context.Context, start time.Time, try bool) {
+func (u *user) refused(err error, start time.Time, try bool) {
 	w := u.w
 	w.mu.Lock()
 	w.notes("%s does not get %s after %v: %v", u.name, u.lock.name, time.Since(start), err)

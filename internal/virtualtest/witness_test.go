@@ -49,15 +49,16 @@ type lock struct {
 
 // wait is one wait for a lock, by its token, and the hold that it may become.
 type wait struct {
-	token string
-	lock  *lock
-	p     *process
-	own   bool // the caller's token
-	lease int64
-	place int64 // how long it is kept
-	told  *told // of the last who used it
-	users int   // goroutines that wait or hold with it
-	over  time.Time
+	token   string
+	lock    *lock
+	p       *process
+	own     bool // the caller's token
+	lease   int64
+	place   int64 // how long it is kept
+	told    *told // of the last who used it
+	users   int   // goroutines that wait or hold with it
+	working *hold // Do's fn runs
+	over    time.Time
 	// excused: it may be in the queue, or hold the lock, and nobody can know: a call that its client had
 	// given up came late, or an error that does not pass kept the client from leaving.
 	excused bool
@@ -105,7 +106,6 @@ type hold struct {
 	renews  bool
 	limited bool // by a maximum hold
 	endless bool // asked for a lease that never expires, and for no other
-	inDo    bool // fn runs, and has not released it
 	given   bool // back, by its user
 }
 
@@ -304,10 +304,8 @@ func (w *world) onServer(l *lock, x *wait, c *call, work func()) {
 	holder, _ := before.holder(l)
 	if c.function == "lock_release" && holder == c.token {
 		x.released = time.Now()
-		for h := range l.holds {
-			if h.inDo && !h.given && h.Token() == c.token && h.p == c.p && !x.own {
-				w.fail(closes, "%s is given back while fn runs", c.token)
-			}
+		if h := x.working; h != nil && !h.given && h.Fence() == x.grantedAs {
+			w.fail(closes, "%s is given back while fn runs", c.token)
 		}
 	}
 

@@ -95,6 +95,7 @@ type process struct {
 	kill   context.CancelFunc
 
 	// Guarded by w.mu.
+	waiting int // calls of Acquire and TryAcquire
 	closing bool
 	closed  chan struct{}
 	silent  chan struct{} // closed when the link works again; nil: it does
@@ -131,7 +132,7 @@ func newWorld(seed uint64, steps *atomic.Int64) *world {
 		}
 	}
 	if w.has("rate") {
-		w.rate = []float64{0.0005, 0.001, 0.01, 0.02, -0.0005, -0.02}[w.rnd.IntN(6)]
+		w.rate = []float64{0.0005, 0.01, 0.02, 0.02, -0.0005, -0.02}[w.rnd.IntN(6)]
 		w.maxRate = max(w.rate, 0)
 	}
 	if w.maxRate <= 0.001 {
@@ -252,8 +253,10 @@ func (w *world) close(p *process) {
 	start := time.Now()
 	p.locker.Close()
 	w.note("process %d: closed after %v", p.id, time.Since(start))
+	took := time.Since(start)
+	time.Sleep(300 * time.Millisecond) // for those who wait to have left
 	w.mu.Lock()
-	w.judgeClose(p, time.Since(start))
+	w.judgeClose(p, took)
 	w.mu.Unlock()
 	close(p.closed)
 }
