@@ -380,10 +380,10 @@ func (l *Lock) replicated(ctx context.Context, n int, timeout time.Duration) err
 func (l *Lock) replicating(t term, holds bool) {
 	l.mu.Lock()
 	first := !holds && l.leave(lost, errTaken)
-	// It is renewed meanwhile, as a connection and the replicas may take longer than the lease: a later
-	// term stays.
-	if confirmed := l.lease.confirmed(t); l.stage == held && !confirmed.term.deadline().Before(l.lease.term.deadline()) {
-		l.setLease(confirmed)
+	// It is renewed meanwhile, as a connection and the replicas may take longer than the lease: a term
+	// that was asked for later stays, also if it ends sooner (with the maximum hold).
+	if l.stage == held && !t.from.Before(l.lease.term.from) {
+		l.setLease(l.lease.confirmed(t))
 		l.schedule()
 	}
 	l.mu.Unlock()
