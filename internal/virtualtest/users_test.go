@@ -99,8 +99,12 @@ func (u *user) request() (context.Context, context.CancelFunc) {
 	return context.WithCancel(ctx)
 }
 
-// waits notes that a call waits, until the function that it returns is called.
+// waits notes that a call waits, until the function that it returns is called. With replicas it may also
+// be about to release what it got.
 func (u *user) waits() (over func()) {
+	if u.wants.replicas > 0 {
+		return func() {}
+	}
 	add := func(n int) {
 		u.w.mu.Lock()
 		defer u.w.mu.Unlock()
