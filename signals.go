@@ -134,7 +134,7 @@ func (h *hub) listen(w *waiter, signals string) {
 		if h.l.ctx.Err() != nil {
 			return
 		}
-		on = &listener{}
+		on = &listener{idle: func() {}} // nothing is popped yet
 		h.listeners[signals] = on
 		h.used[signals] = struct{}{}
 		h.running.Add(1)
