@@ -82,7 +82,7 @@ var _ = Describe("an address that is repointed while the old connections live on
 		Expect(MustAcquire(ctx, locker, "x", redislock.WithReplicas(1, Soon)).Release(ctx)).To(Succeed())
 	})
 
-	It("a holder and a waiter go on by themselves, and leave the demoted server for good", NodeTimeout(time.Minute), func(ctx SpecContext) {
+	It("a holder and a waiter go on by themselves, and leave the demoted server for good", NodeTimeout(2*time.Minute), func(ctx SpecContext) {
 		var lockers []*redislock.Locker
 		var clients []rueidis.Client
 		for _, name := range []string{"holder", "waiter"} {
