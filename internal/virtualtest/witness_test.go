@@ -305,7 +305,9 @@ func (w *world) onServer(l *lock, x *wait, c *call, work func()) {
 	if c.function == "lock_release" && holder == c.token {
 		x.released = time.Now()
 		if h := x.working; h != nil && !h.given && h.Fence() == x.grantedAs {
-			w.fail(closes, "%s is given back while fn runs", c.token)
+			if deadline, finite := h.Deadline(); !finite || time.Now().Before(deadline) {
+				w.fail(closes, "%s is given back while fn runs", c.token)
+			}
 		}
 	}
 
