@@ -1,3 +1,7 @@
+//go:build !race
+
+// The race detector has nothing to say of mutants, and would take ten times as long.
+
 package virtualtest
 
 import (
@@ -114,9 +118,6 @@ var mutants = []mutant{
 
 // TestMutants: each mistake is caught.
 func TestMutants(t *testing.T) {
-	if short || testing.Short() {
-		t.Skip("it takes a minute or two, and the race detector has nothing to say of it")
-	}
 	root, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)
