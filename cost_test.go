@@ -75,8 +75,13 @@ var _ = OnEachTopology("the function library", func() {
 			Expect(l.Release("guard")).To(Equal(int64(2)))
 			Expect(l.Int("ZCARD", l.Queue)).To(Equal(int64(dead)))
 			l.Past(ctx, l.Now()+1)
-			calls := spent(func() { Expect(l.Acquire("new", Long, Long)).To(Queued(1)) })
-			Expect(calls).To(BeNumerically("<=", dead/100*4+20))
+			calls := spent(func() {
+				for range 3 { // none drops more than 4,000
+					l.Acquire("new", Long, Long)
+				}
+				Expect(l.Acquire("new", Long, Long)).To(Queued(1))
+			})
+			Expect(calls).To(BeNumerically("<=", dead/100*4+60))
 			Expect(l.Int("HLEN", l.State)).To(BeNumerically("<=", 4))
 			l.Pass("h", "new")
 		})
@@ -106,7 +111,7 @@ var _ = OnEachTopology("the function library", func() {
 				s := l.Inspect()
 				Expect(s.Waiting).To(Equal(int64(1_001)))
 				Expect(s.Waiters).To(HaveLen(1_000))
-			})).To(BeNumerically("<=", 10))
+			})).To(BeNumerically("<=", 30), "2 for each 100")
 		})
 	})
 })

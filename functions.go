@@ -279,7 +279,7 @@ func parseSignal(element string) (wire.Signal, bool) {
 func (f *functions) Forget(ctx context.Context, lists []string) error {
 	_, err := ending(ctx, func() (none struct{}) {
 		for _, list := range lists {
-			if f.client.Do(ctx, f.client.B().Del().Key(list).Build()).Error() != nil {
+			if f.client.Do(ctx, f.client.B().Unlink().Key(list).Build()).Error() != nil {
 				return // they expire
 			}
 		}

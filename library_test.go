@@ -33,7 +33,7 @@ var signatures = []signature{
 // textOf says which text of lua/lock.lua has which version.
 const (
 	textOf  = "1.0.0"
-	textSum = "eef2c29c9f400c18cc86b7e0df3e0ecaef1e287160dfad851b07d8dfe0bbaee3"
+	textSum = "02724e63cf81b094ea08e915ddcbd4ff572afe2bc5baf558d2d96701c535142f"
 )
 
 // libraryAt is a lock of this spec's own, at a server that has the library.

@@ -64,7 +64,6 @@ var _ = OnEachTopology("the function library", func() {
 			Expect(l.Int("EXISTS", l.Lock)).To(BeZero())
 			Expect(l.Acquire("new", Long, 0)).To(Busy())
 			Expect(l.Acquire("b", Long, Long)).To(Queued(2))
-			Expect(l.Reset()).To(Equal(int64(0)))
 			Expect(l.As("elsewhere").Acquire("a", Long, Long)).To(Hold())
 			l.Pass("a", "b")
 		})

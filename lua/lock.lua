@@ -15,7 +15,9 @@
 --                               since   when the queue began, or this hash did because an older one
 --                                       was lost, ms: who is missing below has called then
 --                               @TOKEN  CALLED_MS WAIT_MS LEASE_MS SIGNAL of a waiting token
---   SIGNAL              list    where a client is told; an element is FENCE DEADLINE_MS TOKEN
+--   SIGNAL              list    where a client is told; an element is FENCE DEADLINE_MS TOKEN.
+--                               Its name is P-signal:... if the lock's is P:..., or it contains
+--                               the lock's {NAME}
 --
 -- What always holds:
 --
@@ -25,7 +27,10 @@
 --     after a lease ran out, or where the first waiter could not be told.
 --   * A lease that was handed over lasts CLAIM_MS at most until its holder has called again.
 --   * A waiter is dropped when it reaches the front, if WAIT_MS passed since its last call, or if
---     its client left a signal unread past the deadline and has not called since.
+--     its client left a signal unread past the deadline and has not called since; or if it
+--     cannot be told and is CLAIM_MS late for a check-in while the lock is free.
+--   * A signal goes only into a list that is one by its name and by its oldest element: whoever
+--     writes into lock-state cannot have a caller with more rights write elsewhere.
 --   * Fencing tokens grow: max(last + 1, server time in microseconds).
 --   * Every key has a TTL, but lock and state while somebody holds without expiry; if that lock
 --     is deleted by hand, the state until the next call.
@@ -37,11 +42,24 @@ local VERSION = '1.0.0'
 
 local CLAIM_MS = 2000       -- a handed-over lease, until its holder has called
 local HEAD_CHECK_MS = 1000  -- the first in the queue looks that often; the tenth, every 10 s
+local SILENCE_MS = 10000    -- by then whoever cannot be told has to have looked
 local MEMORY_MS = 600000    -- lock-state outlives the last user by this: the memory of the fence
 local MAX_EXACT = 2 ^ 53    -- a larger number is not one of ours
-local MAX_DIGITS = 13       -- the longest number taken: 10^13 ms are 317 years
-local DROP_BATCH = '100'    -- waiters looked at together, if the first one is to be dropped
+
+-- The limits of a call, and of what is taken for written by one: so they bound how long a call
+-- holds the server.
+local TOKEN_MAX = 16384     -- bytes
+local KEY_MAX = 8192        -- bytes of the name of each key
+local NUMBER_MAX = {        -- of 13 digits at most
+  LEASE_MS = 9999999999999, -- 317 years
+  WAIT_MS = 86400000,       -- a day
+}
+local ENTRY_MAX = KEY_MAX + 64
+local BATCH = 100           -- waiters looked at together, if the first one is to be dropped
+local LOOKS_MAX = 4000      -- waiters looked at in one call; a batch counts as ten more, and each
+                            -- 256 bytes of a token as one
 local LIST_MAX = 1000       -- lock_inspect lists so many waiters; it counts all of them
+local LIST_BYTES = 2 ^ 20   -- and ends with the batch that exceeds this
 
 -- What a call must look like; the names are those of the error texts.
 local ACQUIRE = {
@@ -83,8 +101,12 @@ local function misuse(usage, keys, args)
     return string.format('expected %d arguments (%s), got %d',
       #usage.args, table.concat(usage.args, ' '), #args)
   end
-  for i = 2, #keys do
+  for i = 1, #keys do
     local key = keys[i]
+    if #key > KEY_MAX then
+      return string.format('key %s must have %d bytes at most, has %d',
+        usage.keys[i], KEY_MAX, #key)
+    end
     for j = 1, i - 1 do
       if key == keys[j] then
         return string.format('keys %s and %s must differ', usage.keys[j], usage.keys[i])
@@ -96,10 +118,12 @@ local function misuse(usage, keys, args)
     if name == 'TOKEN' then
       if value == '' then
         return 'TOKEN must not be empty'
+      elseif #value > TOKEN_MAX then
+        return string.format('TOKEN must have %d bytes at most, has %d', TOKEN_MAX, #value)
       end
-    elseif #value > MAX_DIGITS or not string.find(value, '^%d+$') then
-      return string.format('%s must be a whole number of milliseconds, %d digits at most, got "%s"',
-        name, MAX_DIGITS, (string.gsub(string.sub(value, 1, 40), '[^ -~]', '?')))
+    elseif #value > 13 or not string.find(value, '^%d+$') or value + 0 > NUMBER_MAX[name] then
+      return string.format('%s must be a whole number of milliseconds, %s at most, got "%s"',
+        name, decimal(NUMBER_MAX[name]), (string.gsub(string.sub(value, 1, 40), '[^ -~]', '?')))
     end
   end
 end
@@ -141,8 +165,12 @@ end
 -- What the state says of a waiter. Without an entry (the hash was lost) its signal is nil, and it
 -- has CLAIM_MS to call and be known again.
 local function waiter_of(c, token, entry)
-  local called, wait, lease, signal = string.match(entry or '', '^(%d+) (%d+) (%d+) (.*)$')
-  if not called or #called > MAX_DIGITS or #wait > MAX_DIGITS or #lease > MAX_DIGITS then
+  local called, wait, lease, signal
+  if entry and #entry <= ENTRY_MAX then
+    called, wait, lease, signal = string.match(entry, '^(%d+) (%d+) (%d+) (.*)$')
+  end
+  if not called or #called > 13 or wait + 0 > NUMBER_MAX.WAIT_MS
+    or lease + 0 > NUMBER_MAX.LEASE_MS then
     c.since = c.since or stored(redis.call('HGET', c.state, 'since')) or c.now
     called, wait, lease, signal = c.since, CLAIM_MS, CLAIM_MS, nil
   end
@@ -151,6 +179,11 @@ end
 
 local function lapsed(c, waiter)
   return c.now > waiter.called + waiter.wait
+end
+
+-- Whether a waiter is as late for a check-in as one that was handed the lock may be.
+local function silent(c, waiter)
+  return c.now > waiter.called + math.min(waiter.wait / 3, SILENCE_MS) + CLAIM_MS
 end
 
 -- Removes the first n tokens of the queue, which are these.
@@ -174,24 +207,34 @@ local function leave(c, token)
   return true
 end
 
+-- Some waiter that was not looked at: it may live, so nobody takes the lock, until another call.
+local UNSEEN = {}
+
 -- Fills in c.fence and c.first, the first waiter that is alive as far as known; those before it are
 -- dropped. For who asks to queue (c.asks) also c.last and c.mine, its entry. c.dead has the signal
 -- lists that were found unread, each with the deadline: who uses one and has not called since is
--- dropped. The caller is alive. Each waiter is dropped once, so the cost is amortised.
+-- dropped. The caller is alive. Each waiter is dropped once, so the cost is amortised. If more are
+-- dead than one call may drop, c.first is UNSEEN.
 local function find_first(c)
   local last = '0'
   while true do
+    if c.looks <= 0 then
+      c.first = UNSEEN
+      return
+    end
     local tokens = redis.call('ZRANGE', c.queue, '0', last)
+    c.looks = c.looks - #tokens - 10
     if #tokens == 0 then
       c.fence = stored(redis.call('HGET', c.state, 'fence')) or 0
       c.first = nil
       return
     end
     tell_time(c)
-    local fields = c.asks and { 'fence', 'last', '@' .. c.token, '@' .. tokens[1] }
-      or { 'fence', '@' .. tokens[1] }
-    local more = #fields - 1
-    for i = 2, #tokens do
+    local fields = c.asks and { 'fence', 'last', '@' .. c.token } or { 'fence' }
+    local more = #fields
+    for i = 1, #tokens do
+      c.looks = c.looks - #tokens[i] / 256
+      tokens[i] = string.sub(tokens[i], 1, TOKEN_MAX + 1) -- a longer one is none of ours
       fields[more + i] = '@' .. tokens[i]
     end
     local values = redis.call('HMGET', c.state, unpack(fields))
@@ -205,23 +248,30 @@ local function find_first(c)
       local waiter = waiter_of(c, token, values[more + i])
       local unread_since = c.dead[waiter.signal or '']
       local dead = unread_since and waiter.called <= unread_since and token ~= c.token
-      if not dead and not lapsed(c, waiter) then
+      if not dead and not lapsed(c, waiter) and #token <= TOKEN_MAX then
         drop_first(c, tokens, i - 1)
         c.first = waiter
         return
       end
     end
     drop_first(c, tokens, #tokens)
-    last = DROP_BATCH
+    last = BATCH - 1
   end
+end
+
+-- Who holds the lock, '' if nobody does. No more of a value is read than makes it none of ours.
+local function holder_of(lock)
+  return redis.call('GETRANGE', lock, 0, TOKEN_MAX)
 end
 
 -- The lock as it is: c.holder (false: free), and what find_first finds.
 local function look(keys, token, asks)
+  local holder = holder_of(keys[1])
   local c = {
     lock = keys[1], queue = keys[2], state = keys[3], token = token, asks = asks,
-    holder = redis.call('GET', keys[1]),
+    holder = holder ~= '' and holder, looks = LOOKS_MAX,
     dead = {}, fence = nil, first = nil, last = nil, mine = nil, -- by find_first
+    unblocks = false, -- by reset
     now = nil, micros = nil, micros_text = nil, -- by tell_time
   }
   find_first(c)
@@ -246,31 +296,60 @@ local function hold(c, lease)
   end
 end
 
+-- Whether a list is a signal list of this lock or prefix, by its name.
+local function is_signal_list(lock, list)
+  local prefix = string.match(list, '^(.-)%-signal:')
+  if prefix and string.sub(lock, 1, #prefix + 1) == prefix .. ':' then
+    return true
+  end
+  local tag = string.match(lock, '{.-}')
+  return tag and tag ~= '{}' and string.find(list, tag, 1, true)
+end
+
+-- Pushes a signal to a waiter. Returns whether that was possible; if not because its client is
+-- dead, also the deadline of the signal that this client has left unread.
+--
 -- A client is dead if its oldest signal lies unread past its deadline and this waiter of it has
--- not called since: returns that deadline. If it has, the old signal is only litter: removed, so
--- that no list grows.
-local function dead_since(c, waiter)
-  local oldest = redis.call('LINDEX', waiter.signal, 0)
-  local deadline = tonumber(string.match(oldest, '^%d+ (%d+) ')) or 0
-  if deadline >= c.now then
-    return nil
+-- not called since. If it has, the old signal is only litter: removed, so that no list grows.
+local function tell(c, waiter, signal)
+  local list = waiter.signal
+  if not list or not is_signal_list(c.lock, list) then
+    return false
   end
-  if waiter.called > deadline then
-    redis.call('LPOP', waiter.signal)
-    return nil
+  -- The only step that can be refused comes first: nothing would be rolled back.
+  local unread = redis.pcall('RPUSH', list, signal)
+  if type(unread) == 'table' then
+    return false
   end
-  return deadline
+  local deadline
+  if unread > 1 then
+    deadline = tonumber(string.match(redis.call('LINDEX', list, 0), '^%d+ (%d+) .'))
+    if not deadline then -- somebody else's list
+      redis.call('RPOP', list)
+      return false
+    end
+  end
+  -- An unread signal proves death for as long as its client's other waiters keep a place.
+  redis.call('PEXPIRE', list, decimal(CLAIM_MS + waiter.wait))
+  if deadline and deadline < c.now then
+    if waiter.called <= deadline then
+      redis.call('RPOP', list)
+      return false, deadline
+    end
+    redis.call('LPOP', list)
+  end
+  return true
 end
 
 -- Gives the lock, which is free or being given up, to the first live waiter, by signal and with a
 -- short lease. Stops at the caller: that one needs no signal. Returns the waiter that is next, nil
--- if nobody waits, and the lease that it was given, nil if it was not: it is the caller, or it
--- cannot be told (its entry was lost, or the server refuses a key that the call did not declare)
--- and takes the free lock when it checks in.
+-- if nobody waits, and the lease that it was given, nil if it was not: it is the caller, or UNSEEN,
+-- or it cannot be told (its entry was lost, its list is none of this lock's, or the server refuses
+-- a key that the call did not declare) and takes the free lock when it checks in.
 local function hand_over(c)
   while c.first and c.first.token ~= c.token do
     local waiter = c.first
-    if not waiter.signal then
+    if waiter == UNSEEN then
       return waiter
     end
     local lease = CLAIM_MS
@@ -278,28 +357,25 @@ local function hand_over(c)
       lease = math.min(waiter.lease, CLAIM_MS)
     end
     local fence, fence_text = after(c, c.fence)
-    -- The only step that can be refused comes first: nothing would be rolled back.
-    local unread = redis.pcall('RPUSH', waiter.signal,
+    local told, unread_since = tell(c, waiter,
       fence_text .. ' ' .. decimal(c.now + lease) .. ' ' .. waiter.token)
-    if type(unread) == 'table' then
-      return waiter
-    end
-    -- An unread signal proves death for as long as its client's other waiters keep a place.
-    redis.call('PEXPIRE', waiter.signal, decimal(CLAIM_MS + waiter.wait))
-    local deadline = unread > 1 and dead_since(c, waiter)
-    if deadline then
-      redis.call('RPOP', waiter.signal)
-      c.dead[waiter.signal] = deadline
-      find_first(c)
-    else
+    if told then
       redis.call('SET', c.lock, waiter.token, 'PX', decimal(lease))
-      redis.call('ZREM', c.queue, waiter.token)
-      redis.call('HDEL', c.state, '@' .. waiter.token)
+      leave(c, waiter.token)
       redis.call('HSET', c.state, 'fence', fence_text)
       c.fence = fence
       redis.call('PEXPIRE', c.state, decimal(math.max(waiter.lease, waiter.wait) + MEMORY_MS))
       return waiter, lease
     end
+    if unread_since then
+      c.dead[waiter.signal] = unread_since
+    elseif c.unblocks or silent(c, waiter) then
+      c.unblocks = false
+    else
+      return waiter
+    end
+    leave(c, waiter.token)
+    find_first(c)
   end
   return c.first
 end
@@ -308,7 +384,7 @@ end
 local function give_up(c)
   local _, lease = hand_over(c)
   if not lease then
-    redis.call('DEL', c.lock)
+    redis.call('UNLINK', c.lock)
     redis.call('PEXPIRE', c.state, MEMORY_MS)
   end
 end
@@ -345,7 +421,7 @@ local function enqueue(c, signal, lease, wait)
     new = count == 0
     if count > #{ 'fence', 'last', 'since' } then
       -- A queue that expired or was deleted left its entries behind: start the hash anew.
-      redis.call('DEL', c.state)
+      redis.call('UNLINK', c.state)
       new = true
       fields[5], fields[6] = 'fence', decimal(c.fence)
     end
@@ -423,6 +499,9 @@ local function acquire(keys, args)
       redis.call('PEXPIRE', c.state, math.max(left, wait) + MEMORY_MS)
     end
   end
+  if left == 0 and c.first == UNSEEN then
+    check_in = 1 -- to go on
+  end
   return { 0, position, math.max(1, check_in), c.now }
 end
 
@@ -465,7 +544,8 @@ local function extend(keys, args)
 end
 
 -- Takes the lock away from whoever holds it, for the operator of a stuck one. The former holder
--- learns it at its next renewal; what it still writes, only the fencing token keeps out.
+-- learns it at its next renewal; what it still writes, only the fencing token keeps out. If the
+-- lock is free and its first waiter cannot be told, that one blocks it: it loses its place.
 --
 -- KEYS  lock queue state
 --
@@ -473,6 +553,7 @@ end
 -- 0  nobody held it
 local function reset(keys)
   local c = look(keys, '')
+  c.unblocks = not c.holder
   give_up(c)
   return c.holder and 1 or 0
 end
@@ -485,36 +566,44 @@ end
 -- fence    the last fencing token given out (the holder's, if there is one), 0 if not known
 -- ttl_ms   what is left of the lease; -1: never expires, -2: nobody holds the lock
 -- waiting  how many wait
--- waiters  the first 1,000, each: token, waited_ms, lapses_in_ms, lease_ms, signal ('' if lost)
+-- waiters  the first 1,000, fewer if their tokens are long, each: token, waited_ms, lapses_in_ms,
+--          lease_ms, signal ('' if lost)
 -- now_ms   the server's time
 local function inspect(keys)
   local c = { state = keys[3] }
   tell_time(c)
   local waiting = redis.call('ZCARD', keys[2])
-  local places = redis.call('ZRANGE', keys[2], 0, LIST_MAX - 1, 'WITHSCORES')
-  local waiters = {}
-  local fields = { 'fence' }
-  for i = 1, #places, 2 do
-    fields[#fields + 1] = '@' .. places[i]
-  end
-  local values = redis.call('HMGET', keys[3], unpack(fields))
-  for i = 1, #places, 2 do
-    local waiter = waiter_of(c, places[i], values[(i + 3) / 2])
-    if lapsed(c, waiter) then
-      waiting = waiting - 1
-    else
-      waiters[#waiters + 1] = {
-        waiter.token,
-        math.max(0, c.now - math.floor((stored(places[i + 1]) or c.micros) / 1000)),
-        waiter.called + waiter.wait - c.now,
-        waiter.lease,
-        waiter.signal or '',
-      }
+  local waiters, bytes = {}, 0
+  for from = 0, LIST_MAX - BATCH, BATCH do
+    local places = redis.call('ZRANGE', keys[2], from, from + BATCH - 1, 'WITHSCORES')
+    local fields = {}
+    for i = 1, #places, 2 do
+      fields[#fields + 1] = '@' .. string.sub(places[i], 1, TOKEN_MAX + 1)
+    end
+    local values = #fields > 0 and redis.call('HMGET', keys[3], unpack(fields)) or {}
+    for i = 1, #values do
+      local token, score = places[2 * i - 1], places[2 * i]
+      local waiter = waiter_of(c, token, values[i])
+      if lapsed(c, waiter) or #token > TOKEN_MAX then
+        waiting = waiting - 1
+      else
+        waiters[#waiters + 1] = {
+          token,
+          math.max(0, c.now - math.floor((stored(score) or c.micros) / 1000)),
+          math.min(waiter.called + waiter.wait - c.now, NUMBER_MAX.WAIT_MS),
+          waiter.lease,
+          waiter.signal or '',
+        }
+      end
+      bytes = bytes + #token + #(values[i] or '')
+    end
+    if #fields < BATCH or bytes > LIST_BYTES then
+      break
     end
   end
   return {
-    'holder', redis.call('GET', keys[1]) or '',
-    'fence', stored(values[1]) or 0,
+    'holder', holder_of(keys[1]),
+    'fence', stored(redis.call('HGET', keys[3], 'fence')) or 0,
     'ttl_ms', redis.call('PTTL', keys[1]),
     'waiting', waiting,
     'waiters', waiters,

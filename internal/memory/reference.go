@@ -15,7 +15,13 @@ const (
 	Claim     = 2_000 // of a handed-over lease, at most
 	headCheck = 1_000
 	Memory    = 600_000 // of the state, after the last use
+	Silence   = 10_000  // a check-in is due by then
 	listMax   = 1_000   // waiters
+
+	TokenMax = 16_384 // bytes
+	KeyMax   = 8_192
+	leaseMax = 9_999_999_999_999
+	waitMax  = 86_400_000
 )
 
 // Server is all that a server knows. It is not safe for concurrent use. A key's end is the last
@@ -58,6 +64,7 @@ type list struct {
 type signal struct {
 	fence, deadline int64
 	token           string
+	other           string // if it is none, the whole element
 }
 
 // New returns an empty server, whose library says that it has this version.
@@ -87,6 +94,8 @@ type call struct {
 	token  string
 	may    func(key string) bool
 	unread map[string]int64 // lists of dead clients: the deadline of the signal that they never read
+
+	unblocks bool // the first waiter loses its place if it cannot be told
 }
 
 // Arguments of each function: how many keys and words it takes.
@@ -101,10 +110,10 @@ var wholeNumber = regexp.MustCompile(`^[0-9]{1,13}$`)
 // lists that the call did not declare. The reply is an int64, a string, a Failure, or a []any of these.
 func (s *Server) Call(function string, keys, args []string, may func(string) bool) any {
 	want := Arguments[function]
-	if len(keys) != want.Keys || len(args) != want.Args || len(args) > 0 && args[0] == "" {
+	if len(keys) != want.Keys || len(args) != want.Args || len(args) > 0 && (args[0] == "" || len(args[0]) > TokenMax) {
 		return Failure("LOCKARG")
 	}
-	if len(slices.Compact(slices.Sorted(slices.Values(keys)))) < len(keys) {
+	if slices.ContainsFunc(keys, func(key string) bool { return len(key) > KeyMax }) || len(slices.Compact(slices.Sorted(slices.Values(keys)))) < len(keys) {
 		return Failure("LOCKARG")
 	}
 	var numbers [2]int64
@@ -113,6 +122,9 @@ func (s *Server) Call(function string, keys, args []string, may func(string) boo
 			return Failure("LOCKARG")
 		}
 		numbers[i-1], _ = strconv.ParseInt(args[i], 10, 64)
+		if numbers[i-1] > []int64{leaseMax, waitMax}[i-1] {
+			return Failure("LOCKARG")
+		}
 	}
 	if function == "lock_version" {
 		return s.version
@@ -206,6 +218,7 @@ func (c *call) reset() (taken int64) {
 	if c.holder != "" {
 		taken = 1
 	}
+	c.unblocks = taken == 0
 	c.giveUp()
 	return taken
 }
@@ -220,7 +233,7 @@ func (c *call) inspect() any {
 			continue
 		}
 		waiters = append(waiters, []any{
-			p.token, max(0, c.now()-p.score/1000), e.called + e.wait - c.now(), e.lease, e.signal,
+			p.token, max(0, c.now()-p.score/1000), min(e.called+e.wait-c.now(), waitMax), e.lease, e.signal,
 		})
 	}
 	ttl := int64(-2)
@@ -254,6 +267,22 @@ func (c *call) entryOf(token string) entry {
 }
 
 func (c *call) lapsed(e entry) bool { return c.now() > e.called+e.wait }
+
+// silent: it is so late for its check-in as a waiter that was handed the lock may be.
+func (c *call) silent(e entry) bool { return c.now() > e.called+min(e.wait/3, Silence)+Claim }
+
+// canTell: the server lets this caller push to the list, and it is a signal list of the lock or prefix, by its name and
+// by its oldest element.
+func (c *call) canTell(list string) bool {
+	prefix, _, named := strings.Cut(list, "-signal:")
+	ours := named && strings.HasPrefix(c.lockKey, prefix+":")
+	_, rest, _ := strings.Cut(c.lockKey, "{")
+	if tag, _, closed := strings.Cut(rest, "}"); closed && tag != "" && strings.Contains(list, "{"+tag+"}") {
+		ours = true
+	}
+	l := c.lists[list]
+	return ours && !c.strange[list] && c.may(list) && (l == nil || l.signals[0].other == "")
+}
 
 // first returns the first live waiter, "" if there is none. The dead before it lose their places.
 func (c *call) first() string {
@@ -303,9 +332,17 @@ func (c *call) hold(lease int64) any {
 func (c *call) handOver() (next string, lease int64) {
 	for {
 		token := c.first()
-		e, known := c.entries[token]
-		if token == "" || token == c.token || !known || c.strange[e.signal] || !c.may(e.signal) {
+		if token == "" || token == c.token {
 			return token, 0
+		}
+		e := c.entryOf(token)
+		if !c.canTell(e.signal) {
+			if !c.unblocks && !c.silent(e) {
+				return token, 0
+			}
+			c.unblocks = false
+			c.remove(token)
+			continue
 		}
 		lease = Claim
 		if e.lease > 0 {
@@ -325,7 +362,7 @@ func (c *call) handOver() (next string, lease int64) {
 				l.signals = l.signals[1:]
 			}
 		}
-		l.signals = append(l.signals, signal{c.nextFence(), c.now() + lease, token})
+		l.signals = append(l.signals, signal{fence: c.nextFence(), deadline: c.now() + lease, token: token})
 		c.raiseFence()
 		c.remove(token)
 		c.holder, c.holderEnd = token, c.now()+lease
@@ -407,6 +444,9 @@ func (s *Server) Pop(name string) any {
 }
 
 func (s signal) String() string {
+	if s.other != "" {
+		return s.other
+	}
 	return strconv.FormatInt(s.fence, 10) + " " + strconv.FormatInt(s.deadline, 10) + " " + s.token
 }
 
@@ -426,6 +466,16 @@ func (s *Server) Delete(name string) {
 		}
 	}
 	s.forgetEmpty()
+}
+
+// Stuff appends to a list what is no signal.
+func (s *Server) Stuff(name, element string) {
+	l := s.lists[name]
+	if l == nil {
+		l = &list{}
+		s.lists[name] = l
+	}
+	l.signals = append(l.signals, signal{other: element})
 }
 
 // Spoil replaces a key by one of another type.

@@ -2,6 +2,7 @@ package model_test
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,7 +15,12 @@ const (
 	most     = 1 << 53 // a fence, at most
 	slack    = 2       // ms that two readings of a clock may differ by
 	listMost = 1000    // waiters that lock_inspect lists
+
+	tokenMost = 16_384 // bytes
+	keyMost   = 8192
 )
+
+var numberMost = map[string]int64{"LEASE_MS": 9_999_999_999_999, "WAIT_MS": 86_400_000}
 
 // signature is what the contract says of a function.
 type signature struct {
@@ -144,12 +150,17 @@ func (v *verdict) expected() (class, about string) {
 		return "LOCKARG", fmt.Sprintf("expected %d arguments", len(v.args))
 	}
 	for i := range keys {
-		if slices.Index(keys, keys[i]) < i {
+		switch {
+		case len(keys[i]) > keyMost:
+			return "LOCKARG", "key " + v.keys[i] + " must have"
+		case slices.Index(keys, keys[i]) < i:
 			return "LOCKARG", v.keys[i] + " must differ"
 		}
 	}
 	for i, name := range v.args {
-		if bad := name == "TOKEN" && args[i] == "" || name != "TOKEN" && (digits(args[i]) < 0 || len(args[i]) > 13); bad {
+		n := digits(args[i])
+		if most, isNumber := numberMost[name]; isNumber && (n < 0 || n > most || len(args[i]) > 13) ||
+			!isNumber && (args[i] == "" || len(args[i]) > tokenMost) {
 			return "LOCKARG", name
 		}
 	}
@@ -321,7 +332,8 @@ func (v *verdict) numbered() (class string, err error) {
 func (v *verdict) wrote() error {
 	gone := map[string]bool{}
 	for _, token := range v.before.members(v.queue) {
-		gone[token] = v.name != "lock_acquire" || v.lasts(digits(v.wait)) // else the queue's time may be up
+		// Else the queue's time may be up; and of a token that no function wrote, the entry stays as long as the state.
+		gone[token] = (v.name != "lock_acquire" || v.lasts(digits(v.wait))) && len(token) <= tokenMost
 	}
 	for _, token := range v.after.members(v.queue) {
 		gone[token] = false
@@ -338,6 +350,14 @@ func (v *verdict) wrote() error {
 			return fmt.Errorf("%q is new and never expires", key)
 		}
 	}
+	for key, k := range v.before.keys {
+		if key == v.lock || key == v.queue || key == v.hash || v.expiring(key) {
+			continue
+		}
+		if now := v.after.keys[key]; !v.isSignalList(key) && (now.expires != k.expires || !slices.Equal(now.items, k.items)) {
+			return fmt.Errorf("%q is no signal list of this lock, and was changed", key)
+		}
+	}
 	was, held := v.before.text(v.lock)
 	is, holds := v.after.text(v.lock)
 	if !holds || held && is == was || v.name == "lock_acquire" && is == v.token {
@@ -352,7 +372,7 @@ func (v *verdict) wrote() error {
 		return fmt.Errorf("handed to %q, which did not wait", is)
 	case slices.Contains(v.after.members(v.queue), is):
 		return fmt.Errorf("handed to %q, which still waits", is)
-	case len(parts) < 4:
+	case len(parts) < 4 || !v.isSignalList(parts[3]):
 		return fmt.Errorf("handed to %q, which cannot be told", is)
 	case deadline < 0 || deadline > v.after.micros/1000+claim+slack:
 		return fmt.Errorf("handed over for longer than %d ms", claim)
@@ -372,6 +392,18 @@ func (v *verdict) wrote() error {
 		return fmt.Errorf("handed to %q with the signal %q", is, told)
 	}
 	return nil
+}
+
+// isSignalList goes by the name of a list and by its oldest element.
+func (v *verdict) isSignalList(list string) bool {
+	prefix, _, named := strings.Cut(list, "-signal:")
+	tag := regexp.MustCompile(`^[^{]*({[^}]+})`).FindStringSubmatch(v.lock)
+	byPrefix := named && strings.HasPrefix(v.lock, prefix+":")
+	if !byPrefix && (tag == nil || !strings.Contains(list, tag[1])) {
+		return false
+	}
+	items := v.before.keys[list].items
+	return len(items) == 0 || v.expiring(list) || regexp.MustCompile(`(?s)^[0-9]+ [0-9]+ .`).MatchString(items[0])
 }
 
 func (v *verdict) inspected() error {
@@ -412,8 +444,8 @@ func (v *verdict) inspected() error {
 		switch {
 		case err != nil || !isToken || !isSignal || i < 0:
 			return fmt.Errorf("not a waiter, or not in this order: %v", one)
-		case slices.Min(numbers) < 0:
-			return fmt.Errorf("a waiter with a negative number: %v", one)
+		case slices.Min(numbers) < 0 || numbers[1] > numberMost["WAIT_MS"] || numbers[2] > numberMost["LEASE_MS"]:
+			return fmt.Errorf("a waiter with a number out of its bounds: %v", one)
 		case signal != "" && !strings.HasSuffix(v.before.hash(v.hash)["@"+token], " "+signal):
 			return fmt.Errorf("another signal: %v", one)
 		}

@@ -28,7 +28,7 @@ func waits(how byte, token string, fields [4]string, signal string) []byte {
 }
 
 func live(token string) []byte {
-	return waits(0, token, [4]string{"micros-60000000", "now", "600000", "5000"}, "Y")
+	return waits(0, token, [4]string{"micros-60000000", "now", "600000", "5000"}, keyTable[4])
 }
 
 func field(name, number string) []byte {
@@ -39,7 +39,7 @@ func unread(list, deadline string) []byte {
 	return join([]byte{signals}, key(list), []byte{0}, num("1"), num(deadline), tok("a"))
 }
 
-func holds(token string) []byte { return join([]byte{setKey}, key("L"), tok(token)) }
+func holds(token string) []byte { return join([]byte{setKey}, key(keyTable[0]), tok(token)) }
 
 // calls is what is asked of each garbage: by a newcomer, the holder, the waiter; all of it, each from the same start.
 var calls = [][]byte{
@@ -80,13 +80,13 @@ func garbage(number string) [][]byte {
 		join(waits(noEntry, "a", [4]string{score}, ""), field("since", number)),
 		join(waits(noEntry, "a", [4]string{score}, ""), waits(noEntry, "c", [4]string{score}, ""), field("last", number)),
 		join(live("a"), field("@a", number)),
-		waits(0, "a", [4]string{number, now, wait, lease}, "Y"),
+		waits(0, "a", [4]string{number, now, wait, lease}, keyTable[4]),
 		waits(noEntry, "a", [4]string{number}, ""),
-		waits(0, "a", [4]string{score, number, wait, lease}, "Y"),
-		waits(0, "a", [4]string{score, now, number, lease}, "Y"),
-		waits(0, "a", [4]string{score, now, wait, number}, "Y"),
-		join(live("a"), live("c"), unread("Y", number)),
-		join(waits(0, "a", [4]string{score, "now-60000", wait, lease}, "Y"), live("c"), unread("Y", number)),
+		waits(0, "a", [4]string{score, number, wait, lease}, keyTable[4]),
+		waits(0, "a", [4]string{score, now, number, lease}, keyTable[4]),
+		waits(0, "a", [4]string{score, now, wait, number}, keyTable[4]),
+		join(live("a"), live("c"), unread(keyTable[4], number)),
+		join(waits(0, "a", [4]string{score, "now-60000", wait, lease}, keyTable[4]), live("c"), unread(keyTable[4], number)),
 	}
 }
 
@@ -122,20 +122,22 @@ func seeds() (all [][]byte) {
 func oddities() (all [][]byte) {
 	starts := [][]byte{
 		join([]byte{crowd, 0, 5}),
+		join(live(tokenTable[15]), live("a")),
+		join(waits(0, "a", [4]string{"1", "now-60000", "600000", "5000"}, "Z"), live("b")),
 		join([]byte{crowd, lapsedEntry, 150}),
 		join([]byte{crowd, lapsedEntry, 99}),
 		join([]byte{crowd, noEntry, 20}),
 		join([]byte{crowd, noMember, 20}),
 		join([]byte{crowd, noMember, 20}, live("a")),
-		join([]byte{crowd, sharedSignal, 40}, unread("Y", "now-60000")),
-		join([]byte{crowd, sharedSignal | lapsedEntry, 40}, unread("Y", "now+60000"), live("a")),
-		waits(oddEntry, "a", [4]string{"1", "now", "30000", "0"}, "Y"),
-		waits(noMember, "a", [4]string{"1", "now", "30000", "0"}, "Y"),
-		waits(noMember, "b", [4]string{"1", "now-60000", "30000", "0"}, "Y"),
-		waits(0, "", [4]string{"1", "now", "30000", "0"}, "Y"),
-		waits(0, "h", [4]string{"1", "now", "30000", "0"}, "Y"),
-		join(waits(0, "a", [4]string{"1", "now-60000", "30000", "0"}, "Y"), live("b"), live("c")),
-		join(live("a"), []byte{expire}, key("L"), num("9999999999999")),
+		join([]byte{crowd, sharedSignal, 40}, unread(keyTable[4], "now-60000")),
+		join([]byte{crowd, sharedSignal | lapsedEntry, 40}, unread(keyTable[4], "now+60000"), live("a")),
+		waits(oddEntry, "a", [4]string{"1", "now", "30000", "0"}, keyTable[4]),
+		waits(noMember, "a", [4]string{"1", "now", "30000", "0"}, keyTable[4]),
+		waits(noMember, "b", [4]string{"1", "now-60000", "30000", "0"}, keyTable[4]),
+		waits(0, "", [4]string{"1", "now", "30000", "0"}, keyTable[4]),
+		waits(0, "h", [4]string{"1", "now", "30000", "0"}, keyTable[4]),
+		join(waits(0, "a", [4]string{"1", "now-60000", "30000", "0"}, keyTable[4]), live("b"), live("c")),
+		join(live("a"), []byte{expire}, key(keyTable[0]), num("9999999999999")),
 	}
 	for _, to := range keyTable {
 		starts = append(starts, waits(0, "a", [4]string{"1", "now", "30000", "5000"}, to))
@@ -154,7 +156,7 @@ func oddities() (all [][]byte) {
 	all = append(all,
 		join(asks("a"), []byte{call, 2}, tok("a"), num("0"), releases("a")),
 		join(asks("a"), asks("b"), asks("c"), releases("b"), releases("a"), []byte{call, 3}, asks("a"), releases("c")),
-		join(asks("a"), asks("b"), []byte{del}, key("L"), asks("c"), []byte{del}, key("S"), asks("b"), releases("b"), asks("c")),
+		join(asks("a"), asks("b"), []byte{del}, key(keyTable[0]), asks("c"), []byte{del}, key("S"), asks("b"), releases("b"), asks("c")),
 		join(asks("a"), asks("b"), []byte{del}, key("Q"), asks("c"), []byte{call, 4}, releases("a"), asks("b")),
 	)
 	for f := range byte(8) {
@@ -169,7 +171,7 @@ func oddities() (all [][]byte) {
 
 // callSeeds are a function, numkeys, and the words that follow.
 func callSeeds() (all [][]string) {
-	keys := []string{"L", "Q", "S", "X", "Y"}
+	keys := keyTable[:5]
 	for _, s := range signatures {
 		args := []string{"h", "5000", "30000", "0"}
 		for i := range s.keys {
@@ -186,6 +188,16 @@ func callSeeds() (all [][]string) {
 			}
 		}
 		good := slices.Concat([]string{strings.ToUpper(s.name), strconv.Itoa(len(s.keys))}, keys[:len(s.keys)], args[:len(s.args)])
+		if len(s.args) > 0 {
+			long := slices.Clone(good)
+			long[2+len(s.keys)] = strings.Repeat("x", tokenMost+1)
+			all = append(all, long)
+		}
+		for i := range s.keys {
+			long := slices.Clone(good)
+			long[2+i] += strings.Repeat("x", keyMost)
+			all = append(all, long)
+		}
 		for i := range len(good) - 1 {
 			for _, number := range numberTable {
 				if number != "" && (number[0] == 'n' || number[0] == 'm') && number != "nan" && number != "null" || len(number) > 100 {

@@ -180,13 +180,13 @@ func parseState(reply any) state {
 	return s
 }
 
-// text is a string key's value.
+// text is a string key's value, as far as the library reads it. An empty one is none.
 func (s state) text(key string) (string, bool) {
 	v, ok := s.keys[key]
-	if !ok {
+	if !ok || v.items[0] == "" {
 		return "", false
 	}
-	return v.items[0], true
+	return v.items[0][:min(len(v.items[0]), tokenMost+1)], true
 }
 
 // hash is what a hash holds; set and zset have no order of pairs to lose.

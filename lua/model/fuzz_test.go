@@ -23,7 +23,8 @@ const (
 	mostCalls = 8
 )
 
-var keyTable = [8]string{"L", "Q", "S", "X", "Y", "", "Z", "X\r\n\x00\xff"}
+// keyTable: the lock's keys, two lists that are signal lists by the rule, and others.
+var keyTable = [8]string{"L:{k}", "Q", "S", "L-signal:X", "Y {k}", "", "Z", "X\r\n\x00\xff{k}"}
 
 // numberTable: now and micros stand for the time.
 var numberTable = [64]string{
@@ -163,15 +164,15 @@ func (r *reader) step() (commands [][]string, isCall bool) {
 		return one("DEL", r.key()), false
 	case call:
 		s := signatures[r.byte()%6]
-		words := append([]string{"FCALL", s.name, strconv.Itoa(len(s.keys))}, keyTable[:len(s.keys)]...)
+		var args []string
 		for _, name := range s.args {
 			if name == "TOKEN" {
-				words = append(words, r.token())
+				args = append(args, r.token())
 			} else {
-				words = append(words, r.number())
+				args = append(args, r.number())
 			}
 		}
-		return one(words...), true
+		return one(asking(s.name, args...)...), true
 	case raw:
 		words := []string{"FCALL", "", r.number()}
 		f := r.byte()
@@ -194,20 +195,20 @@ func (r *reader) step() (commands [][]string, isCall bool) {
 		}
 		return one(words...), true
 	case sane:
-		times := []string{"0", "1000", "30000", "9999999999999"}
+		times := []string{"0", "1000", "30000", "86400000"}
 		token, b := r.token(), r.byte()
-		return one("FCALL", "lock_acquire", "4", "L", "Q", "S", "X", token, times[b&3], times[b>>2&3]), true
+		return one(asking("lock_acquire", token, times[b&3], times[b>>2&3])...), true
 	case crowd:
 		how, now := r.byte(), time.Now()
 		members, entries := []string{"ZADD", "Q"}, []string{"HSET", "S"}
-		called, signal := now.UnixMilli(), "Y"
+		called, signal := now.UnixMilli(), keyTable[4]
 		if how&lapsedEntry != 0 {
 			called -= 3_600_000
 		}
 		for i := range int(r.byte()) + 1 {
 			token := fmt.Sprintf("crowd%03d", i)
 			if how&sharedSignal == 0 {
-				signal = token
+				signal = "L-signal:" + token
 			}
 			members = append(members, strconv.FormatInt(now.UnixMicro()-1_000_000+int64(i), 10), token)
 			entries = append(entries, "@"+token, fmt.Sprintf("%d 30000 5000 %s", called, signal))
@@ -224,6 +225,13 @@ func (r *reader) step() (commands [][]string, isCall bool) {
 	default: // setField
 		return one("HSET", "S", [4]string{"fence", "last", "since", "@a"}[r.byte()&3], r.number()), false
 	}
+}
+
+// asking is a call on the lock of keyTable.
+func asking(function string, args ...string) []string {
+	i := slices.IndexFunc(signatures, func(s signature) bool { return s.name == function })
+	keys := keyTable[:len(signatures[i].keys)]
+	return slices.Concat([]string{"FCALL", function, strconv.Itoa(len(keys))}, keys, args)
 }
 
 // run runs a program; what it did, as lines for redis-cli, is in the error.
@@ -304,7 +312,7 @@ func (p *prey) judged(before [][]string, words []string) (reply any, err error) 
 // heals says whether the lock can be used, whatever is in the keys: a waiter's check-in keeps its place, a reset
 // works, and without the keys it is as new.
 func (p *prey) heals(before [][]string, done *[][]string) error {
-	acquire := []string{"FCALL", "lock_acquire", "4", "L", "Q", "S", "X", "new", "20000", "30000"}
+	acquire := asking("lock_acquire", "new", "20000", "30000")
 	follow := func(words ...string) (any, error) {
 		*done = append(*done, words)
 		reply, err := p.judged(before, words)
@@ -325,11 +333,11 @@ func (p *prey) heals(before [][]string, done *[][]string) error {
 			return fmt.Errorf("a check-in lost its place: %v, then %v", first, again)
 		}
 	}
-	if _, err := follow("FCALL", "lock_reset", "3", "L", "Q", "S"); err != nil {
+	if _, err := follow(asking("lock_reset")...); err != nil {
 		return err
 	}
 	// Whatever the state holds, a lock that nobody holds or wants is free.
-	for _, lost := range [][]string{{"DEL", "L", "Q", "X"}, {"DEL", "L", "Q", "S", "X"}} {
+	for _, lost := range [][]string{{"DEL", keyTable[0], "Q", keyTable[3]}, {"DEL", keyTable[0], "Q", "S", keyTable[3]}} {
 		*done = append(*done, lost)
 		before = [][]string{lost}
 		first, err = follow(acquire...)
@@ -340,7 +348,7 @@ func (p *prey) heals(before [][]string, done *[][]string) error {
 			return fmt.Errorf("a free lock is not to be had: %v", first)
 		}
 	}
-	if gone, err := follow("FCALL", "lock_release", "3", "L", "Q", "S", "new"); err != nil || gone != int64(1) {
+	if gone, err := follow(asking("lock_release", "new")...); err != nil || gone != int64(1) {
 		return fmt.Errorf("the lock is not to be released: %v, %w", gone, err)
 	}
 	return nil
@@ -399,8 +407,8 @@ func (p *prey) runCall(words []string) error {
 		return err
 	}
 	contended := [][]string{
-		{"FCALL", "lock_acquire", "4", "L", "Q", "S", "X", "h", "0", "0"},
-		{"FCALL", "lock_acquire", "4", "L", "Q", "S", "X", "a", "30000", "30000"},
+		asking("lock_acquire", "h", "0", "0"),
+		asking("lock_acquire", "a", "30000", "30000"),
 	}
 	_, err := p.judged(contended, words)
 	if err != nil {

@@ -74,7 +74,7 @@ bool astray;                    /* writes were lost or came late: who has left m
 #define acts(t) (is[t] == HOLDS && deadline[t] != OFF)
 
 hidden byte first, t, n;        /* within one step */
-hidden byte given;
+hidden byte given, blocked;
 
 /* --- What the properties need to know --- */
 
@@ -245,10 +245,19 @@ inline extend(c) {
     fi
 }
 
+/* If the lock is free, its first waiter goes where that one cannot be told: it is in the way. */
 inline reset() {
     take_away();
     find_first();
+    blocked = NONE;
+    if
+    :: holder == NONE && first != NONE && (entry[first] == UNKNOWN || refuses) ->
+        blocked = first;
+        leave(first); quits_line(blocked); find_first()
+    :: else
+    fi;
     give_up(NONE);
+    must(unblocks, first == NONE || first != blocked);
     check_passed_on()
 }
 

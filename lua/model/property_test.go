@@ -318,6 +318,21 @@ func (w *world) del(name string) {
 	w.compare(nil, func(s *memory.Server) any { s.Delete(name); return nil })
 }
 
+// stuff puts what is no signal into a list.
+func (w *world) stuff(name, element string) {
+	w.do("RPUSH", name, element)
+	w.compare(nil, func(s *memory.Server) any { s.Stuff(name, element); return nil })
+}
+
+func (w *world) key(name string) memory.Key {
+	for _, k := range w.keys {
+		if k.Name == name {
+			return k
+		}
+	}
+	return memory.Key{}
+}
+
 // reload is an upgrade of the library, to the same one.
 func (w *world) reload() {
 	w.do("FUNCTION", "LOAD", "REPLACE", w.srv.loaded)
@@ -383,6 +398,7 @@ func (w *world) moments() []int64 {
 			case k.Kind == "hash" && strings.HasPrefix(item, "@"):
 				if _, err := fmt.Sscanf(k.Items[i+1], "%d %d", &a, &b); err == nil {
 					add(a + b)
+					add(a + min(b/3, memory.Silence) + memory.Claim)
 				}
 			case k.Kind == "hash" && item == "since":
 				if _, err := fmt.Sscanf(k.Items[i+1], "%d", &a); err == nil {
@@ -432,10 +448,10 @@ var (
 		{"lock:{x}", "lock-queue:{x}", "lock-state:{x}"},
 		{"lock:y{x}", "lock-queue:y{x}", "lock-state:y{x}"},
 	}
-	lists  = []string{narrowList, "lock-signal:{x}:2", "lock-signal:{x}:3"}
+	lists  = []string{narrowList, "lock-signal:2", "mailbox {x}", "lock-signal:y{x}:3", "mailbox"} // the last one is none
 	tokens = []string{"a", "b", "c", "d", "e 0 1", "@f"}
 	leases = []string{"0", "1", "1000", "1999", "2000", "2001", "30000", "30000", "999999999", "1000000000", "9999999999999"}
-	waits  = []string{"1", "2", "1000", "3000", "3001", "30000", "30000", "600000", "600001", "9999999999999"}
+	waits  = []string{"1", "2", "1000", "3000", "3001", "30000", "30000", "600000", "600001", "86400000"}
 )
 
 const narrowList = "lock-signal:{x}:1"
@@ -489,7 +505,7 @@ func calls(w *world) map[string]func(*rapid.T) {
 			}
 		},
 		"accident": func(t *rapid.T) {
-			switch one(t, "accident", "sooner", "sooner", "sooner", "delete", "delete", "delete", "spoil", "load", "save", "fail over", "version", "misuse", "misuse") {
+			switch one(t, "accident", "sooner", "sooner", "sooner", "delete", "delete", "delete", "spoil", "stuff", "stuff", "load", "save", "fail over", "version", "misuse", "misuse") {
 			case "sooner":
 				w.pass(w.micros - one(t, "back by", int64(1), 1000, 2_000_000, 60_000_000))
 			case "delete":
@@ -499,6 +515,10 @@ func calls(w *world) map[string]func(*rapid.T) {
 				w.del(name)
 				w.do("SADD", name, "strange")
 				w.compare(nil, func(s *memory.Server) any { s.Spoil(name); return nil })
+			case "stuff":
+				if name := one(t, "list", lists...); w.key(name).Kind != "set" {
+					w.stuff(name, one(t, "element", "job 1", "1 job", "1 2 ", "x 1 2 3"))
+				}
 			case "load":
 				w.reload()
 			case "save":
@@ -515,12 +535,15 @@ func calls(w *world) map[string]func(*rapid.T) {
 				}
 				// Mostly only one of these is wrong.
 				keys := slices.Concat(locks[0], lists)[:number("keys", want.Keys)]
-				args := []string{one(t, "token", "a", "a", ""), "1", "30000", "1"}[:number("arguments", want.Args)]
+				args := []string{one(t, "token", "a", "a", "", strings.Repeat("a", memory.TokenMax+1)), "1", "30000", "1"}[:number("arguments", want.Args)]
 				if len(keys) > 1 && one(t, "one key twice", false, true) {
 					keys[one(t, "this", 0, len(keys)-1)] = keys[one(t, "and this", 0, 1, len(keys)-2, len(keys)-1)]
 				}
+				if len(keys) > 0 && one(t, "a long key", false, false, false, true) {
+					keys[len(keys)-1] += strings.Repeat("x", memory.KeyMax)
+				}
 				if len(args) > 1 && one(t, "a bad number", false, true) {
-					args[one(t, "number", 1, len(args)-1)] = one(t, "bad", "", "-1", "1e3", "0x1", " 1", "1.5", "10000000000000")
+					args[one(t, "number", 1, len(args)-1)] = one(t, "bad", "", "-1", "1e3", "0x1", " 1", "1.5", "10000000000000", "86400001")
 				}
 				if _, wrong := memory.New(redislock.Version).Call(function, keys, args, nil).(memory.Failure); wrong {
 					w.fcall(w.srv.client, function, keys, args...)
