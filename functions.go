@@ -118,7 +118,8 @@ func (f *functions) Extend(ctx context.Context, k wire.Keys, token string, lease
 	return wire.Extended{Held: n == 1, Sent: sent}, err
 }
 
-// ExtendAndWait works on a connection of its own: WAIT counts what its own connection wrote.
+// ExtendAndWait works on a connection of its own: WAIT counts what its own connection wrote. One that leads
+// to a demoted server is ended, and the next one taken: there may be some of them in the pool.
 func (f *functions) ExtendAndWait(ctx context.Context, k wire.Keys, token string, lease time.Duration, n int,
 	timeout time.Duration, extended func(wire.Extended),
 ) (acks int, err error) {
@@ -126,23 +127,37 @@ func (f *functions) ExtendAndWait(ctx context.Context, k wire.Keys, token string
 		acks int64
 		err  error
 	}
-	r, err := ending(ctx, func() (r reply) {
-		var sent time.Time
-		r.err = f.client.Dedicated(func(c rueidis.DedicatedClient) error {
-			sent = time.Now()
-			reply, err := c.Do(ctx, c.B().Fcall().Function("lock_extend").Numkeys(3).
-				Key(k.Lock, k.Queue, k.State).Arg(token, leaseMillis(lease)).Build()).AsInt64()
-			if err == nil {
-				extended(wire.Extended{Held: reply == 1, Sent: sent})
-			}
-			if err != nil || reply != 1 {
-				return err
-			}
-			r.acks, err = c.Do(ctx, c.B().Wait().Numreplicas(int64(n)).Timeout(ceilMillis(timeout)).Build()).AsInt64()
-			return err
-		})
-		f.leaveDemoted(r.err, sent, false)
+	once := func(c rueidis.DedicatedClient) (r reply) {
+		sent := time.Now()
+		var held int64
+		held, r.err = c.Do(ctx, c.B().Fcall().Function("lock_extend").Numkeys(3).
+			Key(k.Lock, k.Queue, k.State).Arg(token, leaseMillis(lease)).Build()).AsInt64()
+		if code(r.err) == "READONLY" {
+			c.Do(ctx, c.B().Arbitrary("QUIT").Build())
+		}
+		if r.err == nil {
+			extended(wire.Extended{Held: held == 1, Sent: sent})
+		}
+		if held == 1 {
+			r.acks, r.err = c.Do(ctx, c.B().Wait().Numreplicas(int64(n)).Timeout(ceilMillis(timeout)).Build()).AsInt64()
+		}
 		return r
+	}
+	r, err := ending(ctx, func() (r reply) {
+		for retry := (backoff{}); ; {
+			_ = f.client.Dedicated(func(c rueidis.DedicatedClient) error {
+				r = once(c)
+				return nil
+			})
+			if code(r.err) != "READONLY" {
+				return r
+			}
+			select {
+			case <-time.After(retry.next()):
+			case <-ctx.Done():
+				return r
+			}
+		}
 	})
 	if err = errors.Join(err, r.err); err != nil {
 		return 0, classify(fmt.Errorf("lock_extend and WAIT: %w", err))

@@ -96,7 +96,7 @@ func (l *Lock) ring() {
 	first := !l.lease.term.isUsable(time.Now()) && l.leave(lost, cause)
 	l.mu.Unlock()
 	if first {
-		l.left(EventLost, cause)
+		l.left(EventLost, cause, l.current().term.deadline())
 	}
 }
 
@@ -117,10 +117,12 @@ func (l *Lock) leave(to stage, cause error) (first bool) {
 }
 
 // left tells of the end, and has Close wait no longer.
-func (l *Lock) left(kind EventKind, err error) {
+// Until ended, a signal for the lock does not have it given back: whoever was told of a loss has until
+// the deadline to stop, and another process until then to go on after Detach.
+func (l *Lock) left(kind EventKind, err error, ended time.Time) {
 	defer l.locker.bg.Done()
 	if l.mayRequeue {
-		l.locker.hub.remember(l.keys, l.token)
+		l.locker.hub.remember(l.keys, l.token, ended)
 	}
 	l.watch.tell(Event{Kind: kind, Fence: l.fence, Err: err})
 }
@@ -168,7 +170,7 @@ func (l *Lock) giveBack(ctx context.Context, byClose bool) (err error) {
 		if errors.Is(err, ErrNotHeld) {
 			kind = EventLost
 		}
-		l.left(kind, err)
+		l.left(kind, err, time.Now())
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -261,7 +263,7 @@ func (l *Lock) extend(ctx context.Context, length time.Duration) error {
 	l.schedule()
 	l.mu.Unlock()
 	if first {
-		l.left(EventLost, cause)
+		l.left(EventLost, cause, l.current().term.deadline())
 	}
 	return err
 }
@@ -380,15 +382,15 @@ func (l *Lock) replicated(ctx context.Context, n int, timeout time.Duration) err
 func (l *Lock) replicating(t term, holds bool) {
 	l.mu.Lock()
 	first := !holds && l.leave(lost, errTaken)
-	// It is renewed meanwhile, as a connection and the replicas may take longer than the lease: a later
-	// term stays.
-	if confirmed := l.lease.confirmed(t); l.stage == held && !confirmed.term.deadline().Before(l.lease.term.deadline()) {
-		l.setLease(confirmed)
+	// It is renewed meanwhile, as a connection and the replicas may take longer than the lease: a term
+	// that was asked for later stays, also if it ends sooner (with the maximum hold).
+	if l.stage == held && !t.from.Before(l.lease.term.from) {
+		l.setLease(l.lease.confirmed(t))
 		l.schedule()
 	}
 	l.mu.Unlock()
 	if first {
-		l.left(EventLost, errTaken)
+		l.left(EventLost, errTaken, time.Now())
 	}
 }
 

@@ -150,7 +150,7 @@ func (s *leavers) finish(v *leaver) {
 	}
 	s.mu.Unlock()
 	if v.past {
-		s.l.hub.remember(v.keys, v.token)
+		s.l.hub.remember(v.keys, v.token, time.Now())
 	}
 	close(v.done)
 }

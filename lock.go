@@ -351,7 +351,7 @@ func (l *Lock) Detach() time.Time {
 	first := l.leave(releasing, nil)
 	l.mu.Unlock()
 	if first {
-		l.left(EventReleased, nil)
+		l.left(EventReleased, nil, deadline)
 	}
 	return deadline
 }

@@ -134,7 +134,7 @@ func (h *hub) listen(w *waiter, signals string) {
 		if h.l.ctx.Err() != nil {
 			return
 		}
-		on = &listener{}
+		on = &listener{idle: func() {}} // nothing is popped yet
 		h.listeners[signals] = on
 		h.used[signals] = struct{}{}
 		h.running.Add(1)
@@ -196,7 +196,7 @@ func (h *hub) wanted(signals string, on *listener, empty bool) (ctx context.Cont
 
 // remember notes that a wait has ended for good: it was given up, or its lock was released or lost. It
 // takes mu.
-func (h *hub) remember(k wire.Keys, token string) {
+func (h *hub) remember(k wire.Keys, token string, ended time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if _, known := h.past[token]; known {
@@ -209,7 +209,7 @@ func (h *hub) remember(k wire.Keys, token string) {
 		h.order[h.oldest] = token
 		h.oldest = (h.oldest + 1) % pastWaits
 	}
-	h.past[token] = pastWait{k, time.Now()}
+	h.past[token] = pastWait{k, ended}
 }
 
 // deliver tells those who wait with the tokens of signals. A signal for a wait that is over usually came
@@ -226,7 +226,7 @@ func (h *hub) deliver(signals []wire.Signal) {
 			w.tell(s)
 			w = next
 		}
-		if over, known := h.past[s.Token]; known && first == nil {
+		if over, known := h.past[s.Token]; known && first == nil && !time.Now().Before(over.ended) {
 			h.l.leavers.again(over.keys, s.Token)
 			if time.Since(over.ended) > lateSignal {
 				h.giveUpAgain(over.keys)

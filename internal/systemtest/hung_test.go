@@ -51,7 +51,8 @@ var _ = Describe("a server that hangs", func() {
 				go func() { failed <- call(ctx) }()
 				var err error
 				Eventually(failed).WithTimeout(wellBelow).Should(Receive(&err), what)
-				Expect(err).To(MatchError(context.DeadlineExceeded), what)
+				// A dial that ends with ctx may be a little faster: it says i/o timeout.
+				Expect(err).To(Or(MatchError(context.DeadlineExceeded), MatchError(redislock.ErrUnavailable)), what)
 				Expect(err).NotTo(MatchError(redislock.ErrNotAcquired), what)
 			})
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/redis/rueidis"
 
 	"github.com/seed-ee05a192/redislock"
+	"github.com/seed-ee05a192/redislock/internal/proxy"
 	"github.com/seed-ee05a192/redislock/internal/redistest"
 	. "github.com/seed-ee05a192/redislock/internal/spec"
 )
@@ -46,11 +47,42 @@ func repeat[T any](n int, do func() T) (all []T) {
 }
 
 var _ = Describe("an address that is repointed while the old connections live on", func() {
-	It("a holder and a waiter go on by themselves, and leave the demoted server for good", NodeTimeout(time.Minute), func(ctx SpecContext) {
-		old := OwnServer("--repl-diskless-sync-delay", "0")
-		replica := OwnServer("--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1 "+strconv.Itoa(old.Port()))
+	var old, replica *redistest.Server
+	var network *proxy.Proxy
+	BeforeEach(func() {
+		old = OwnServer("--repl-diskless-sync-delay", "0")
+		replica = OwnServer("--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1 "+strconv.Itoa(old.Port()))
 		Eventually(func() (string, error) { return old.Do("INFO", "replication").ToString() }).Should(ContainSubstring("state=online"))
-		network := NewProxy(old.Addr())
+		network = NewProxy(old.Addr())
+	})
+	repoint := func() {
+		GinkgoHelper()
+		caughtUp(old, replica)
+		Expect(replica.Do("REPLICAOF", "NO", "ONE").Error()).NotTo(HaveOccurred())
+		network.SetTarget(replica.Addr())
+		Expect(old.Do("REPLICAOF", "127.0.0.1", strconv.Itoa(replica.Port())).Error()).NotTo(HaveOccurred())
+	}
+
+	It("Acquire WithReplicas goes on although idle connections of the blocking pool lead to the old one", NodeTimeout(time.Minute), func(ctx SpecContext) {
+		client := Connect(network.Addr())
+		locker, err := redislock.New(client, redislock.Options{})
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(locker.Close)
+		var giveBack []func()
+		for range 3 {
+			c, release := client.Dedicate()
+			Expect(c.Do(ctx, c.B().Ping().Build()).Error()).NotTo(HaveOccurred())
+			giveBack = append(giveBack, release)
+		}
+		for _, release := range giveBack {
+			release()
+		}
+		Expect(MustAcquire(ctx, locker, "x", redislock.WithReplicas(1, Soon)).Release(ctx)).To(Succeed())
+		repoint()
+		Expect(MustAcquire(ctx, locker, "x", redislock.WithReplicas(1, Soon)).Release(ctx)).To(Succeed())
+	})
+
+	It("a holder and a waiter go on by themselves, and leave the demoted server for good", NodeTimeout(2*time.Minute), func(ctx SpecContext) {
 		var lockers []*redislock.Locker
 		var clients []rueidis.Client
 		for _, name := range []string{"holder", "waiter"} {
@@ -69,11 +101,7 @@ var _ = Describe("an address that is repointed while the old connections live on
 			}).Should(BeNumerically(">=", 4+i))
 		}
 		held := holdMany(ctx, lockers[0], 100) // all of them find out at about the same time
-		caughtUp(old, replica)
-
-		Expect(replica.Do("REPLICAOF", "NO", "ONE").Error()).NotTo(HaveOccurred())
-		network.SetTarget(replica.Addr())
-		Expect(old.Do("REPLICAOF", "127.0.0.1", strconv.Itoa(replica.Port())).Error()).NotTo(HaveOccurred())
+		repoint()
 
 		renewed := func() time.Time { d, _ := lock.Deadline(); return d }
 		before := renewed()

@@ -1,0 +1,5 @@
+//go:build !race
+
+package virtualtest
+
+const short = false
