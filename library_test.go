@@ -33,7 +33,7 @@ var signatures = []signature{
 // textOf says which text of lua/lock.lua has which version.
 const (
 	textOf  = "1.0.0"
-	textSum = "6d478e4b9bfd20cb56aa0649453a559990e39c0a78b6cb526a917043bab64fc2"
+	textSum = "c428206beb5e6e7f56c333f8fe7558c6c7fd7649eb287f7d2f5b537f08bfbdcc"
 )
 
 // libraryAt is a lock of this spec's own, at a server that has the library.

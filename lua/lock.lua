@@ -374,7 +374,7 @@ local function hand_over(c)
     else
       return waiter
     end
-    leave(c, waiter.token)
+    drop_first(c, { waiter.token }, 1)
     find_first(c)
   end
   return c.first

@@ -84,8 +84,6 @@ var breaks = []struct{ name, text, instead string }{
 `, ``},
 	{"entries stay behind, left", `  redis.call('HDEL', c.state, '@' .. token)
   return true`, `  return true`},
-	{"entries stay behind, handed over", `      redis.call('HDEL', c.state, '@' .. waiter.token)
-`, ``},
 	{"fence not noted", `      redis.call('HSET', c.state, 'fence', fence_text)
 `, ``},
 	{"lock stays behind", `    redis.call('UNLINK', c.lock)
