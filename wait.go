@@ -225,7 +225,7 @@ func (w *waiter) take(g grant) {
 		w.end(nil)
 		return
 	}
-	if w.slow > w.handed()/4 {
+	if w.slow > w.handed()/2 {
 		w.late++
 	}
 	if w.try() || w.late >= maxLateGrants {
