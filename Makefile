@@ -44,11 +44,11 @@ model: ## spin checks the model of the protocol, and that broken ones are caught
 	@lua/model/run $(ARGS)
 
 bench: ## the lock beside its peers, about 11 minutes, into bench/results (REDIS_URL: not a server of its own)
-	@$(need) go redis-server
+	@$(need) go redis-server valgrind
 	cd bench && go run .
 
 bench-quick: # less of everything, in a minute, into bench/results-quick
-	@$(need) go redis-server
+	@$(need) go redis-server valgrind
 	cd bench && BENCH_QUICK=1 go run .
 
 chaos: ## faults and judges for CHAOS_MINUTES (2): CHAOS_SEED, CHAOS_TOPOLOGY, CHAOS_CONTROL
