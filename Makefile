@@ -43,7 +43,7 @@ model: ## spin checks the model of the protocol, and that broken ones are caught
 	@$(need) spin gcc
 	@lua/model/run $(ARGS)
 
-bench: ## the lock beside its peers, about 11 minutes, into bench/results (REDIS_URL: not a server of its own)
+bench: ## the lock beside its peers, about 14 minutes, into bench/results (REDIS_URL: not a server of its own)
 	@$(need) go redis-server valgrind
 	cd bench && go run .
 

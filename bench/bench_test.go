@@ -44,6 +44,11 @@ func TestRun(t *testing.T) {
 		},
 		crowd: 50, idlers: 20, idle: 10 * time.Millisecond, kills: 1, depths: []int{10, 50}, batches: 2,
 		count: countPlan{locks: 2, depth: 3, rounds: 1, others: []string{baseline}},
+		many: []manyCell{
+			{names: 1, hold: time.Millisecond, rounds: 1, length: 5 * time.Millisecond},
+			{names: 20, hold: time.Millisecond, many: true, rounds: 1, length: 5 * time.Millisecond},
+			{names: 200, hold: 10 * time.Millisecond, many: true, rounds: 1, length: 5 * time.Millisecond},
+		},
 	}
 	var out bytes.Buffer
 	if err := run(t.Context(), p, "", "the test", "", &out, io.Discard); err != nil {
@@ -74,6 +79,7 @@ func TestRun(t *testing.T) {
 		"A free lock: acquire and release":               head + 2*8,
 		"Time of each function on the server, µs a call": head + 9,
 		"Memory of Redis":                                head + 2,
+		"Many contended names, 1 ms each way":            head + 5,
 		"Idle waiters":                                   head + 1,
 		"Until the next live waiter holds, after SIGKILL of a process with 20 waiters before it": head + 1,
 		"50 goroutines waiting for one lock in one process":                                      head + 9,
@@ -112,6 +118,11 @@ func TestRun(t *testing.T) {
 	for _, n := range r.Instructions {
 		if sum := n.Empty + n.Commands + n.Logic; n.Library != "" && (n.Empty <= 0 || n.Commands <= 0 || n.Logic <= 0 || math.Abs(n.Total-sum) > 1) || n.Total <= 0 {
 			t.Errorf("the instructions are not the sum of parts: %+v", n)
+		}
+	}
+	for _, m := range r.Many {
+		if m.Rate.Median <= 0 || m.P50 <= 0 || m.Failed > 0 || m.RoundTrip < 2*manyDelay {
+			t.Errorf("%d names, %d Lockers: %+v", m.Names, m.Lockers, m)
 		}
 	}
 	for _, f := range r.Free {

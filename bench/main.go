@@ -45,6 +45,7 @@ type plan struct {
 	depths    []int
 	batches   int
 	count     countPlan
+	many      []manyCell
 }
 
 func fullPlan() plan {
@@ -53,6 +54,12 @@ func fullPlan() plan {
 		crowd: 100_000, idlers: 1000, idle: 50 * time.Second, kills: 3,
 		depths: []int{10, 1000, 100_000}, batches: 30,
 		count: countPlan{locks: 100, depth: 15, rounds: 4},
+		many: []manyCell{
+			{names: 1, hold: 5 * time.Millisecond, many: true, rounds: 3, length: 2 * time.Second},
+			{names: 20, hold: 5 * time.Millisecond, many: true, rounds: 3, length: 2 * time.Second},
+			{names: 200, hold: 100 * time.Millisecond, many: true, rounds: 3, length: 2 * time.Second},
+			{names: 10_000, hold: 5 * time.Second, rounds: 1, length: 15 * time.Second},
+		},
 	}
 	for _, hold := range []time.Duration{0, time.Millisecond, 10 * time.Millisecond} {
 		for _, contenders := range []int{2, 16, 64, 256} {
@@ -85,6 +92,10 @@ func quickPlan() plan {
 		crowd: 5000, idlers: 1000, idle: 12 * time.Second, kills: 1,
 		depths: []int{10, 1000, 10_000}, batches: 8,
 		count: countPlan{locks: 50, depth: 15, rounds: 2},
+		many: []manyCell{
+			{names: 20, hold: 5 * time.Millisecond, many: true, rounds: 1, length: time.Second},
+			{names: 200, hold: 100 * time.Millisecond, many: true, rounds: 1, length: time.Second},
+		},
 	}
 }
 
@@ -100,6 +111,7 @@ var measures = []measure{
 	{"free", freeLocks},
 	{"fcall", fcalls},
 	{"instructions", instructions},
+	{"many", many},
 	{"memory", redisMemory},
 	{"idle", idle},
 	{"kill", kill},

@@ -27,6 +27,7 @@ type report struct {
 	FCALL        []*fcallCost   `json:"fcall,omitempty"`
 	Memory       *memories      `json:"redis_memory,omitempty"`
 	Instructions []*instructed  `json:"instructions,omitempty"`
+	Many         []*manyNames   `json:"many_names,omitempty"`
 	Kill         *killed        `json:"kill,omitempty"`
 	Allocs       []allocated    `json:"allocations,omitempty"`
 	Goals        []goal         `json:"goals"`
@@ -194,6 +195,7 @@ const (
 	goalIdle         = "1,000 idle waiters in one process"
 	goalFCALL        = "FCALL time with the longest queue against the shortest"
 	goalInstructions = "instructions of the server against " + baseline + ": free cycle; contended cycle"
+	goalMany         = "one Locker, 20 and 200 names, 1 ms each way: rate against many Lockers; median wait against ideal"
 	goalCalls        = "redis.call's: free acquire, enqueue, hand-over, plain release"
 	goalMemory       = "Redis memory: held lock; waiter"
 	goalKill         = "next live waiter after SIGKILL of a process with waiters"
@@ -211,6 +213,7 @@ var goals = []goal{
 	{Measure: goalCrowd, Goal: "100,000: <= 2 blocked connections, <= 5 KB each, in order, >= 5,000 a second"},
 	{Measure: goalIdle, Goal: "<= 50 commands a second"},
 	{Measure: goalFCALL, Goal: "<= 2 with 100,000 against 10"},
+	{Measure: goalMany, Goal: ">= 0.8; <= 1.3"},
 	{Measure: goalInstructions, Goal: "<= 0.75; <= 0.80"},
 	{Measure: goalCalls, Goal: "<= 7, 9, 11, 4"},
 	{Measure: goalMemory, Goal: "<= 400 bytes; <= 300 bytes"},
