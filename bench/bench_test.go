@@ -43,7 +43,7 @@ func TestRun(t *testing.T) {
 			{contenders: 16, rounds: 1, more: 1, length: 5 * time.Millisecond},
 		},
 		crowd: 50, idlers: 20, idle: 10 * time.Millisecond, kills: 1, depths: []int{10, 50}, batches: 2,
-		count: countPlan{locks: 2, depth: 3, rounds: 1, others: []string{baseline}},
+		count: countPlan{locks: 50, depth: 3, rounds: 2, others: []string{baseline}},
 		many: []manyCell{
 			{names: 1, hold: time.Millisecond, rounds: 1, length: 5 * time.Millisecond},
 			{names: 20, hold: time.Millisecond, many: true, rounds: 1, length: 5 * time.Millisecond},
