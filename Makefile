@@ -43,12 +43,12 @@ model: ## spin checks the model of the protocol, and that broken ones are caught
 	@$(need) spin gcc
 	@lua/model/run $(ARGS)
 
-bench: ## the lock beside its peers, about 11 minutes, into bench/results (REDIS_URL: not a server of its own)
-	@$(need) go redis-server
+bench: ## the lock beside its peers, about 14 minutes, into bench/results (REDIS_URL: not a server of its own)
+	@$(need) go redis-server valgrind
 	cd bench && go run .
 
 bench-quick: # less of everything, in a minute, into bench/results-quick
-	@$(need) go redis-server
+	@$(need) go redis-server valgrind
 	cd bench && BENCH_QUICK=1 go run .
 
 longest: # how long the costliest calls hold a server, a minute, see SECURITY.md

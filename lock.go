@@ -69,7 +69,7 @@ func New(client rueidis.Client, options Options) (*Locker, error) {
 // Errors: ErrNotAcquired or ErrUnavailable together with ctx's own, ErrClosed, ErrNotReplicated, ErrLost,
 // *VersionError, or Redis's. After an error the lock is not held, and nothing waits for it: the
 // queue has been left, and a lock that was granted meanwhile has been passed on. If Redis does not
-// answer within 250 ms, that goes on in the background until it is done, or the place and the lease have
+// answer within a second, that goes on in the background until it is done, or the place and the lease have
 // run out.
 func (l *Locker) Acquire(ctx context.Context, name string, opts ...Option) (*Lock, error) {
 	return l.obtain(ctx, name, l.opts.request("acquire", opts...), false)

@@ -26,9 +26,9 @@ const (
 	// them together call 40 times a second, and those in front a few times more. If they die, nobody
 	// waits so long: the server sees that their signals lie unread.
 	placePerWaiter = 75 * time.Millisecond
-	// undoWait is how long a wait that ended goes on for its place in the queue to be given up.
-	// After that it does so in the background.
-	undoWait = 250 * time.Millisecond
+	// undoWait is how long a wait that ended goes on for its place in the queue to be given up, while
+	// Redis answers. After that it does so in the background.
+	undoWait = time.Second
 	// maxLateGrants may arrive when they have run out, over a network that is too slow for the lease.
 	maxLateGrants = 3
 	// tryCalls is how often a try is sent while Redis is in trouble.
@@ -225,7 +225,7 @@ func (w *waiter) take(g grant) {
 		w.end(nil)
 		return
 	}
-	if w.slow > w.handed()/4 {
+	if w.slow > w.handed()/2 {
 		w.late++
 	}
 	if w.try() || w.late >= maxLateGrants {
@@ -341,7 +341,7 @@ func (w *waiter) result() (*Lock, error) {
 		}
 	}
 	if w.err != nil {
-		if w.leaving != nil && w.trouble == nil {
+		if w.leaving != nil && w.isAnswered() {
 			w.leaving.await(undoWait)
 		}
 		if errors.Is(w.err, errUnserved) { // an answer that came meanwhile says more
@@ -359,6 +359,13 @@ func (w *waiter) result() (*Lock, error) {
 	}
 	w.watch.got(lock, w.grant.queued)
 	return lock, nil
+}
+
+// isAnswered tells whether Redis answers, as far as this wait knows.
+func (w *waiter) isAnswered() bool {
+	w.l.hub.mu.Lock()
+	defer w.l.hub.mu.Unlock()
+	return w.trouble == nil && (w.calling == nil || time.Since(w.sent) < undoWait)
 }
 
 // errUnserved stands for what unserved will say.

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -42,6 +43,12 @@ func TestRun(t *testing.T) {
 			{contenders: 16, rounds: 1, more: 1, length: 5 * time.Millisecond},
 		},
 		crowd: 50, idlers: 20, idle: 10 * time.Millisecond, kills: 1, depths: []int{10, 50}, batches: 2,
+		count: countPlan{locks: 50, depth: 3, rounds: 2, others: []string{baseline}},
+		many: []manyCell{
+			{names: 1, hold: time.Millisecond, rounds: 1, length: 5 * time.Millisecond},
+			{names: 20, hold: time.Millisecond, many: true, rounds: 1, length: 5 * time.Millisecond},
+			{names: 200, hold: 10 * time.Millisecond, many: true, rounds: 1, length: 5 * time.Millisecond},
+		},
 	}
 	var out bytes.Buffer
 	if err := run(t.Context(), p, "", "the test", "", &out, io.Discard); err != nil {
@@ -62,7 +69,7 @@ func TestRun(t *testing.T) {
 	}
 	const head = 2
 	n := len(peers)
-	want(t, "rows", rows, map[string]int{
+	expected := map[string]int{
 		"Who is compared":                                head + n,
 		"Hand-over with a round trip of 10 ms":           head + n, // a PING more, and no piped ring
 		"Hand-over on loopback":                          head + n - 1,
@@ -72,12 +79,19 @@ func TestRun(t *testing.T) {
 		"A free lock: acquire and release":               head + 2*8,
 		"Time of each function on the server, µs a call": head + 9,
 		"Memory of Redis":                                head + 2,
+		"Many contended names, 1 ms each way":            head + 5,
 		"Idle waiters":                                   head + 1,
 		"Until the next live waiter holds, after SIGKILL of a process with 20 waiters before it": head + 1,
 		"50 goroutines waiting for one lock in one process":                                      head + 9,
 		"Allocations of the client":                                                              head + 4,
 		"Goals":                                                                                  head + len(goals),
-	})
+	}
+	if hasCallgrind() {
+		expected["Instructions of the server, a call"] = head + len(countedCalls) + 5
+	} else {
+		t.Log("instructions are not counted: there is no valgrind")
+	}
+	want(t, "rows", rows, expected)
 
 	var r report
 	if text, err = os.ReadFile(filepath.Join(p.folder, "results.json")); err != nil {
@@ -87,7 +101,8 @@ func TestRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, g := range r.Goals {
-		if g.OK == "not run" {
+		counted := g.Measure == goalInstructions || g.Measure == goalCalls
+		if g.OK == "not run" && (hasCallgrind() || !counted) {
 			t.Errorf("not run: %s", g.Measure)
 		}
 	}
@@ -98,6 +113,16 @@ func TestRun(t *testing.T) {
 		// Three commands a cycle at the most and all in turn, but for what a window of one round cuts off.
 		if c.Lock == oursName && (c.Commands > 3.6 || c.Jain.Min < 0.7) {
 			t.Errorf("not in turn, or with more than three commands: %+v", c)
+		}
+	}
+	for _, n := range r.Instructions {
+		if sum := n.Empty + n.Commands + n.Logic; n.Library != "" && (n.Empty <= 0 || n.Commands <= 0 || n.Logic <= 0 || math.Abs(n.Total-sum) > 1) || n.Total <= 0 {
+			t.Errorf("the instructions are not the sum of parts: %+v", n)
+		}
+	}
+	for _, m := range r.Many {
+		if m.Rate.Median <= 0 || m.P50 <= 0 || m.Failed > 0 || m.RoundTrip < 2*manyDelay {
+			t.Errorf("%d names, %d Lockers: %+v", m.Names, m.Lockers, m)
 		}
 	}
 	for _, f := range r.Free {
@@ -167,6 +192,52 @@ func TestBare(t *testing.T) {
 	enqueue, handOver := ran(l.acquire(client, "one more", "30000")), ran(l.call(client, "lock_release", l.holder))
 	want(t, "queueing", ran(bare("bare_enqueue", 4, "t", "1", "1")), enqueue)
 	want(t, "a hand-over", ran(bare("bare_hand_over", 3, "t", "list")), handOver)
+}
+
+// A library is the same as itself, by any way to name it; one that does more takes more instructions.
+func TestInstructions(t *testing.T) {
+	if !hasCallgrind() {
+		t.Skip("there is no valgrind")
+	}
+	const more = "local function release(keys, args)\n"
+	slow := filepath.Join(t.TempDir(), "slow.lua")
+	source := strings.Replace(redislock.Source(), more, more+"  redis.call('PTTL', keys[1])\n", 1)
+	if err := os.WriteFile(slow, []byte(source), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{plan: plan{count: countPlan{locks: 50, depth: 3, rounds: 2, others: []string{"../lua/lock.lua", slow}}},
+		report: newReport("the test"), out: io.Discard, log: io.Discard}
+	if err := instructions(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+	for _, call := range []string{callFree, callRelease, callEnqueue, callHandOver} {
+		ours, same, slower := countOf(b.report.Instructions, oursName, call), countOf(b.report.Instructions, "../lua/lock.lua", call),
+			countOf(b.report.Instructions, slow, call)
+		if ratio := same.Total / ours.Total; ratio < 0.99 || ratio > 1.01 {
+			t.Errorf("%s: the same library takes %f times the instructions of itself", call, ratio)
+		}
+		releases := call == callRelease || call == callHandOver
+		if added := slower.Calls - ours.Calls; added == 1 != releases || releases && slower.Total < ours.Total+1000 {
+			t.Errorf("%s: with a command more in a release: %+v instead of %+v", call, slower, ours)
+		}
+	}
+}
+
+func TestLuaArgs(t *testing.T) {
+	values := map[string]string{"lock:{a}": "keys[1]", "tok": "args[1]"}
+	for command, lua := range map[string]string{
+		`"GET" "lock:{a}"`:                          `"GET", keys[1]`,
+		`"HMGET" "s" "fence" "@tok"`:                `"HMGET", "s", "fence", "@" .. args[1]`,
+		`"RPUSH" "l" "17 18 tok" "a\"b" "tok toks"`: `"RPUSH", "l", "17 18 " .. args[1], "a\"b", args[1] .. " " .. args[1] .. "s"`,
+	} {
+		want(t, command, luaArgs(command, values), lua)
+	}
+}
+
+func TestBenchLua(t *testing.T) {
+	if _, err := readLibrary("no-such-revision"); err == nil || !strings.Contains(err.Error(), "BENCH_LUA=no-such-revision") {
+		t.Error(err)
+	}
 }
 
 func TestRunOfNothing(t *testing.T) {

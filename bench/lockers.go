@@ -119,7 +119,11 @@ func (t target) dial(ctx context.Context, d *net.Dialer, addr string) (net.Conn,
 	if t.addr != "" {
 		addr = t.addr
 	}
-	conn, err := d.DialContext(ctx, "tcp", addr)
+	network := "tcp"
+	if strings.HasPrefix(t.url, "unix:") {
+		network = "unix"
+	}
+	conn, err := d.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -43,6 +44,8 @@ type plan struct {
 	kills     int
 	depths    []int
 	batches   int
+	count     countPlan
+	many      []manyCell
 }
 
 func fullPlan() plan {
@@ -50,6 +53,13 @@ func fullPlan() plan {
 		rounds: 8, slice: 250 * time.Millisecond, farRounds: 5, farSlice: 750 * time.Millisecond,
 		crowd: 100_000, idlers: 1000, idle: 50 * time.Second, kills: 3,
 		depths: []int{10, 1000, 100_000}, batches: 30,
+		count: countPlan{locks: 100, depth: 15, rounds: 4},
+		many: []manyCell{
+			{names: 1, hold: 5 * time.Millisecond, many: true, rounds: 3, length: 2 * time.Second},
+			{names: 20, hold: 5 * time.Millisecond, many: true, rounds: 3, length: 2 * time.Second},
+			{names: 200, hold: 100 * time.Millisecond, many: true, rounds: 3, length: 2 * time.Second},
+			{names: 10_000, hold: 5 * time.Second, rounds: 1, length: 15 * time.Second},
+		},
 	}
 	for _, hold := range []time.Duration{0, time.Millisecond, 10 * time.Millisecond} {
 		for _, contenders := range []int{2, 16, 64, 256} {
@@ -81,6 +91,11 @@ func quickPlan() plan {
 		},
 		crowd: 5000, idlers: 1000, idle: 12 * time.Second, kills: 1,
 		depths: []int{10, 1000, 10_000}, batches: 8,
+		count: countPlan{locks: 50, depth: 15, rounds: 2},
+		many: []manyCell{
+			{names: 20, hold: 5 * time.Millisecond, many: true, rounds: 1, length: time.Second},
+			{names: 200, hold: 100 * time.Millisecond, many: true, rounds: 1, length: time.Second},
+		},
 	}
 }
 
@@ -95,6 +110,8 @@ var measures = []measure{
 	{"contend", contend},
 	{"free", freeLocks},
 	{"fcall", fcalls},
+	{"instructions", instructions},
+	{"many", many},
 	{"memory", redisMemory},
 	{"idle", idle},
 	{"kill", kill},
@@ -123,6 +140,7 @@ func main() {
 	quick := flag.Bool("quick", os.Getenv("BENCH_QUICK") != "", "less of everything (BENCH_QUICK=1)")
 	only := flag.String("only", os.Getenv("BENCH_ONLY"), "regular expression of the measures to run (BENCH_ONLY): "+measureNames())
 	folder := flag.String("out", "", "where the results go (default results; results-quick)")
+	others := flag.String("lua", cmp.Or(os.Getenv("BENCH_LUA"), baseline), "lock.lua's whose instructions are compared, files or revisions (BENCH_LUA)")
 	profile := flag.String("cpuprofile", "", "write a CPU profile of this process to a file")
 	testing.Init() // for the benchmarks of allocations
 	flag.Parse()
@@ -136,6 +154,7 @@ func main() {
 			exit(err)
 		}
 	}
+	p.count.others = othersOf(*others)
 	if *folder != "" {
 		p.folder = *folder
 	}

@@ -26,6 +26,8 @@ type report struct {
 	Idle         *idled         `json:"idle,omitempty"`
 	FCALL        []*fcallCost   `json:"fcall,omitempty"`
 	Memory       *memories      `json:"redis_memory,omitempty"`
+	Instructions []*instructed  `json:"instructions,omitempty"`
+	Many         []*manyNames   `json:"many_names,omitempty"`
 	Kill         *killed        `json:"kill,omitempty"`
 	Allocs       []allocated    `json:"allocations,omitempty"`
 	Goals        []goal         `json:"goals"`
@@ -181,19 +183,22 @@ type goal struct {
 
 // The goals, in the order of the last table.
 const (
-	goalHandover = "hand-over with 10 ms round trip, p50 / p99"
-	goalRate     = "rate with 16 contenders, no hold, against the bare ring"
-	goalFair     = "Jain index; largest bypass"
-	goalWaits    = "wait p99 / p50, 16 and 64 contenders, 1 ms hold"
-	goalPeers    = "wait p99 of the best peer against ours, 16 and 64 contenders, 1 ms hold"
-	goalCommands = "client commands per contended cycle, any number of contenders"
-	goalFreeTrip = "free acquire + release: round trips"
-	goalFreeRate = "free acquire + release: rate against redsync and bsm/redislock"
-	goalCrowd    = "many goroutines waiting in one process"
-	goalIdle     = "1,000 idle waiters in one process"
-	goalFCALL    = "FCALL time with the longest queue against the shortest"
-	goalMemory   = "Redis memory: held lock; waiter"
-	goalKill     = "next live waiter after SIGKILL of a process with waiters"
+	goalHandover     = "hand-over with 10 ms round trip, p50 / p99"
+	goalRate         = "rate with 16 contenders, no hold, against the bare ring"
+	goalFair         = "Jain index; largest bypass"
+	goalWaits        = "wait p99 / p50, 16 and 64 contenders, 1 ms hold"
+	goalPeers        = "wait p99 of the best peer against ours, 16 and 64 contenders, 1 ms hold"
+	goalCommands     = "client commands per contended cycle, any number of contenders"
+	goalFreeTrip     = "free acquire + release: round trips"
+	goalFreeRate     = "free acquire + release: rate against redsync and bsm/redislock"
+	goalCrowd        = "many goroutines waiting in one process"
+	goalIdle         = "1,000 idle waiters in one process"
+	goalFCALL        = "FCALL time with the longest queue against the shortest"
+	goalInstructions = "instructions of the server against " + baseline + ": free cycle; contended cycle"
+	goalMany         = "one Locker, 20 and 200 names, 1 ms each way: rate against many Lockers; median wait against ideal"
+	goalCalls        = "redis.call's: free acquire, enqueue, hand-over, plain release"
+	goalMemory       = "Redis memory: held lock; waiter"
+	goalKill         = "next live waiter after SIGKILL of a process with waiters"
 )
 
 var goals = []goal{
@@ -208,6 +213,9 @@ var goals = []goal{
 	{Measure: goalCrowd, Goal: "100,000: <= 2 blocked connections, <= 5 KB each, in order, >= 5,000 a second"},
 	{Measure: goalIdle, Goal: "<= 50 commands a second"},
 	{Measure: goalFCALL, Goal: "<= 2 with 100,000 against 10"},
+	{Measure: goalMany, Goal: ">= 0.8; <= 1.3"},
+	{Measure: goalInstructions, Goal: "<= 0.75; <= 0.80"},
+	{Measure: goalCalls, Goal: "<= 7, 9, 11, 4"},
 	{Measure: goalMemory, Goal: "<= 400 bytes; <= 300 bytes"},
 	{Measure: goalKill, Goal: "<= 5 s"},
 }

@@ -145,7 +145,7 @@ const (
 	srvEnqueue = "enqueue" // ZADD to the queue; no effect if it is there
 	srvGone    = "gone"    // its entry is removed: left, granted or dropped
 	srvGrant   = "grant"   // SET lock; the same token again is a renewal
-	srvFree    = "free"    // DEL lock by the library
+	srvFree    = "free"    // the lock is removed by the library
 	srvFence   = "fence"   // a fencing token was given out
 	srvDelete  = "delete"  // a key was deleted by the nemesis; token is the kind of key
 )

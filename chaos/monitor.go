@@ -118,7 +118,7 @@ func (p *parser) line(line string) {
 			p.h.addServer(gone)
 		}
 		return
-	case command == "DEL" && strings.HasPrefix(key, "lock:"):
+	case (command == "UNLINK" || command == "DEL") && strings.HasPrefix(key, "lock:"):
 		e.kind = srvFree
 	case command == "HSET" && len(args) == 4 && args[2] == "fence":
 		e.kind = srvFence
@@ -142,7 +142,7 @@ func (p *parser) topLevel(at int64, args []string, repeated bool) {
 		if len(args) > 3+keys {
 			p.caller = args[3+keys]
 		}
-	case "DEL":
+	case "DEL", "UNLINK":
 		if repeated {
 			return
 		}
