@@ -382,7 +382,7 @@ class WrongCalls(TestCase):
         for expire in 0, -1, float("inf"), float("nan"):
             with self.assertRaisesRegex(ValueError, "or None for never"):
                 self.lock(expire=expire)
-        with self.assertRaisesRegex(redis.ResponseError, "LEASE_MS must be a whole number of milliseconds, 13 digits"):
+        with self.assertRaisesRegex(redis.ResponseError, "LEASE_MS must be a whole number of milliseconds, 9999999999999 at most"):
             self.lock(expire=1e11).acquire()
         for options in {"blocking": False, "timeout": 1}, {"timeout": -2}, {"timeout": float("nan")}:
             with self.assertRaisesRegex(ValueError, "timeout"):
