@@ -7,7 +7,7 @@ need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo top check test lint model bench bench-quick longest chaos chaos-quick fuzz load golangci
+.PHONY: help demo top check test lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -25,7 +25,7 @@ check: ## build, vet and the fast tests, for the inner loop
 	@internal/tools/check
 
 test: examples/node/node_modules ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
-	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis node bats ps
+	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis node bats ps valgrind
 	@internal/tools/test $(ARGS)
 
 examples/node/node_modules: examples/node/package-lock.json
@@ -42,6 +42,10 @@ lint: golangci ## gofmt, go vet, golangci-lint, luacheck, shellcheck
 model: ## spin checks the model of the protocol, and that broken ones are caught (ARGS=last-first: how that one breaks)
 	@$(need) spin gcc
 	@lua/model/run $(ARGS)
+
+mutants: ## one-line breaks of the client, each caught by the clients in virtual time (some minutes)
+	@$(need) go
+	go test -count=1 -v -run '^TestMutants' ./internal/virtualtest
 
 bench: ## the lock beside its peers, about 14 minutes, into bench/results (REDIS_URL: not a server of its own)
 	@$(need) go redis-server valgrind

@@ -187,17 +187,19 @@ type request struct {
 	keys      wire.Keys
 	op        string        // for messages
 	lease     time.Duration // wire.Never: never expires
-	forever   bool          // until completed: lease does not count
-	renew     bool
 	maxHold   time.Duration // wire.Never: no limit
-	noMaxHold bool          // until completed: maxHold does not count
 	owner     string
 	token     string // the caller's own, or made by the Locker
-	ownToken  bool   // the caller's own
 	replicas  int
 	ackWithin time.Duration
-	limited   bool
 	limit     time.Duration // of the wait, if it is limited; 0: only try
+
+	// Together, as there may be many waiters.
+	limited   bool
+	renew     bool
+	ownToken  bool // token is the caller's own
+	forever   bool // until completed: lease does not count
+	noMaxHold bool // until completed: maxHold does not count
 }
 
 func (o Options) request(op string, options ...Option) *request {

@@ -197,7 +197,7 @@ func TestBare(t *testing.T) {
 // A library is the same as itself, by any way to name it; one that does more takes more instructions.
 func TestInstructions(t *testing.T) {
 	if !hasCallgrind() {
-		t.Skip("there is no valgrind")
+		t.Fatal("there is no valgrind: apt-get install valgrind, or make test")
 	}
 	const more = "local function release(keys, args)\n"
 	slow := filepath.Join(t.TempDir(), "slow.lua")
