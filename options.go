@@ -74,12 +74,12 @@ const (
 	defaultLease   = 10 * time.Second
 	defaultWaitTTL = 30 * time.Second
 	minWaitTTL     = 100 * time.Millisecond
-	// The rest is as in lock.lua.
+	// No more than lock.lua takes.
 	maxWaitTTL = 24 * time.Hour
 	maxLease   = 250 * 365 * 24 * time.Hour
-	maxToken   = 4096 // bytes
-	maxOwner   = 64   // bytes; the label is cut
-	maxPrefix  = 64   // bytes
+	maxToken   = 16384 // bytes
+	maxOwner   = 64    // bytes; the label is cut
+	maxPrefix  = 64    // bytes
 )
 
 func (o Options) withDefaults() (Options, error) {
@@ -144,7 +144,7 @@ func WithoutRenewal() Option { return func(r *request) { r.renew = false } }
 // is for whoever looks at the queue, and means nothing to the lock.
 func WithOwner(label string) Option { return func(r *request) { r.owner = label } }
 
-// WithToken uses the caller's own token: 1 to 4,096 bytes of any kind. Whoever has it is this holder, or
+// WithToken uses the caller's own token: 1 to 16,384 bytes of any kind. Whoever has it is this holder, or
 // this waiter, in whatever process: it can go on with the lock, extend it and release it. So:
 //
 //   - It must be hard to guess, and must not be used for two waits at once.
