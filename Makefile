@@ -45,7 +45,7 @@ model: ## spin checks the model of the protocol, and that broken ones are caught
 
 mutants: ## one-line breaks of the client, each caught by the clients in virtual time (some minutes)
 	@$(need) go
-	go test -count=1 -v -run '^TestMutants' ./internal/virtualtest
+	go test -count=1 -v -timeout 40m -run '^TestMutants' ./internal/virtualtest
 
 bench: ## the lock beside its peers, about 14 minutes, into bench/results (REDIS_URL: not a server of its own)
 	@$(need) go redis-server valgrind

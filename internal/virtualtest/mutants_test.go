@@ -166,10 +166,10 @@ func (m mutant) hunt(t *testing.T, root string) string {
 
 func run(t *testing.T, name string, args ...string) (string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	command := exec.CommandContext(ctx, name, args...)
-	command.Env = append(os.Environ(), "VIRTUAL_STOP=1", "VIRTUAL_SEED=1-80")
+	command.Env = append(os.Environ(), "VIRTUAL_STOP=1", "VIRTUAL_SEED=1-200")
 	out, err := command.CombinedOutput()
 	return string(out), err
 }
