@@ -147,7 +147,8 @@ func WithOwner(label string) Option { return func(r *request) { r.owner = label 
 // WithToken uses the caller's own token: 1 to 16,384 bytes of any kind. Whoever has it is this holder, or
 // this waiter, in whatever process: it can go on with the lock, extend it and release it. So:
 //
-//   - It must be hard to guess, and must not be used for two waits at once.
+//   - It must be hard to guess, and must not be used for two waits at once; nor again after a wait that
+//     was given up while Redis did not answer, since what undoes that wait may arrive late.
 //   - All who use it must ask for the same lease, or all for none that expires: a shorter one ends the
 //     lock before the Deadline of another process, which is not told.
 //   - To pass a lock on, the first process calls Detach instead of Release, and the second one Acquire

@@ -211,19 +211,23 @@ func (u *user) relay() {
 	u.w.mu.Lock()
 	other := u.w.slots[(u.slot+1)%slots]
 	u.w.mu.Unlock()
+	gaveUp := false
 	for range u.rnd.IntN(4) {
 		u.w.sleep(u.some(2 * time.Second))
 		joined := &told{p: other, user: u.name, own: true}
 		joining, end := context.WithTimeout(context.WithValue(other.ctx, toldKey{}, joined), u.some(pick(u, 10*time.Millisecond, time.Second)))
 		if twin, err := other.locker.Acquire(joining, u.lock.name, options...); err == nil {
 			twin.Detach()
+		} else {
+			gaveUp = true
 		}
 		end()
 		u.w.mu.Lock()
 		u.leave(joined)
 		u.w.mu.Unlock()
 	}
-	if u.one(2) || u.p.ctx.Err() != nil {
+	// A token is not used again after a wait with it was given up: what undoes that may arrive late.
+	if gaveUp || u.one(2) || u.p.ctx.Err() != nil {
 		if u.p.ctx.Err() == nil {
 			u.release(h)
 		}
