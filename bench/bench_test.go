@@ -45,9 +45,9 @@ func TestRun(t *testing.T) {
 		crowd: 50, idlers: 20, idle: 10 * time.Millisecond, kills: 1, depths: []int{10, 50}, batches: 2,
 		count: countPlan{locks: 50, depth: 3, rounds: 2, others: []string{baseline}},
 		many: []manyCell{
-			{names: 1, hold: time.Millisecond, rounds: 1, length: 5 * time.Millisecond},
-			{names: 20, hold: time.Millisecond, many: true, rounds: 1, length: 5 * time.Millisecond},
-			{names: 200, hold: 10 * time.Millisecond, many: true, rounds: 1, length: 5 * time.Millisecond},
+			{names: 1, hold: time.Millisecond, rounds: 1, length: time.Second},
+			{names: 20, hold: time.Millisecond, many: true, rounds: 1, length: time.Second},
+			{names: 200, hold: 10 * time.Millisecond, many: true, rounds: 1, length: time.Second},
 		},
 	}
 	var out bytes.Buffer
