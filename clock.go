@@ -5,8 +5,10 @@ import "time"
 // serverClock is what a reply has told of the server's clock: it showed now when the call that asked was
 // sent, or later.
 type serverClock struct {
-	now int64     // ms; 0: nothing is known
-	at  time.Time // by our clock
+	now  int64     // ms; 0: nothing is known
+	at   time.Time // by our clock
+	by   time.Time // when the reply was here
+	high int64     // it was put back, and may have shown this before; 0: not as far as is known
 }
 
 // earliest is the earliest moment, by our clock, at which the server's shows ms, if it runs less than a
@@ -19,9 +21,14 @@ func (c serverClock) earliest(ms int64, today time.Time) time.Time {
 }
 
 // newer is the one of two that was asked for last: the older one, the more the clocks may have drifted.
+// What the two tell together is kept: the clock was put back if it had to show more by now.
 func (c serverClock) newer(other serverClock) serverClock {
-	if other.at.After(c.at) {
-		return other
+	if other.at.Before(c.at) {
+		return c
 	}
-	return c
+	other.high = c.high
+	if c.now != 0 && other.now < c.now+other.at.Sub(c.by).Milliseconds() {
+		other.high = max(c.high, c.now+other.by.Sub(c.at).Milliseconds()+1)
+	}
+	return other
 }

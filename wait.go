@@ -203,7 +203,7 @@ func (w *waiter) answered(reply wire.Acquired, err error) {
 		w.end(w.wrap(ErrNotAcquired))
 	default:
 		w.slow = now.Sub(reply.Sent)
-		w.clock = serverClock{reply.Now, reply.Sent}
+		w.clock = serverClock{now: reply.Now, at: reply.Sent, by: now}
 		w.line.clock = w.line.clock.newer(w.clock)
 		w.trouble, w.retry = nil, backoff{}
 		w.l.hub.listen(w, reply.List)
@@ -250,6 +250,8 @@ func (w *waiter) tell(s wire.Signal) {
 		case g.term.from.After(time.Now()): // yet to come: the server's clock has jumped
 			w.callAt(time.Now())
 		case s.Deadline-ceilMillis(w.handed()) < w.clock.now: // the server has said since that we wait: it was taken back
+			w.callAt(time.Now())
+		case s.Deadline-ceilMillis(w.handed()) <= w.line.clock.high: // perhaps, as the clock was put back
 			w.callAt(time.Now())
 		default:
 			w.take(g)

@@ -19,6 +19,9 @@ var accidents = []string{
 	"back", "ahead", "rate", "reset", "delete lock", "delete queue", "delete state", "delete signals", "failover", "forever",
 }
 
+// unseen is how far the clock may be put back unseen: by no more than two round trips take.
+const unseen = 7 * time.Second
+
 var (
 	errMissing = errors.New("ERR Function not found: the library is loaded again")
 	errLoading = errors.New("LOADING, READONLY, UNBLOCKED or the like")
@@ -179,7 +182,7 @@ func (w *world) stepClock(back bool, by time.Duration) {
 		w.back += by
 		w.excuseAll() // what a client has given up lasts longer than it can know
 		w.step++
-		w.putBack = w.step
+		w.putBack, w.putBy = w.step, by
 		by = -by
 	} else {
 		for _, l := range w.locks {

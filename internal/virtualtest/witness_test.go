@@ -84,6 +84,7 @@ type told struct {
 	own    bool  // a token of the caller's
 	wait   *wait // nil: nothing was sent yet
 	held   int64 // the step in which the last such answer was given
+	asked  int64 // the step of the first answer
 	queued int64
 	busyAt time.Time     // when it was told so first
 	slow   time.Duration // the slowest answer
@@ -439,6 +440,9 @@ func (w *world) answered(c *call, err error, held bool, format string, args ...a
 		if t.wait != nil && t.wait.users == 0 {
 			t.wait.aware = true
 		}
+		if t.asked == 0 {
+			t.asked = c.served
+		}
 		t.queued = max(t.queued, c.served)
 		if t.busyAt.IsZero() {
 			t.busyAt = time.Now()
@@ -481,11 +485,11 @@ func (w *world) refuse(c *call, err error) {
 // isCurrent: nothing has made a hold's belief wrong since. It needs mu.
 func (w *world) isCurrent(h *hold) bool {
 	granted := h.lock.granted[h.Fence()]
-	answer := h.told.queued
-	if granted < w.putBack && w.putBack < answer {
-		answer = 0 // nobody can tell that the signal is older than the answer
+	told := h.told
+	if granted < w.putBack && told.held < granted && (w.putBy < unseen || told.asked > w.putBack) {
+		return false // nobody can tell that the signal is older than an answer
 	}
-	answer = max(answer, h.told.held)
+	answer := max(told.queued, told.held)
 	return max(answer, granted) > h.lock.fault && answer > w.jump && !h.wait.forged
 }
 

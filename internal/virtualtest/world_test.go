@@ -69,6 +69,7 @@ type world struct {
 	maxRate float64
 	step    int64 // orders what happens there
 	putBack int64 // the step in which the clock was put back last
+	putBy   time.Duration
 	jump    int64 // and forward, or may have been
 	back    time.Duration
 	locks   map[string]*lock // by name

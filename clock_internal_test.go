@@ -1,0 +1,39 @@
+package redislock
+
+import (
+	"testing"
+	"time"
+)
+
+// TestClockPutBack: a signal from before the clock was put back must not pass for one that came after the
+// last answer.
+func TestClockPutBack(t *testing.T) {
+	start := time.Now()
+	at := func(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }
+	reply := func(now int64, sent, here int) serverClock { return serverClock{now: now, at: at(sent), by: at(here)} }
+
+	first := serverClock{}.newer(reply(1_000_000, 0, 20))
+	for name, c := range map[string]struct {
+		next serverClock
+		high int64
+	}{
+		"goes on":                  {reply(1_005_010, 5000, 5020), 0},
+		"slowest there, fast here": {reply(1_004_980, 5000, 5000), 0},
+		"put forward":              {reply(1_900_000, 5000, 5020), 0},
+		"put back by a second":     {reply(1_004_010, 5000, 5020), 1_005_021},
+		"put back by a minute":     {reply(945_010, 5000, 5020), 1_005_021},
+	} {
+		t.Run(name, func(t *testing.T) {
+			next := first.newer(c.next)
+			if next.high != c.high {
+				t.Errorf("it may have shown %d, want %d", next.high, c.high)
+			}
+			if later := next.newer(reply(next.now+1000, 6000, 6020)); later.high != c.high {
+				t.Error("the next reply forgets it")
+			}
+			if late := next.newer(reply(1_000_005, 10, 5020)); late != next {
+				t.Error("a reply that comes late counts")
+			}
+		})
+	}
+}
