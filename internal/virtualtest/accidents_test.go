@@ -22,6 +22,8 @@ var accidents = []string{
 // unseen is how far the clock may be put back unseen: by no more than two round trips take.
 const unseen = 7 * time.Second
 
+const oneCall = 5 * time.Second // the longest that a client waits for an answer
+
 var (
 	errMissing = errors.New("ERR Function not found: the library is loaded again")
 	errLoading = errors.New("LOADING, READONLY, UNBLOCKED or the like")
@@ -324,7 +326,8 @@ func (w *world) judgeKnown(l *lock, token string) {
 	if x == nil || x.users > 0 || x.excused || x.unsure || x.p.closing || time.Since(x.over) < time.Second {
 		return
 	}
-	if w.lapsed(x) && !x.aware {
+	lapsedAt := x.calledAt.Add(time.Duration(x.place) * time.Millisecond)
+	if w.lapsed(x) && (!x.aware || lapsedAt.Before(w.calm.Add(oneCall))) {
 		return // the client gave up to tell
 	}
 	w.fail(knowing, "%s of %s is over since %v", token, l.name, time.Since(x.over))

@@ -184,7 +184,7 @@ func (u *user) do() {
 		u.w.fail(verdicts, "Do of %s returns nil, but the lock was held until %v before", h.Token(), until.Sub(h.wait.heldUntil))
 	}
 	u.w.mu.Unlock()
-	if err != nil && !errors.Is(err, errWork) {
+	if errors.Is(err, redislock.ErrUnavailable) || err != nil && !errors.Is(err, errWork) {
 		u.excuse(h) // perhaps it could not be given back
 	}
 	u.done(h)

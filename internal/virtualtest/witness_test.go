@@ -66,7 +66,7 @@ type wait struct {
 	queuedAt time.Time
 	aware    bool // its client was told of a place when the wait was over
 	// forged: the lock, the state or the last writes were lost, so the next call with a token of the caller's
-	// may be a grant, which another process that has it may give back.
+	// may be a grant, which another process that has it may give back. Or its fence is not the time of the grant.
 	forged    bool
 	called    int64     // server time, ms
 	calledAt  time.Time // ours
@@ -391,6 +391,7 @@ func (w *world) grant(l *lock, x, by *wait) {
 		l.lastFence, l.lostFence = fence, false
 	}
 	x.grantedAs = fence
+	x.forged = x.forged || x.own && fence/1000 != w.ms() // another process may take it for its own, see isOurs
 	if l.granted[fence] == 0 {
 		l.granted[fence] = w.step
 	}
