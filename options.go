@@ -78,8 +78,9 @@ const (
 	maxWaitTTL = 24 * time.Hour
 	maxLease   = 250 * 365 * 24 * time.Hour
 	maxToken   = 16384 // bytes
-	maxOwner   = 64    // bytes; the label is cut
-	maxPrefix  = 64    // bytes
+	maxHolders = 1_000_000_000
+	maxOwner   = 64 // bytes; the label is cut
+	maxPrefix  = 64 // bytes
 )
 
 func (o Options) withDefaults() (Options, error) {
@@ -182,6 +183,17 @@ func WithReplicas(n int, timeout time.Duration) Option {
 // an hour. 0: only try, as TryAcquire does. When it is over, the error is that of a ctx with this timeout.
 func WithWait(d time.Duration) Option { return func(r *request) { r.limit, r.limited = d, true } }
 
+// WithHolders lets n hold the lock together: this caller, and others who ask for any number of holders, too.
+// At least 1, which is alone. All wait in one queue, and nobody overtakes: a caller that wants the lock alone
+// waits until all have left, and those behind it wait until it has had the lock.
+//
+// Each caller's own n counts, at the moment of its grant: so n permits are a WithHolders(n) at each call. Each has a
+// lease of its own. Their Fence is the same, and greater than any before.
+func WithHolders(n int) Option { return func(r *request) { r.holders, r.shared = n, false } }
+
+// WithShared is WithHolders without a limit: a reader. A writer asks for the lock alone, that is without this.
+func WithShared() Option { return func(r *request) { r.holders, r.shared = 0, true } }
+
 // request is what one call asks for: the options, then checked and completed. After that it does not
 // change.
 type request struct {
@@ -191,6 +203,7 @@ type request struct {
 	maxHold   time.Duration // wire.Never: no limit
 	owner     string
 	token     string // the caller's own, or made by the Locker
+	holders   int    // how many may hold the lock together; 0: any number
 	replicas  int
 	ackWithin time.Duration
 	limit     time.Duration // of the wait, if it is limited; 0: only try
@@ -198,6 +211,7 @@ type request struct {
 	// Together, as there may be many waiters.
 	limited   bool
 	renew     bool
+	shared    bool // holders is 0
 	ownToken  bool // token is the caller's own
 	forever   bool // until completed: lease does not count
 	noMaxHold bool // until completed: maxHold does not count
@@ -212,6 +226,7 @@ func (o Options) request(op string, options ...Option) *request {
 		maxHold:   o.MaxHold,
 		noMaxHold: o.MaxHold == 0,
 		owner:     o.Owner,
+		holders:   1,
 		replicas:  o.Replicas,
 		ackWithin: o.ReplicaTimeout,
 	}
@@ -259,6 +274,8 @@ func (r *request) check() error {
 		return errors.New("an empty token")
 	case len(r.token) > maxToken:
 		return fmt.Errorf("a token of %d bytes: it must have at most %d", len(r.token), maxToken)
+	case !r.shared && (r.holders < 1 || r.holders > maxHolders):
+		return fmt.Errorf("%d holders: there must be at least 1 and at most %d", r.holders, maxHolders)
 	case r.limited && r.limit < 0:
 		return fmt.Errorf("a wait of %v: it must not be negative", r.limit)
 	}

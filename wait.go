@@ -157,7 +157,7 @@ func (w *waiter) call() {
 	kept := w.kept
 	h.mu.Unlock()
 
-	reply, err := w.l.server.Acquire(context.WithoutCancel(w.ctx), w.keys, w.token, w.firstLease(), kept)
+	reply, err := w.l.server.Acquire(context.WithoutCancel(w.ctx), w.keys, w.token, w.firstLease(), kept, w.holders)
 
 	h.mu.Lock()
 	defer h.mu.Unlock()
