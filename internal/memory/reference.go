@@ -209,8 +209,10 @@ func (c *call) acquire(signal string, lease, wait, holders int64) any {
 	}
 	position, fresh := c.enqueue(signal, lease, wait, last, holders)
 	checkIn := min(position*headCheck, wait/3)
-	if room := c.roomIn(holders); position == 1 && room >= 0 {
-		checkIn = min(checkIn, room+1)
+	if position == 1 {
+		if room := c.roomIn(holders); room >= 0 {
+			checkIn = min(checkIn, room+1)
+		}
 	}
 	if position == 2 && due > 0 {
 		checkIn = min(checkIn, due)
@@ -366,11 +368,14 @@ func (c *call) leaseLeft() int64 {
 
 // roomIn is the time until the leases have run out that keep out one who asks for so many holders, -1: for ever.
 func (c *call) roomIn(holders int64) int64 {
-	if holders == alone || len(c.shares) == 0 {
+	switch {
+	case c.fits(holders):
+		return 0
+	case holders == alone || c.holder != "":
 		return c.leaseLeft()
 	}
 	leases := c.inOrder()
-	return c.left(c.shares[leases[max(0, int64(len(leases))-holders)]])
+	return c.left(c.shares[leases[int64(len(leases))-holders]])
 }
 
 // entryOf is what is known of a waiter. If that was lost, it has a claim's time from when the state began.
