@@ -217,8 +217,8 @@ func (c *call) acquire(signal string, lease, wait, holders int64) any {
 	if position == 2 && due > 0 {
 		checkIn = min(checkIn, due)
 	}
-	if fresh && left >= 0 {
-		c.stateEnd = c.now() + max(left, wait) + Memory
+	if fresh || wait > Memory { // else it outlives the wait anyway
+		c.keepState(wait)
 	}
 	return []any{int64(0), position, max(1, checkIn), c.now()}
 }
@@ -248,6 +248,7 @@ func (c *call) extend(lease int64) (held int64) {
 		held = 1
 	}
 	if len(c.shares) > 0 { // a lock that is free is left to the next acquire
+		c.token = "" // a waiter like any other
 		c.letIn()
 	}
 	return held
@@ -454,26 +455,27 @@ func (c *call) hold(lease int64) {
 	}
 	if _, shares := c.shares[c.token]; shares {
 		c.shares[c.token] = end
-		c.keepState()
-		return
+	} else {
+		c.holderEnd = end
 	}
-	c.holderEnd, c.stateEnd = end, 0
-	if end != 0 {
-		c.stateEnd = end + Memory
-	}
+	c.keepState(0)
 }
 
-// keepState has the state outlive those who share the lock.
-func (c *call) keepState() {
-	end := c.lockEnd()
-	switch {
-	case end == 0:
-		c.stateEnd = 0
-	case c.stateEnd == 0:
-		c.stateEnd = end + Memory
-	default:
-		later(&c.stateEnd, end+Memory)
+// keepState has the state outlive any lease, and so many ms more. Its time only grows while the lock is in use; a
+// state without one also outlives the queue.
+func (c *call) keepState(span int64) {
+	end := c.now() + span
+	if c.isHeld() {
+		if c.lockEnd() == 0 {
+			c.stateEnd = 0
+			return
+		}
+		end = max(end, c.lockEnd())
 	}
+	if c.stateEnd == 0 {
+		end = max(end, c.lineEnd)
+	}
+	c.stateEnd = max(c.stateEnd, end+Memory)
 }
 
 // held is the reply to a caller that holds the lock.
@@ -516,12 +518,10 @@ func (c *call) letIn() (next string) {
 		end := c.now() + lease
 		if e.holders == alone {
 			c.holder, c.holderEnd = token, end
-			c.stateEnd = c.now() + max(e.lease, e.wait) + Memory
 		} else {
 			c.shares[token] = end
-			c.keepState()
-			later(&c.stateEnd, c.now()+max(e.lease, e.wait)+Memory)
 		}
+		c.keepState(max(e.lease, e.wait))
 	}
 	return ""
 }
@@ -588,15 +588,14 @@ func (c *call) letInAhead(holders int64) (next string, due int64) {
 
 // giveUp ends the caller's hold, and hands the lock on.
 func (c *call) giveUp() {
-	_, shared := c.shares[c.token]
 	delete(c.shares, c.token)
 	c.holder = ""
-	if shared && c.isHeld() {
-		c.keepState()
-	} else {
-		c.stateEnd = c.now() + Memory
-	}
 	c.letIn()
+	if c.isHeld() || len(c.line) > 0 {
+		c.keepState(1)
+	} else {
+		c.stateEnd = c.now() + Memory // nobody uses it
+	}
 }
 
 // enqueue gives the caller a place, or has it keep the one that it has. It returns the position, and
@@ -636,9 +635,6 @@ func (c *call) enqueue(signal string, lease, wait, last, holders int64) (positio
 	}
 	c.numbers["last"] = last
 	c.entries[c.token] = entry{c.now(), wait, lease, signal, holders}
-	if wait > Memory {
-		later(&c.stateEnd, end+Memory)
-	}
 	return int64(at) + 1, fresh
 }
 
