@@ -43,9 +43,13 @@ func (l *Locker) DoAll(ctx context.Context, names []string, fn func(ctx context.
 	})
 	defer func() {
 		stop()
+		var verdict error // the same one of each lock would be long
 		for _, lock := range slices.Backward(taken) {
-			err = join(err, lock.finish(ctx))
+			if v := lock.finish(ctx); verdict == nil || errors.Is(v, ErrLost) && !errors.Is(verdict, ErrLost) {
+				verdict = join(verdict, v)
+			}
 		}
+		err = join(err, verdict)
 		end(nil)
 	}()
 	for _, lock := range taken {
