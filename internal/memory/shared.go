@@ -200,7 +200,7 @@ func (c *Client) Locks(ctx context.Context, prefix string) (keys []string, err e
 	err = c.carry(ctx, "SCAN", func() {
 		c.shared.Do(func(s *Server) {
 			for _, l := range s.locks {
-				if l.holder != "" && strings.HasPrefix(l.lockKey, prefix) {
+				if (l.holder != "" || len(l.shares) > 0) && strings.HasPrefix(l.lockKey, prefix) {
 					found = append(found, l.lockKey)
 				}
 			}
