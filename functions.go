@@ -275,7 +275,7 @@ func (f *functions) Pop(ctx context.Context, list string, most int) ([]wire.Sign
 	block := f.client.B().Blpop().Key(list).Timeout(blockFor.Seconds()).Build()
 	var results []rueidis.RedisResult
 	sent := time.Now()
-	if most > 1 && !f.perLock.Load() {
+	if most > 1 {
 		results = f.client.DoMulti(ctx, block, f.client.B().Lpop().Key(list).Count(int64(min(most, popMax))).Build())
 	} else {
 		results = []rueidis.RedisResult{f.client.Do(ctx, block)}

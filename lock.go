@@ -75,7 +75,7 @@ func (l *Locker) Acquire(ctx context.Context, name string, opts ...Option) (*Loc
 	return l.obtain(ctx, name, l.opts.request("acquire", opts...), false)
 }
 
-// TryAcquire takes the lock if nobody holds it and nobody waits for it, otherwise it returns
+// TryAcquire takes the lock if it can be had now and nobody waits for it, otherwise it returns
 // ErrNotAcquired at once. Other errors are those of Acquire. A call that gets no answer is made three
 // times, then the error is ErrUnavailable.
 func (l *Locker) TryAcquire(ctx context.Context, name string, opts ...Option) (*Lock, error) {
@@ -313,9 +313,9 @@ func (l *Lock) Name() string { return l.keys.Name }
 // WithToken.
 func (l *Lock) Token() string { return l.token }
 
-// Fence returns the fencing token: a number that is greater for each grant of this name. Send it
-// with every write to what the lock protects, and have older ones refused there: then a holder
-// that lost the lock without noticing (it was stopped, say) can do no harm.
+// Fence returns the fencing token: a number that is greater for each grant of this name, and the same for all
+// who hold the lock together. Send it with every write to what the lock protects, and have older ones refused
+// there: then a holder that lost the lock without noticing (it was stopped, say) can do no harm.
 func (l *Lock) Fence() int64 { return l.fence }
 
 // Context returns a context that ends when the lock is released, or may be lost: then its
