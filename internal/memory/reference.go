@@ -95,6 +95,7 @@ type call struct {
 	may    func(key string) bool
 	unread map[string]int64 // lists of dead clients: the deadline of the signal that they never read
 
+	known    bool // the state has a fence
 	unblocks bool // the first waiter loses its place if it cannot be told
 }
 
@@ -129,10 +130,11 @@ func (s *Server) Call(function string, keys, args []string, may func(string) boo
 	if function == "lock_version" {
 		return s.version
 	}
-	if slices.ContainsFunc(keys, func(key string) bool { return s.strange[key] }) {
+	if slices.ContainsFunc(keys[:min(3, len(keys))], func(key string) bool { return s.strange[key] }) {
 		return Failure("WRONGTYPE")
 	}
 	c := &call{Server: s, lock: s.at(keys), may: may, unread: map[string]int64{}}
+	_, c.known = c.numbers["fence"]
 	if len(args) > 0 {
 		c.token = args[0]
 	}
@@ -152,16 +154,15 @@ func (s *Server) Call(function string, keys, args []string, may func(string) boo
 }
 
 func (c *call) acquire(signal string, lease, wait int64) any {
-	var last int64
-	if len(c.line) > 0 {
-		last = c.numbers["last"] // of an older queue it does not count
-	}
-	c.first()
 	if c.holder == c.token {
 		if c.numbers["fence"] == 0 {
 			c.raiseFence()
 		}
 		return c.hold(lease)
+	}
+	// The signal list counts only for who may have to wait.
+	if wait > 0 && (c.holder != "" || len(c.line) > 0) && c.strange[signal] {
+		return Failure("WRONGTYPE")
 	}
 	left := c.leaseLeft()
 	if c.holder == "" {
@@ -177,19 +178,22 @@ func (c *call) acquire(signal string, lease, wait int64) any {
 		c.leave()
 		return []any{int64(0), int64(0), left, c.now()}
 	}
-	position, fresh := c.enqueue(signal, lease, wait, last)
+	position, fresh := c.enqueue(signal, lease, wait)
 	checkIn := min(position*headCheck, wait/3)
 	if position == 1 && left >= 0 {
 		checkIn = min(checkIn, left+1)
 	}
-	if fresh && left >= 0 {
-		c.stateEnd = c.now() + max(left, wait) + Memory
+	if fresh || wait > Memory {
+		if left < 0 {
+			c.stateEnd = 0
+		} else {
+			c.keepState(max(left, wait))
+		}
 	}
 	return []any{int64(0), position, max(1, checkIn), c.now()}
 }
 
 func (c *call) release() int64 {
-	c.first()
 	if c.holder == c.token {
 		c.giveUp()
 		return 1
@@ -205,7 +209,6 @@ func (c *call) release() int64 {
 }
 
 func (c *call) extend(lease int64) int64 {
-	c.first()
 	if c.holder != c.token {
 		return 0
 	}
@@ -214,7 +217,6 @@ func (c *call) extend(lease int64) int64 {
 }
 
 func (c *call) reset() (taken int64) {
-	c.first()
 	if c.holder != "" {
 		taken = 1
 	}
@@ -323,8 +325,21 @@ func (c *call) hold(lease int64) any {
 		return []any{int64(1), c.numbers["fence"], int64(-1), c.now()}
 	}
 	c.holderEnd = c.now() + lease
-	c.stateEnd = c.holderEnd + Memory
+	c.keepState(lease)
 	return []any{int64(1), c.numbers["fence"], lease, c.now()}
+}
+
+// keepState has the state live longer than the rest of a lease or a place, and never shorter than before.
+func (c *call) keepState(rest int64) {
+	end := c.now() + rest + Memory
+	if c.known && c.stateEnd != 0 {
+		c.stateEnd = max(c.stateEnd, end)
+		return
+	}
+	c.stateEnd = end
+	if len(c.line) > 0 {
+		c.stateEnd = max(end, c.lineEnd+Memory)
+	}
 }
 
 // handOver gives the lock to the first live waiter, but not to the caller. It returns the waiter that is
@@ -366,44 +381,57 @@ func (c *call) handOver() (next string, lease int64) {
 		c.raiseFence()
 		c.remove(token)
 		c.holder, c.holderEnd = token, c.now()+lease
-		c.stateEnd = c.now() + max(e.lease, e.wait) + Memory
+		c.keepState(max(e.lease, e.wait))
 		return token, lease
 	}
 }
 
 // giveUp hands the lock on, or frees it.
 func (c *call) giveUp() {
-	if _, given := c.handOver(); given == 0 {
-		c.holder = ""
+	next, given := c.handOver()
+	if given > 0 {
+		return
+	}
+	c.holder = ""
+	if next == "" {
 		c.stateEnd = c.now() + Memory
+	} else {
+		c.keepState(1)
 	}
 }
 
 // enqueue gives the caller a place, or has it keep the one that it has. It returns the position, and
-// whether the state is a new hash. Last is the last score that the state knew of this queue, 0 if none.
-func (c *call) enqueue(signal string, lease, wait, last int64) (position int64, fresh bool) {
-	known := last != 0
-	if e, ok := c.entries[c.token]; ok && c.lapsed(e) {
-		c.leave()
-	}
-	if n := len(c.line); n > 0 && !known {
+// whether the state is a new hash.
+func (c *call) enqueue(signal string, lease, wait int64) (position int64, fresh bool) {
+	end := c.now() + wait
+	last, ok := c.numbers["last"]
+	if n := len(c.line); n > 0 && !ok {
 		last = c.line[n-1].score
 	}
-	at := slices.IndexFunc(c.line, func(p place) bool { return p.token == c.token })
+	isMe := func(p place) bool { return p.token == c.token }
+	at := slices.IndexFunc(c.line, isMe)
+	if at >= 0 {
+		mine, ok := c.entries[c.token]
+		if c.holder != "" {
+			c.first()
+		}
+		if ok && c.lapsed(mine) {
+			c.remove(c.token)
+		}
+		at = slices.IndexFunc(c.line, isMe)
+	}
 	alone := len(c.line) == 0
 	if at < 0 {
 		last = max(last+1, c.Micros)
 		at = len(c.line)
 		c.line = append(c.line, place{c.token, last})
 	}
-	end := c.now() + wait
-	fresh = !alone && !known
+	fresh = !c.known
 	if alone {
 		c.lineEnd = end
-		fields := len(c.numbers) + len(c.entries)
-		fresh = fields == 0
-		if fields > 3 { // of a queue that was lost
+		if len(c.numbers)+len(c.entries) > 3 { // of a queue that was lost
 			fresh = true
+			c.known = false
 			c.stateEnd = 0
 			c.numbers = map[string]int64{"fence": c.numbers["fence"]}
 			clear(c.entries)
@@ -411,14 +439,11 @@ func (c *call) enqueue(signal string, lease, wait, last int64) (position int64, 
 	} else {
 		later(&c.lineEnd, end)
 	}
-	if alone || fresh {
+	if _, known := c.numbers["since"]; alone || fresh && !known {
 		c.numbers["since"] = c.now()
 	}
 	c.numbers["last"] = last
 	c.entries[c.token] = entry{c.now(), wait, lease, signal}
-	if wait > Memory {
-		later(&c.stateEnd, end+Memory)
-	}
 	return int64(at) + 1, fresh
 }
 
