@@ -40,15 +40,19 @@
 
 local VERSION = '1.0.0'
 
+local call -- redis.call; there is none yet while this file is loaded
+
 local CLAIM_MS = 2000       -- a handed-over lease, until its holder has called
 local HEAD_CHECK_MS = 1000  -- the first in the queue looks that often; the tenth, every 10 s
 local SILENCE_MS = 10000    -- by then whoever cannot be told has to have looked
 local MEMORY_MS = 600000    -- lock-state outlives the last user by this: the memory of the fence
+local MEMORY_TEXT = '600000' -- what Redis gets is text: to make text of a number takes it long
 local MAX_EXACT = 2 ^ 53    -- a larger number is not one of ours
 
 -- The limits of a call, and of what is taken for written by one: so they bound how long a call
 -- holds the server.
 local TOKEN_MAX = 16384     -- bytes
+local TOKEN_MAX_TEXT = '16384'
 local KEY_MAX = 8192        -- bytes of the name of each key
 local NUMBER_MAX = {        -- of 13 digits at most
   LEASE_MS = 9999999999999, -- 317 years
@@ -56,6 +60,7 @@ local NUMBER_MAX = {        -- of 13 digits at most
 }
 local ENTRY_MAX = KEY_MAX + 64
 local BATCH = 100           -- waiters looked at together, if the first one is to be dropped
+local BATCH_LAST = '99'
 local LOOKS_MAX = 4000      -- waiters looked at in one call; a batch counts as ten more, a token of
                             -- 512 bytes as one more, one of 1,024 as four, and so on
 local LIST_MAX = 1000       -- lock_inspect lists so many waiters; it counts all of them
@@ -124,6 +129,8 @@ local function misuse(usage, keys, args)
     elseif #value > 13 or not string.find(value, '^%d+$') or value + 0 > NUMBER_MAX[name] then
       return string.format('%s must be a whole number of milliseconds, %s at most, got "%s"',
         name, decimal(NUMBER_MAX[name]), (string.gsub(string.sub(value, 1, 40), '[^ -~]', '?')))
+    elseif value < '1' and value ~= '0' then
+      args[i] = decimal(value + 0) -- as Redis takes it
     end
   end
 end
@@ -132,6 +139,7 @@ end
 -- it is, without the stack that a thrown one gets.
 local function public(usage, body)
   return function(keys, args)
+    call = redis.call
     local wrong = misuse(usage, keys, args)
     if wrong then
       return redis.error_reply('LOCKARG ' .. wrong)
@@ -147,15 +155,21 @@ end
 -- Reads the clock, once a call at most.
 local function tell_time(c)
   if not c.now then
-    local time = redis.call('TIME')
-    c.micros_text = time[1] .. string.sub('00000' .. time[2], -6)
-    c.micros = tonumber(c.micros_text)
-    c.now = math.floor(c.micros / 1000)
+    local time = call('TIME')
+    local micros = time[2]
+    c.micros_text = time[1] .. (#micros == 6 and micros or string.sub('00000' .. micros, -6))
+    micros = time[1] * 1000000 + micros
+    c.micros, c.now = micros, (micros - micros % 1000) / 1000
   end
 end
 
--- What comes after a number, and not before the clock: max(number + 1, microseconds). Also as text.
-local function after(c, number)
+-- What comes after a number of a key, and not before the clock: max(number + 1, microseconds). Also
+-- as text. To make a number of sixteen digits takes long, so texts of the same length are compared.
+local function after(c, text)
+  local number = 0
+  if text and (#text ~= #c.micros_text or text >= c.micros_text) then
+    number = stored(text) or 0
+  end
   if number < c.micros then
     return c.micros, c.micros_text
   end
@@ -169,12 +183,14 @@ local function waiter_of(c, token, entry)
   if entry and #entry <= ENTRY_MAX then
     called, wait, lease, signal = string.match(entry, '^(%d+) (%d+) (%d+) (.*)$')
   end
-  if not called or #called > 13 or wait + 0 > NUMBER_MAX.WAIT_MS
-    or lease + 0 > NUMBER_MAX.LEASE_MS then
-    c.since = c.since or stored(redis.call('HGET', c.state, 'since')) or c.now
-    called, wait, lease, signal = c.since, CLAIM_MS, CLAIM_MS, nil
+  if called and #called <= 13 then
+    called, wait, lease = called + 0, wait + 0, lease + 0
+    if wait <= NUMBER_MAX.WAIT_MS and lease <= NUMBER_MAX.LEASE_MS then
+      return { token = token, called = called, wait = wait, lease = lease, signal = signal }
+    end
   end
-  return { token = token, called = called + 0, wait = wait + 0, lease = lease + 0, signal = signal }
+  c.since = c.since or stored(call('HGET', c.state, 'since')) or c.now
+  return { token = token, called = c.since, wait = CLAIM_MS, lease = CLAIM_MS }
 end
 
 local function lapsed(c, waiter)
@@ -193,60 +209,82 @@ local function drop_first(c, tokens, n)
     for i = 1, n do
       fields[i] = '@' .. tokens[i]
     end
-    redis.call('ZREMRANGEBYRANK', c.queue, 0, n - 1)
-    redis.call('HDEL', c.state, unpack(fields))
+    call('ZREMRANGEBYRANK', c.queue, 0, n - 1)
+    call('HDEL', c.state, unpack(fields))
   end
 end
 
 -- Removes one token from the queue. Returns whether it was there.
 local function leave(c, token)
-  if redis.call('ZREM', c.queue, token) == 0 then
+  if call('ZREM', c.queue, token) == 0 then
     return false
   end
-  redis.call('HDEL', c.state, '@' .. token)
+  call('HDEL', c.state, '@' .. token)
   return true
+end
+
+-- What a call knows. Of the fields, fence and last are text as it was read, false if missing.
+local function begin(keys, token, asks)
+  return {
+    lock = keys[1], queue = keys[2], state = keys[3], token = token, asks = asks,
+    holder = nil, -- '' if nobody holds the lock
+    fence = nil, last = nil,
+    tokens = nil, values = nil, looks = LOOKS_MAX, -- by read_front
+    first = nil, dead = nil, -- by find_first
+    now = nil, micros = nil, micros_text = nil, -- by tell_time
+  }
+end
+
+-- Reads the tokens in front, to the rank last, and what the state says of them; for lock_acquire
+-- also c.mine, what it says of the caller.
+local function read_front(c, last)
+  local tokens = call('ZRANGE', c.queue, '0', last)
+  c.tokens, c.looks = tokens, c.looks - #tokens - 10
+  if #tokens == 0 then
+    if c.fence == nil then
+      c.fence = call('HGET', c.state, 'fence')
+    end
+    return
+  end
+  local fields = { 'fence', c.asks and '@' .. c.token or 'fence' }
+  for i = 1, #tokens do
+    c.looks = c.looks - (#tokens[i] / 512) ^ 2
+    tokens[i] = string.sub(tokens[i], 1, TOKEN_MAX + 1) -- a longer one is none of ours
+    fields[2 + i] = '@' .. tokens[i]
+  end
+  local values = call('HMGET', c.state, unpack(fields))
+  c.values, c.fence, c.mine = values, values[1], values[2]
 end
 
 -- Some waiter that was not looked at: it may live, so nobody takes the lock, until another call.
 local UNSEEN = {}
 
--- Fills in c.fence and c.first, the first waiter that is alive as far as known; those before it are
--- dropped. For who asks to queue (c.asks) also c.last and c.mine, its entry. c.dead has the signal
--- lists that were found unread, each with the deadline: who uses one and has not called since is
--- dropped. The caller is alive. Each waiter is dropped once, so the cost is amortised. If more are
--- dead than one call may drop, c.first is UNSEEN.
+-- Fills in c.first, the first waiter that is alive as far as known; those before it are dropped.
+-- Begins with what read_front has just read, if it has. c.dead has the signal lists that were found
+-- unread, each with the deadline: who uses one and has not called since is dropped. The caller is
+-- alive. Each waiter is dropped once, so the cost is amortised. If more are dead than one call may
+-- drop, c.first is UNSEEN.
 local function find_first(c)
   local last = '0'
+  c.first = nil
   while true do
-    if c.looks <= 0 then
-      c.first = UNSEEN
-      return
+    if not c.tokens then
+      if c.looks <= 0 then
+        c.first = UNSEEN
+        return
+      end
+      read_front(c, last)
     end
-    local tokens = redis.call('ZRANGE', c.queue, '0', last)
-    c.looks = c.looks - #tokens - 10
+    local tokens, values = c.tokens, c.values
+    c.tokens = nil
     if #tokens == 0 then
-      c.fence = stored(redis.call('HGET', c.state, 'fence')) or 0
-      c.first = nil
       return
     end
     tell_time(c)
-    local fields = c.asks and { 'fence', 'last', '@' .. c.token } or { 'fence' }
-    local more = #fields
-    for i = 1, #tokens do
-      c.looks = c.looks - (#tokens[i] / 512) ^ 2
-      tokens[i] = string.sub(tokens[i], 1, TOKEN_MAX + 1) -- a longer one is none of ours
-      fields[more + i] = '@' .. tokens[i]
-    end
-    local values = redis.call('HMGET', c.state, unpack(fields))
-    c.fence = stored(values[1]) or 0
-    if c.asks then
-      c.last, c.mine = stored(values[2]), values[3]
-    end
-    c.first = nil
     for i = 1, #tokens do
       local token = tokens[i]
-      local waiter = waiter_of(c, token, values[more + i])
-      local unread_since = c.dead[waiter.signal or '']
+      local waiter = waiter_of(c, token, values[2 + i])
+      local unread_since = c.dead and c.dead[waiter.signal or '']
       local dead = unread_since and waiter.called <= unread_since and token ~= c.token
       if not dead and not lapsed(c, waiter) and #token <= TOKEN_MAX then
         drop_first(c, tokens, i - 1)
@@ -255,45 +293,44 @@ local function find_first(c)
       end
     end
     drop_first(c, tokens, #tokens)
-    last = BATCH - 1
+    last = BATCH_LAST
   end
 end
 
 -- Who holds the lock, '' if nobody does. No more of a value is read than makes it none of ours.
 local function holder_of(lock)
-  return redis.call('GETRANGE', lock, 0, TOKEN_MAX)
+  return call('GETRANGE', lock, '0', TOKEN_MAX_TEXT)
 end
 
--- The lock as it is: c.holder (false: free), and what find_first finds.
-local function look(keys, token, asks)
-  local holder = holder_of(keys[1])
-  local c = {
-    lock = keys[1], queue = keys[2], state = keys[3], token = token, asks = asks,
-    holder = holder ~= '' and holder, looks = LOOKS_MAX,
-    dead = {}, fence = nil, first = nil, last = nil, mine = nil, -- by find_first
-    unblocks = false, -- by reset
-    now = nil, micros = nil, micros_text = nil, -- by tell_time
-  }
-  find_first(c)
-  return c
-end
-
-local function next_fence(c)
-  tell_time(c)
-  local text
-  c.fence, text = after(c, c.fence)
-  redis.call('HSET', c.state, 'fence', text)
-end
-
--- The caller holds the lock, from now on for this lease. The state outlives it.
-local function hold(c, lease)
-  if lease == 0 then
-    redis.call('SET', c.lock, c.token)
-    redis.call('PERSIST', c.state)
-  else
-    redis.call('SET', c.lock, c.token, 'PX', decimal(lease))
-    redis.call('PEXPIRE', c.state, decimal(lease + MEMORY_MS))
+-- The TTL of the state: MEMORY_MS more than what is left of any lease and any place in the queue.
+-- Span is one of these; 0: it never ends. While the lock is in use the TTL only grows. A state
+-- that is new, or that had none because of a lease without end, gets one.
+local function keep_state(c, span)
+  if span == 0 then
+    call('PERSIST', c.state)
+  elseif not c.fence or call('PEXPIRE', c.state, decimal(span + MEMORY_MS), 'GT') == 0
+    and call('PTTL', c.state) == -1 then
+    span = math.max(span, call('PTTL', c.queue))
+    call('PEXPIRE', c.state, decimal(span + MEMORY_MS))
   end
+end
+
+-- The caller has the lock for this lease, from now on. Returns the reply of lock_acquire.
+local function hold(c, lease)
+  local fence = c.holder == c.token and stored(c.fence)
+  if not fence then
+    local text
+    fence, text = after(c, c.fence)
+    call('HSET', c.state, 'fence', text)
+  end
+  local span = lease + 0
+  if span == 0 then
+    call('SET', c.lock, c.token)
+  else
+    call('SET', c.lock, c.token, 'PX', lease)
+  end
+  keep_state(c, span)
+  return { 1, fence, span == 0 and -1 or span, c.now }
 end
 
 -- Whether a list is a signal list of this lock or prefix, by its name.
@@ -323,20 +360,20 @@ local function tell(c, waiter, signal)
   end
   local deadline
   if unread > 1 then
-    deadline = tonumber(string.match(redis.call('LINDEX', list, 0), '^%d+ (%d+) .'))
+    deadline = tonumber(string.match(call('LINDEX', list, 0), '^%d+ (%d+) .'))
     if not deadline then -- somebody else's list
-      redis.call('RPOP', list)
+      call('RPOP', list)
       return false
     end
   end
   -- An unread signal proves death for as long as its client's other waiters keep a place.
-  redis.call('PEXPIRE', list, decimal(CLAIM_MS + waiter.wait))
+  call('PEXPIRE', list, decimal(CLAIM_MS + waiter.wait))
   if deadline and deadline < c.now then
     if waiter.called <= deadline then
-      redis.call('RPOP', list)
+      call('RPOP', list)
       return false, deadline
     end
-    redis.call('LPOP', list)
+    call('LPOP', list)
   end
   return true
 end
@@ -356,18 +393,19 @@ local function hand_over(c)
     if waiter.lease > 0 then
       lease = math.min(waiter.lease, CLAIM_MS)
     end
-    local fence, fence_text = after(c, c.fence)
+    local _, fence = after(c, c.fence)
     local told, unread_since = tell(c, waiter,
-      fence_text .. ' ' .. decimal(c.now + lease) .. ' ' .. waiter.token)
+      fence .. ' ' .. decimal(c.now + lease) .. ' ' .. waiter.token)
     if told then
-      redis.call('SET', c.lock, waiter.token, 'PX', decimal(lease))
+      call('SET', c.lock, waiter.token, 'PX', decimal(lease))
       leave(c, waiter.token)
-      redis.call('HSET', c.state, 'fence', fence_text)
-      c.fence = fence
-      redis.call('PEXPIRE', c.state, decimal(math.max(waiter.lease, waiter.wait) + MEMORY_MS))
+      call('HSET', c.state, 'fence', fence)
+      keep_state(c, math.max(waiter.lease, waiter.wait))
+      c.fence, c.holder = fence, waiter.token
       return waiter, lease
     end
     if unread_since then
+      c.dead = c.dead or {}
       c.dead[waiter.signal] = unread_since
     elseif c.unblocks or silent(c, waiter) then
       c.unblocks = false
@@ -382,61 +420,67 @@ end
 
 -- Hands on the lock, which its holder has lost or gives up. If nobody takes it, it is free.
 local function give_up(c)
-  local _, lease = hand_over(c)
+  find_first(c)
+  local waiter, lease = hand_over(c)
   if not lease then
-    redis.call('UNLINK', c.lock)
-    redis.call('PEXPIRE', c.state, MEMORY_MS)
+    call('UNLINK', c.lock)
+    if waiter then
+      keep_state(c, 1)
+    else -- nobody uses it
+      call('PEXPIRE', c.state, MEMORY_TEXT)
+    end
   end
 end
 
--- Puts the caller into the queue, or notes that it has called again. Returns its position, and
--- whether the state is a new hash, which has no TTL yet.
+-- Puts the caller into the queue, or notes that it has called again. Returns its position.
+--
+-- While the lock is held nobody needs to know who is first, but a waiter that calls again: if those
+-- before it have died, it may be the next one.
 local function enqueue(c, signal, lease, wait)
-  if c.mine and lapsed(c, waiter_of(c, c.token, c.mine)) then
-    leave(c, c.token)
+  local last, position = c.last, nil
+  if not last then
+    last = call('ZRANGE', c.queue, '-1', '-1', 'WITHSCORES')[2] -- none, or the hash was lost
+    position = not last and 1
   end
-  local last = c.last
-  if c.first and not last then
-    last = stored(redis.call('ZRANGE', c.queue, -1, -1, 'WITHSCORES')[2]) -- the hash was lost
-  end
-  local _, place = after(c, last or 0)
-  local added = redis.call('ZADD', c.queue, 'NX', place, c.token) == 1
-  local position = 1
+  local _, place = after(c, last)
+  local added = call('ZADD', c.queue, 'NX', place, c.token) == 1
   if not added then
-    position = redis.call('ZRANK', c.queue, c.token) + 1
-  elseif c.first then -- unless the lock was handed to it just now
-    position = redis.call('ZCARD', c.queue)
-  end
-  local alone = added and position == 1
-  local new = not alone and not c.last
-
-  local now, wait_ms = string.sub(c.micros_text, 1, -4), decimal(wait)
-  local fields = {
-    '@' .. c.token, now .. ' ' .. wait_ms .. ' ' .. decimal(lease) .. ' ' .. signal,
-    'last', added and place or decimal(last or 0),
-  }
-  if alone then
-    redis.call('PEXPIRE', c.queue, wait_ms)
-    local count = redis.call('HLEN', c.state)
-    new = count == 0
-    if count > #{ 'fence', 'last', 'since' } then
-      -- A queue that expired or was deleted left its entries behind: start the hash anew.
-      redis.call('UNLINK', c.state)
-      new = true
-      fields[5], fields[6] = 'fence', decimal(c.fence)
+    if c.holder ~= '' then
+      find_first(c)
     end
+    if c.first and c.first.token == c.token then
+      position = 0
+    elseif not (c.mine and lapsed(c, waiter_of(c, c.token, c.mine))) then
+      position = call('ZRANK', c.queue, c.token)
+    end
+    added = not position
+    if added then
+      call('ZADD', c.queue, place, c.token)
+    else
+      position, place = position + 1, last
+    end
+  end
+  position = position or call('ZCARD', c.queue)
+
+  local now = string.sub(c.micros_text, 1, -4)
+  local entry = now .. ' ' .. wait .. ' ' .. lease .. ' ' .. signal
+  if added and position == 1 then
+    call('PEXPIRE', c.queue, wait)
+    if call('HLEN', c.state) > #{ 'fence', 'last', 'since' } then
+      -- A queue that expired or was deleted left its entries behind: start the hash anew.
+      call('UNLINK', c.state)
+      call('HSET', c.state, 'fence', c.fence or '0')
+      c.fence = nil
+    end
+    call('HSET', c.state, '@' .. c.token, entry, 'last', place, 'since', now)
   else
-    redis.call('PEXPIRE', c.queue, wait_ms, 'GT')
+    call('PEXPIRE', c.queue, wait, 'GT')
+    call('HSET', c.state, '@' .. c.token, entry, 'last', place)
+    if not c.fence then
+      call('HSETNX', c.state, 'since', now)
+    end
   end
-  if alone or new then
-    fields[#fields + 1] = 'since'
-    fields[#fields + 1] = now
-  end
-  redis.call('HSET', c.state, unpack(fields))
-  if wait > MEMORY_MS then -- else the state outlives the wait anyway
-    redis.call('PEXPIRE', c.state, decimal(wait + MEMORY_MS), 'GT')
-  end
-  return position, new
+  return position
 end
 
 -- ---------------------------------------------------------------------------------------------
@@ -455,48 +499,50 @@ end
 -- [0, position, check_in_ms, now_ms]     queued, position 1 is next; call again within check_in_ms
 -- [0, 0, holder_left_ms, now_ms]         busy and WAIT_MS is 0: not queued
 local function acquire(keys, args)
-  local signal, token = keys[4], args[1]
-  local lease, wait = tonumber(args[2]), tonumber(args[3])
-  redis.call('LLEN', signal)
-  local c = look(keys, token, true)
+  local signal, token, lease, wait = keys[4], args[1], args[2], args[3]
+  local c = begin(keys, token, true)
+  local values = call('HMGET', c.state, 'fence', 'last')
+  c.fence, c.last = values[1], values[2]
+  c.holder = holder_of(c.lock)
   tell_time(c)
 
-  if c.holder == token then
-    if c.fence == 0 then
-      next_fence(c)
-    end
-    hold(c, lease)
-    return { 1, c.fence, lease == 0 and -1 or lease, c.now }
-  end
-
   local left
-  if not c.holder then
+  if c.holder == token then
+    call('ZCARD', c.queue)
+    return hold(c, lease)
+  elseif c.holder == '' then
+    read_front(c, '0')
+    if #c.tokens > 0 and wait ~= '0' then
+      call('LLEN', signal)
+    end
+    find_first(c)
     local waiter, handed = hand_over(c)
     if not waiter or waiter.token == token then
       if waiter then
         leave(c, token)
       end
-      next_fence(c)
-      hold(c, lease)
-      return { 1, c.fence, lease == 0 and -1 or lease, c.now }
+      return hold(c, lease)
     end
     left = handed or 0
+  elseif wait ~= '0' then
+    call('LLEN', signal)
   end
 
-  if wait == 0 then
+  if wait == '0' then
     leave(c, token)
-    return { 0, 0, left or redis.call('PTTL', c.lock), c.now }
+    return { 0, 0, left or call('PTTL', c.lock), c.now }
   end
 
-  local position, new = enqueue(c, signal, lease, wait)
+  local position = enqueue(c, signal, lease, wait)
   local check_in = math.min(position * HEAD_CHECK_MS, wait / 3)
-  if position == 1 or new then
-    left = left or redis.call('PTTL', c.lock)
-    if left >= 0 and position == 1 then
+  local long = wait + 0 > MEMORY_MS -- else the state outlives the wait anyway
+  if position == 1 or long or not c.fence then
+    left = left or call('PTTL', c.lock)
+    if position == 1 and left >= 0 then
       check_in = math.min(check_in, left + 1)
     end
-    if left >= 0 and new then
-      redis.call('PEXPIRE', c.state, math.max(left, wait) + MEMORY_MS)
+    if long or not c.fence then
+      keep_state(c, left < 0 and 0 or math.max(left, wait))
     end
   end
   if left == 0 and c.first == UNSEEN then
@@ -514,14 +560,18 @@ end
 -- 2  it was queued: it has left
 -- 0  neither: the lease had run out, the lock was reset, or it was released before
 local function release(keys, args)
-  local c = look(keys, args[1])
+  local c = begin(keys, args[1])
+  read_front(c, '0')
+  c.holder = holder_of(c.lock)
   if c.holder == c.token then
     give_up(c)
     return 1
   end
   local left = leave(c, c.token)
-  if not c.holder then
-    find_first(c)
+  if c.holder == '' then
+    if left then
+      c.tokens = nil -- the caller may be in it
+    end
     give_up(c)
   end
   return left and 2 or 0
@@ -535,11 +585,19 @@ end
 -- 1  the lease now ends LEASE_MS from now (0: never)
 -- 0  TOKEN is not the holder
 local function extend(keys, args)
-  local c = look(keys, args[1])
-  if c.holder ~= c.token then
+  local c = begin(keys, args[1])
+  c.fence = call('HGET', c.state, 'fence')
+  call('ZCARD', c.queue)
+  if holder_of(c.lock) ~= c.token then
     return 0
   end
-  hold(c, tonumber(args[2]))
+  local lease = args[2]
+  if lease == '0' then
+    call('PERSIST', c.lock)
+  else
+    call('PEXPIRE', c.lock, lease)
+  end
+  keep_state(c, lease + 0)
   return 1
 end
 
@@ -552,10 +610,13 @@ end
 -- 1  taken away and handed to the next waiter
 -- 0  nobody held it
 local function reset(keys)
-  local c = look(keys, '')
-  c.unblocks = not c.holder
+  local c = begin(keys, '')
+  read_front(c, '0')
+  c.holder = holder_of(c.lock)
+  local free = c.holder == ''
+  c.unblocks = free
   give_up(c)
-  return c.holder and 1 or 0
+  return free and 0 or 1
 end
 
 -- Shows the lock and its queue. Reads only; look fields up by name, more may follow.
@@ -570,17 +631,17 @@ end
 --          lease_ms, signal ('' if lost)
 -- now_ms   the server's time
 local function inspect(keys)
-  local c = { state = keys[3] }
+  local c = begin(keys, '')
   tell_time(c)
-  local waiting = redis.call('ZCARD', keys[2])
+  local waiting = call('ZCARD', keys[2])
   local waiters, bytes = {}, 0
   for from = 0, LIST_MAX - BATCH, BATCH do
-    local places = redis.call('ZRANGE', keys[2], from, from + BATCH - 1, 'WITHSCORES')
+    local places = call('ZRANGE', keys[2], from, from + BATCH - 1, 'WITHSCORES')
     local fields = {}
     for i = 1, #places, 2 do
       fields[#fields + 1] = '@' .. string.sub(places[i], 1, TOKEN_MAX + 1)
     end
-    local values = #fields > 0 and redis.call('HMGET', keys[3], unpack(fields)) or {}
+    local values = #fields > 0 and call('HMGET', keys[3], unpack(fields)) or {}
     for i = 1, #values do
       local token, score = places[2 * i - 1], places[2 * i]
       local waiter = waiter_of(c, token, values[i])
@@ -603,8 +664,8 @@ local function inspect(keys)
   end
   return {
     'holder', holder_of(keys[1]),
-    'fence', stored(redis.call('HGET', keys[3], 'fence')) or 0,
-    'ttl_ms', redis.call('PTTL', keys[1]),
+    'fence', stored(call('HGET', keys[3], 'fence')) or 0,
+    'ttl_ms', call('PTTL', keys[1]),
     'waiting', waiting,
     'waiters', waiters,
     'now_ms', c.now,
