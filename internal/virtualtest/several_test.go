@@ -251,6 +251,18 @@ func TestDoAll(t *testing.T) {
 		})
 		is(t, err, redislock.ErrClosed)
 		isFree(t, server, names...)
+
+		locker = server.Locker()
+		err = locker.DoAll(t.Context(), names, func(ctx context.Context, _ []*redislock.Lock) error {
+			server.Lose("a")
+			<-ctx.Done()
+			go locker.Close()
+			time.Sleep(time.Second)
+			return nil
+		})
+		if !errors.Is(err, redislock.ErrLost) || !errors.Is(err, redislock.ErrClosed) {
+			t.Error(err)
+		}
 	})
 }
 
