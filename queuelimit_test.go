@@ -1,6 +1,7 @@
 package redislock_test
 
 import (
+	"strings"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -27,18 +28,19 @@ var _ = OnEachTopology("WithQueueLimit", func() {
 	It("goes by the first answer: a waiter whose place was lost waits on", func(ctx SpecContext) {
 		locker := NewLocker(Server.Addr())
 		l := libraryAt(ctx, Server.Addr())
+		name := strings.TrimPrefix(l.Lock, "lock:")
 		l.Contended()
 		got := make(chan error, 1)
 		go func() {
-			lock, err := locker.Acquire(ctx, l.Name, redislock.WithQueueLimit(1))
+			lock, err := locker.Acquire(ctx, name, redislock.WithQueueLimit(1))
 			if err == nil {
 				err = lock.Release(ctx)
 			}
 			got <- err
 		}()
-		Eventually(ctx, WaitingFor(locker, l.Name)).Should(Equal(1))
+		Eventually(ctx, WaitingFor(locker, name)).Should(Equal(1))
 		l.Pipeline([]string{"DEL", l.Queue}, l.Command("lock_acquire", "a", Long, Long), l.Command("lock_acquire", "b", Long, Long))
-		Eventually(ctx, WaitingFor(locker, l.Name)).Should(Equal(3))
+		Eventually(ctx, WaitingFor(locker, name)).Should(Equal(3))
 		for _, token := range []string{"h", "a", "b"} {
 			Expect(l.Release(token)).To(Equal(int64(1)))
 		}
