@@ -72,7 +72,6 @@ func (l *Locker) obtainAll(ctx context.Context, op string, names []string, inDo 
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, r.limit)
 		defer cancel()
-		opts = append(slices.Clip(opts), func(r *request) { r.limited = false })
 	}
 	if taken, err = l.takeAll(ctx, op, order, inDo, opts); err != nil {
 		for _, lock := range slices.Backward(taken) {
