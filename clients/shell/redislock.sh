@@ -7,6 +7,8 @@
 #
 # or run it, by this name: ./redislock.sh nightly ./backup.sh --all
 #
+# To send it signals, run it: 'with_lock ... &' puts a shell in between that does not pass them on.
+#
 # Options come before the name. Each has a variable, for those who call with_lock often:
 #
 #   -w SECONDS  LOCK_TIMEOUT  how long to wait; 0: only try; default: as long as it takes
