@@ -110,6 +110,7 @@ type call struct {
 	may    func(key string) bool
 	unread map[string]int64 // lists of dead clients: the deadline of the signal that they never read
 
+	known    bool // the state has a fence
 	given    int  // so many were let in
 	unblocks bool // the first waiter loses its place if it cannot be told
 }
@@ -151,10 +152,12 @@ func (s *Server) Call(function string, keys, args []string, may func(string) boo
 	if function == "lock_version" {
 		return s.version
 	}
-	if slices.ContainsFunc(keys, func(key string) bool { return s.strange[key] }) {
+	if slices.ContainsFunc(keys[:min(3, len(keys))], func(key string) bool { return s.strange[key] }) {
 		return Failure("WRONGTYPE")
 	}
 	c := &call{Server: s, lock: s.at(keys), may: may, unread: map[string]int64{}}
+	_, c.known = c.numbers["fence"]
+	c.dropEnded()
 	if len(args) > 0 {
 		c.token = args[0]
 	}
@@ -174,11 +177,6 @@ func (s *Server) Call(function string, keys, args []string, may func(string) boo
 }
 
 func (c *call) acquire(signal string, lease, wait, holders int64) any {
-	var last int64
-	if len(c.line) > 0 {
-		last = c.numbers["last"] // of an older queue it does not count
-	}
-	c.begin()
 	if c.holds(c.token) {
 		if c.numbers["fence"] == 0 {
 			c.raiseFence()
@@ -186,6 +184,10 @@ func (c *call) acquire(signal string, lease, wait, holders int64) any {
 		c.hold(lease)
 		c.letIn()
 		return c.held(lease)
+	}
+	// The signal list counts only for one who may have to wait.
+	if wait > 0 && (c.isHeld() || len(c.line) > 0) && c.strange[signal] {
+		return Failure("WRONGTYPE")
 	}
 	next, due := c.letInAhead(holders)
 	if (next == "" || next == c.token) && c.fits(holders) {
@@ -207,7 +209,7 @@ func (c *call) acquire(signal string, lease, wait, holders int64) any {
 		}
 		return []any{int64(0), int64(0), left, c.now()}
 	}
-	position, fresh := c.enqueue(signal, lease, wait, last, holders)
+	position, fresh := c.enqueue(signal, lease, wait, holders)
 	checkIn := min(position*headCheck, wait/3)
 	if position == 1 {
 		if room := c.roomIn(holders); room >= 0 {
@@ -217,14 +219,13 @@ func (c *call) acquire(signal string, lease, wait, holders int64) any {
 	if position == 2 && due > 0 {
 		checkIn = min(checkIn, due)
 	}
-	if fresh && left >= 0 {
-		c.stateEnd = c.now() + max(left, wait) + Memory
+	if fresh || wait > Memory { // else it outlives the wait anyway
+		c.keepState(max(left, wait))
 	}
 	return []any{int64(0), position, max(1, checkIn), c.now()}
 }
 
 func (c *call) release() int64 {
-	c.begin()
 	if c.holds(c.token) {
 		c.giveUp()
 		return 1
@@ -242,19 +243,18 @@ func (c *call) release() int64 {
 }
 
 func (c *call) extend(lease int64) (held int64) {
-	c.begin()
 	if c.holds(c.token) {
 		c.hold(lease)
 		held = 1
 	}
 	if len(c.shares) > 0 { // a lock that is free is left to the next acquire
+		c.token = "" // a waiter like any other
 		c.letIn()
 	}
 	return held
 }
 
 func (c *call) reset() (taken int64) {
-	c.begin()
 	if c.isHeld() {
 		taken = 1
 	}
@@ -310,10 +310,9 @@ func (c *call) left(end int64) int64 {
 	return end - c.now()
 }
 
-// begin drops the shares that have run out, and the waiters in front that have lapsed.
-func (c *call) begin() {
+// dropEnded drops the shares that have run out.
+func (c *call) dropEnded() {
 	maps.DeleteFunc(c.shares, func(_ string, end int64) bool { return c.over(end) })
-	c.first()
 }
 
 func (c *call) isHeld() bool { return c.holder != "" || len(c.shares) > 0 }
@@ -454,26 +453,29 @@ func (c *call) hold(lease int64) {
 	}
 	if _, shares := c.shares[c.token]; shares {
 		c.shares[c.token] = end
-		c.keepState()
-		return
+	} else {
+		c.holderEnd = end
 	}
-	c.holderEnd, c.stateEnd = end, 0
-	if end != 0 {
-		c.stateEnd = end + Memory
-	}
+	c.keepState(lease)
 }
 
-// keepState has the state outlive those who share the lock.
-func (c *call) keepState() {
-	end := c.lockEnd()
-	switch {
-	case end == 0:
-		c.stateEnd = 0
-	case c.stateEnd == 0:
-		c.stateEnd = end + Memory
-	default:
-		later(&c.stateEnd, end+Memory)
+// keepState has the state outlive every lease, and a place or lease of so many ms. Its time only grows while the
+// lock is in use; a state without one also outlives the queue.
+func (c *call) keepState(span int64) {
+	end := c.now() + span
+	if c.isHeld() {
+		if c.lockEnd() == 0 {
+			c.stateEnd = 0
+			return
+		}
+		end = max(end, c.lockEnd())
 	}
+	if c.known && c.stateEnd != 0 {
+		end = max(end, c.stateEnd-Memory)
+	} else if len(c.line) > 0 {
+		end = max(end, c.lineEnd)
+	}
+	c.stateEnd = end + Memory
 }
 
 // held is the reply to a caller that holds the lock.
@@ -516,12 +518,10 @@ func (c *call) letIn() (next string) {
 		end := c.now() + lease
 		if e.holders == alone {
 			c.holder, c.holderEnd = token, end
-			c.stateEnd = c.now() + max(e.lease, e.wait) + Memory
 		} else {
 			c.shares[token] = end
-			c.keepState()
-			later(&c.stateEnd, c.now()+max(e.lease, e.wait)+Memory)
 		}
+		c.keepState(max(e.lease, e.wait))
 	}
 	return ""
 }
@@ -588,42 +588,48 @@ func (c *call) letInAhead(holders int64) (next string, due int64) {
 
 // giveUp ends the caller's hold, and hands the lock on.
 func (c *call) giveUp() {
-	_, shared := c.shares[c.token]
 	delete(c.shares, c.token)
 	c.holder = ""
-	if shared && c.isHeld() {
-		c.keepState()
-	} else {
-		c.stateEnd = c.now() + Memory
-	}
 	c.letIn()
+	if c.isHeld() || len(c.line) > 0 {
+		c.keepState(1)
+	} else {
+		c.stateEnd = c.now() + Memory // nobody uses it
+	}
 }
 
 // enqueue gives the caller a place, or has it keep the one that it has. It returns the position, and
-// whether the state is a new hash. Last is the last score that the state knew of this queue, 0 if none.
-func (c *call) enqueue(signal string, lease, wait, last, holders int64) (position int64, fresh bool) {
-	known := last != 0
-	if e, ok := c.entries[c.token]; ok && c.lapsed(e) {
-		c.leave()
-	}
-	if n := len(c.line); n > 0 && !known {
+// whether the state is a new hash.
+func (c *call) enqueue(signal string, lease, wait, holders int64) (position int64, fresh bool) {
+	end := c.now() + wait
+	last, ok := c.numbers["last"]
+	if n := len(c.line); n > 0 && !ok {
 		last = c.line[n-1].score
 	}
-	at := slices.IndexFunc(c.line, func(p place) bool { return p.token == c.token })
+	isMe := func(p place) bool { return p.token == c.token }
+	at := slices.IndexFunc(c.line, isMe)
+	if at >= 0 {
+		mine, ok := c.entries[c.token]
+		if c.isHeld() {
+			c.first()
+		}
+		if ok && c.lapsed(mine) {
+			c.remove(c.token)
+		}
+		at = slices.IndexFunc(c.line, isMe)
+	}
 	only := len(c.line) == 0
 	if at < 0 {
 		last = max(last+1, c.Micros)
 		at = len(c.line)
 		c.line = append(c.line, place{c.token, last})
 	}
-	end := c.now() + wait
-	fresh = !only && !known
+	fresh = !c.known
 	if only {
 		c.lineEnd = end
-		fields := len(c.numbers) + len(c.entries)
-		fresh = fields == 0
-		if fields > 3 { // of a queue that was lost
+		if len(c.numbers)+len(c.entries) > 3 { // of a queue that was lost
 			fresh = true
+			c.known = false
 			c.stateEnd = 0
 			c.numbers = map[string]int64{"fence": c.numbers["fence"]}
 			clear(c.entries)
@@ -631,14 +637,11 @@ func (c *call) enqueue(signal string, lease, wait, last, holders int64) (positio
 	} else {
 		later(&c.lineEnd, end)
 	}
-	if only || fresh {
+	if _, known := c.numbers["since"]; only || fresh && !known {
 		c.numbers["since"] = c.now()
 	}
 	c.numbers["last"] = last
 	c.entries[c.token] = entry{c.now(), wait, lease, signal, holders}
-	if wait > Memory {
-		later(&c.stateEnd, end+Memory)
-	}
 	return int64(at) + 1, fresh
 }
 
