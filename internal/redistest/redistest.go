@@ -65,6 +65,14 @@ func Start(args ...string) (*Server, error) {
 // Binary is the server that Start runs.
 func Binary() string { return cmp.Or(os.Getenv("REDIS_SERVER"), "redis-server") }
 
+// Version is that of Binary: "Redis 7.0.15", "Valkey 9.1.2"; "" if it cannot be told.
+func Version() string {
+	text, _ := exec.Command(Binary(), "--version").Output()
+	var maker, version string
+	_, _ = fmt.Sscanf(string(text), "%s server v=%s", &maker, &version)
+	return strings.TrimSpace(maker + " " + version)
+}
+
 // CLI is redis-cli, or the one of REDIS_CLI.
 func CLI() string { return cmp.Or(os.Getenv("REDIS_CLI"), "redis-cli") }
 
