@@ -85,8 +85,9 @@ var _ = Describe("a waiter", func() {
 		answered := func(now int64) {
 			l.hub.mu.Lock()
 			defer l.hub.mu.Unlock()
-			w.told, w.sent = &told, time.Now()
-			w.answered(wire.Acquired{Position: 1, CheckIn: time.Minute, Now: now, Sent: w.sent, List: w.heard}, nil)
+			sent := w.clock.at.Add(time.Duration(now-w.clock.now) * time.Millisecond) // the server's clock went on
+			w.told, w.sent = &told, sent
+			w.answered(wire.Acquired{Position: 1, CheckIn: time.Minute, Now: now, Sent: sent, List: w.heard}, nil)
 		}
 
 		It("has the lock when it is answered", func() {
