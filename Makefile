@@ -1,5 +1,6 @@
 # What a person types. Every target installs what it needs first and asks nothing.
 GOLANGCI := 2.15.0
+FREEZE := 0.2.2
 REDIS_URL ?= redis://127.0.0.1:6379
 FUZZ_TIME ?= 5m
 
@@ -7,7 +8,7 @@ need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo top check test lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci
+.PHONY: help demo picture top check test lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -15,6 +16,11 @@ help: ## this list
 demo: ## workers share a lock on a private redis-server, and one of them dies
 	@$(need) go redis-server
 	go run ./examples/demo
+
+picture: # docs/demo.svg, the first three scenes of a real run of the demo
+	@$(need) go redis-server
+	go run github.com/charmbracelet/freeze@v$(FREEZE) --execute 'go run ./examples/demo' --execute.timeout 3m \
+		--lines 4,32 --font.family 'ui-monospace, Menlo, Consolas, monospace' --output docs/demo.svg
 
 top: ## all locks of the server or cluster at REDIS_URL, live (ARGS="-json": see examples/top)
 	@$(need) go
