@@ -2,6 +2,7 @@
 # REDIS_SERVER and REDIS_CLI: the binaries to use, where others than redis-server and redis-cli.
 GOLANGCI := 2.15.0
 ACTIONLINT := 1.7.7
+FREEZE := 0.2.2
 REDIS_URL ?= redis://127.0.0.1:6379
 FUZZ_TIME ?= 5m
 
@@ -9,7 +10,7 @@ need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo top check test matrix lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci
+.PHONY: help demo picture top check test matrix lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -17,6 +18,11 @@ help: ## this list
 demo: ## workers share a lock on a private redis-server, and one of them dies
 	@$(need) go redis-server
 	go run ./examples/demo
+
+picture: # docs/demo.svg, the first three scenes of a real run of the demo
+	@$(need) go redis-server
+	go run github.com/charmbracelet/freeze@v$(FREEZE) --execute 'go run ./examples/demo' --execute.timeout 3m \
+		--lines 4,32 --font.family 'ui-monospace, Menlo, Consolas, monospace' --output docs/demo.svg
 
 top: ## all locks of the server or cluster at REDIS_URL, live (ARGS="-json": see examples/top)
 	@$(need) go
