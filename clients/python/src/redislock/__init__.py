@@ -1,0 +1,22 @@
+"""A lock for many machines: first come, first served, by redislock's functions in Redis.
+
+    import redis
+    from redislock import Lock
+
+    client = redis.Redis()
+    with Lock(client, "orders", timeout=5) as lock:
+        pay(order, fence=lock.fence)
+
+See README.md for the errors, the options and asyncio.
+"""
+
+from ._errors import (AlreadyAcquired, LibraryError, LockError, LockLost, NotAcquired, NotHeld, ServerError,
+                      Unavailable)
+from ._lock import Lock, Lost, State, Waiter
+
+__version__ = "1.0.0"
+
+__all__ = [
+    "AlreadyAcquired", "LibraryError", "Lock", "LockError", "LockLost", "Lost", "NotAcquired", "NotHeld",
+    "ServerError", "State", "Unavailable", "Waiter",
+]
