@@ -10,13 +10,17 @@
 See README.md for the errors, the options and asyncio.
 """
 
+from ._async import AsyncLock, AsyncLost
 from ._errors import (AlreadyAcquired, LibraryError, LockError, LockLost, NotAcquired, NotHeld, ServerError,
                       Unavailable)
 from ._lock import Lock, Lost, State, Waiter
+from ._many import AsyncLocks, Locks
+
+reset_all = Lock.reset_all
 
 __version__ = "1.0.0"
 
 __all__ = [
-    "AlreadyAcquired", "LibraryError", "Lock", "LockError", "LockLost", "Lost", "NotAcquired", "NotHeld",
-    "ServerError", "State", "Unavailable", "Waiter",
+    "AlreadyAcquired", "AsyncLock", "AsyncLocks", "AsyncLost", "LibraryError", "Lock", "LockError", "LockLost", "Locks",
+    "Lost", "NotAcquired", "NotHeld", "ServerError", "State", "Unavailable", "Waiter", "reset_all",
 ]

@@ -19,7 +19,7 @@ from typing import Any, Callable, Coroutine, TypeVar
 from ._config import Config
 from ._errors import Fault, LockError, LockLost, NotHeld, Unavailable, unanswered
 from ._protocol import (HANDED, MANY_LOCKS, NEVER, Backoff, Grant, Keys, Lease, Line, Request, Signal,
-                        Term, Wait)
+                        Term, Wait, keys_from)
 from ._server import PATIENCE, Server
 from ._wire import Connection
 
@@ -43,7 +43,6 @@ class Waiting:
         self.prefix = prefix
         self.load = load
         self.result: concurrent.futures.Future[Hold] = concurrent.futures.Future()
-        self.finished: concurrent.futures.Future[None] = concurrent.futures.Future()
         self.connection: Connection | None = None  # where a call is under way
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
@@ -118,9 +117,9 @@ class Engine:
         self.loop.call_soon_threadsafe(self._begin, waiting)
         return waiting
 
-    def abandon(self, waiting: Waiting) -> None:
-        """The caller waits no longer, whatever comes of it. `finished` follows."""
-        self.loop.call_soon_threadsafe(self._abandon, waiting)
+    def abandon(self, waiting: Waiting) -> concurrent.futures.Future[None]:
+        """The caller waits no longer, whatever comes of it. The future is done when nothing is left of it."""
+        return self.run(self._abandon(waiting))
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Runs it in the engine's thread. A Fault becomes the caller's error."""
@@ -196,20 +195,19 @@ class Engine:
             w.core.quit()
             self._end(w)
 
-    def _abandon(self, w: Waiting) -> None:
+    async def _abandon(self, w: Waiting) -> None:
         if not w.core.over:
             w.core.quit()
             self._end(w)
-        elif w.result.done() and w.result.exception() is None:
-            hold = w.result.result()
-            if hold.stage == "held":
-                self.spawn(self._give_back(hold, w))
-
-    async def _give_back(self, hold: Hold, w: Waiting) -> None:
         try:
-            await hold.release()
-        except LockError as e:
-            log.info("lock %r: not given back, so it lapses: %s", hold.keys.name, e)
+            hold = await asyncio.wrap_future(w.result)
+        except LockError:
+            return
+        if hold.stage == "held":
+            try:
+                await hold.release()
+            except LockError as e:
+                log.info("lock %r: not given back, so it lapses: %s", hold.keys.name, e)
 
     def _end(self, w: Waiting) -> None:
         """The one end of a wait."""
@@ -224,7 +222,6 @@ class Engine:
             hold = Hold(self, w)
             hold.start()
             w.result.set_result(hold)
-            w.finished.set_result(None)
             return
         if w.core.undo:
             self._leave(w)
@@ -244,7 +241,6 @@ class Engine:
         error = w.core.unserved() if w.unserved else w.core.error
         assert error is not None
         w.result.set_exception(error)
-        w.finished.set_result(None)
 
     def _is_answered(self, w: Waiting) -> bool:
         """Whether Redis answers, as far as this wait knows."""
@@ -450,7 +446,7 @@ class Hold:
         self.stage = "held"  # or releasing, released, lost
         self.cause: LockLost | None = None
         self.lease = Lease.of(r, grant)
-        self.tell: Callable[[], None] | None = None  # called when the lock is lost, and returns at once
+        self._tell: Callable[[], None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._renewal: asyncio.TimerHandle | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -467,7 +463,16 @@ class Hold:
         """Also true if the notice is due and its timer is late."""
         return self.stage == "lost" or self.stage == "held" and not self.lease.term.is_usable(self.engine.now)
 
+    def told(self, tell: Callable[[], None]) -> None:
+        """Has `tell` called once when the lock is lost, in the loop's thread. It must return at once."""
+        self.engine.loop.call_soon_threadsafe(self._told, tell)
+
     # In the loop's thread
+
+    def _told(self, tell: Callable[[], None]) -> None:
+        self._tell = tell
+        if self.stage == "lost":
+            tell()
 
     def start(self) -> None:
         self._set_lease(self.lease)
@@ -494,8 +499,8 @@ class Hold:
             log.warning("lock %r (fence %d) may be lost: %s", self.keys.name, self.fence, cause)
             # Whoever was told of the loss has until the deadline to stop.
             self._left(self.lease.term.deadline)
-            if self.tell is not None:
-                self.tell()
+            if self._tell is not None:
+                self._tell()
 
     def _leave(self, stage: str) -> bool:
         if self.stage != "held":
@@ -629,6 +634,23 @@ def _fault(e: BaseException) -> Fault:
         return unanswered("no answer", sent=True)
     log.error("an internal error of redislock", exc_info=e)
     return Fault(LockError(f"an internal error: {e!r}"), passes=False, answered=False)
+
+
+async def reset_all(server: Server, prefix: str) -> int:
+    """Resets every lock of that prefix which somebody holds. It leaves alone what the library did not write:
+    a key without a fencing token beside it."""
+    count = 0
+    for key in await server.held(prefix):
+        keys = keys_from(prefix, key)
+        if keys is None:
+            continue
+        try:
+            if (await server.inspect(keys))["fence"] > 0 and await server.reset(keys):
+                count += 1
+        except Fault as f:
+            if not str(f).startswith("WRONGTYPE"):
+                raise
+    return count
 
 
 async def _plain(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -16,15 +16,15 @@ from typing import Any, Awaitable, Callable, Generic, Iterable, Iterator, Option
 
 from . import _protocol as protocol
 from ._config import config_of
-from ._engine import Engine, Hold, Waiting, engine_of
-from ._errors import AlreadyAcquired, Fault, LockError, LockLost, NotAcquired, NotHeld, ServerError
+from ._engine import Engine, Hold, engine_of, reset_all
+from ._errors import AlreadyAcquired, LockError, LockLost, NotAcquired, NotHeld
 from ._protocol import NEVER, Keys, Request
 
 log = logging.getLogger("redislock")
 
 Seconds = Union[float, timedelta]
 T = TypeVar("T")
-L = TypeVar("L", bound="_Base")
+L = TypeVar("L", bound="Lock")
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,8 @@ class _Base:
             lease=self._lease, renew=self._renew, max_hold=self._max_hold, min_hold=self._min_hold,
             holders=self._holders, limit=limit)
 
-    def _begin(self) -> None:
+    def _claim(self) -> None:
+        """This object waits or holds for one caller at a time."""
         with self._mutex:
             if self._taking == os.getpid() or self._mine is not None and self._mine.stage == "held":
                 raise AlreadyAcquired(f"lock {self.name!r}: this object holds it or waits for it; "
@@ -291,7 +292,7 @@ class Lock(_Base):
         return self._acquire(self._request(blocking, timeout))
 
     def _acquire(self, request: Request) -> bool:
-        self._begin()
+        self._claim()
         try:
             self.lost = Lost()
             engine = self._engine
@@ -306,8 +307,7 @@ class Lock(_Base):
                 raise _named(e, self.name) from None
             except BaseException:  # KeyboardInterrupt, say: leave the queue, or give the lock back
                 self._hold = None
-                engine.abandon(waiting)
-                concurrent.futures.wait([waiting.finished], 2)
+                concurrent.futures.wait([engine.abandon(waiting)], 2)
                 raise
             lost = self.lost
 
@@ -318,9 +318,7 @@ class Lock(_Base):
                                      daemon=True).start()
 
             lost._due = hold.is_lost
-            hold.tell = tell
-            if hold.stage == "lost":
-                lost.set()
+            hold.told(tell)
             return True
         finally:
             self._taking = None
@@ -332,7 +330,7 @@ class Lock(_Base):
         lock ends by itself with its lease, and release() can be called again.
         """
         hold = self._to_release()
-        _result(hold.engine.run(hold.release()))
+        hold.engine.run(hold.release()).result()
 
     def extend(self, lease: Seconds | None = None) -> None:
         """The lease now ends that long from now (default: as in the constructor). Renewal goes on with it.
@@ -340,7 +338,7 @@ class Lock(_Base):
         An error of Redis means that nothing has changed. After Unavailable the call may have been
         carried out, or may still arrive: then the shorter lease counts.
         """
-        _result(self._to_release().engine.run(self._extend(lease)))
+        self._engine.run(self._extend(lease)).result()
 
     def locked(self) -> bool:
         """Whether anybody holds the lock."""
@@ -348,14 +346,28 @@ class Lock(_Base):
 
     def inspect(self) -> State:
         """Shows the lock and its queue. It changes nothing."""
-        return _result(self._engine.run(self._inspect()))
+        return self._engine.run(self._inspect()).result()
 
     def reset(self) -> bool:
         """Takes the lock away from all who hold it, and hands it on. False: nobody held it."""
-        return _result(self._engine.run(self._reset()))
+        return self._engine.run(self._reset()).result()
+
+    @staticmethod
+    def reset_all(client: Any, *, prefix: str = "lock") -> int:
+        """Resets every lock of that prefix which somebody holds, and returns how many these were. It uses
+        SCAN, on every primary of a cluster. A lock that is taken meanwhile may be missed."""
+        engine = engine_of(config_of(client))
+        return engine.run(reset_all(engine.server, protocol.check_prefix(prefix))).result()
+
+    @staticmethod
+    def load(client: Any) -> None:
+        """Loads the function library where it is missing or older, on every primary. Locks do so by
+        themselves, if the user has the right to."""
+        engine = engine_of(config_of(client))
+        engine.run(engine.server.load()).result()
 
     def __enter__(self: L) -> L:
-        if not self._acquire(self._completed(self._timeout)):  # type: ignore[attr-defined]
+        if not self._acquire(self._completed(self._timeout)):
             raise NotAcquired(f"lock {self.name!r} is busy")
         return self
 
@@ -380,7 +392,3 @@ def _guarded(call: Callable[[Any], Any], lock: Any) -> None:
 def _named(error: LockError, name: str) -> LockError:
     """The same error, with the name of the lock in its text."""
     return type(error)(f"lock {name!r}: {error}")
-
-
-def _result(future: concurrent.futures.Future[T]) -> T:
-    return future.result()
