@@ -566,6 +566,7 @@ class Hold:
                 if self.stage == "held":
                     # Refused: nothing has changed. Else it may still arrive.
                     self._set_lease(before if fault.answered else self.lease.unanswered(term, length))
+                    self._schedule()
                 if isinstance(e, Exception):
                     if self.stage != "held":
                         raise self._gone() from None

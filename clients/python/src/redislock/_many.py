@@ -8,7 +8,8 @@ from typing import Any, Generic, Iterable, Iterator, TypeVar
 
 from ._async import AsyncLock, _answer
 from ._errors import LockError, LockLost, NotAcquired
-from ._lock import Lock, Seconds, _Base
+from ._lock import Lock, Seconds
+from ._protocol import order
 
 L = TypeVar("L", Lock, AsyncLock)
 
@@ -17,14 +18,11 @@ class _Many(Generic[L]):
     def __init__(self, kind: type[L], client: Any, names: Iterable[str], **options: Any) -> None:
         if isinstance(names, (str, bytes)):
             raise TypeError("names must be several names, not a text")
-        found: dict[bytes, L] = {}
-        for name in names:
-            lock = kind(client, name, **options)
-            found.setdefault(lock._keys.lock, lock)  # `x` and `{x}` are one
-        if not found:
+        # The same order everywhere: then nobody waits in a circle.
+        self.locks: list[L] = [kind(client, keys.name, **options)
+                               for keys in order(options.get("prefix", "lock"), names)]
+        if not self.locks:
             raise ValueError("names must not be empty")
-        # The same order in every language: then nobody waits in a circle.
-        self.locks: list[L] = [found[key] for key in sorted(found)]
         self._limit = self.locks[0]._timeout
 
     def __iter__(self) -> Iterator[L]:

@@ -15,7 +15,7 @@ import secrets
 import socket
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Iterable, NamedTuple
 
 from ._errors import Fault, LockError, LockLost, NotAcquired, Unavailable
 
@@ -76,6 +76,15 @@ def keys_from(prefix: str, key: bytes) -> Keys | None:
     return keys if keys.lock == key else None
 
 
+def order(prefix: str, names: Iterable[str]) -> list[Keys]:
+    """In which order several names are taken, the same in every language. `x` and `{x}` are one."""
+    found: dict[bytes, Keys] = {}
+    for name in names:
+        keys = keys_of(prefix, name)
+        found.setdefault(keys.lock, keys)
+    return [found[key] for key in sorted(found)]
+
+
 def check_prefix(prefix: str) -> str:
     if not isinstance(prefix, str):
         raise TypeError(f"prefix must be a str, not {prefix!r}")
@@ -129,15 +138,19 @@ class Request:
         return self.limit == 0
 
 
+def label(owner: str | None) -> bytes:
+    """What a token begins with, for whoever looks at the queue: HOST:PID by default."""
+    if owner is not None:
+        return _cut(owner.encode(), MAX_OWNER)
+    pid = f":{os.getpid()}".encode()
+    return _cut(socket.gethostname().encode(), MAX_OWNER - len(pid)) + pid
+
+
 def new_token(owner: str | None) -> bytes:
-    """128 random bits behind a readable label, HOST:PID by default."""
-    if owner is None:
-        pid = f":{os.getpid()}".encode()
-        label = _cut(socket.gethostname().encode(), MAX_OWNER - len(pid)) + pid
-    else:
-        label = _cut(owner.encode(), MAX_OWNER)
+    """The label and 128 random bits."""
     random_part = secrets.token_urlsafe(16).encode()
-    return label + b":" + random_part if label else random_part
+    start = label(owner)
+    return start + b":" + random_part if start else random_part
 
 
 def _cut(text: bytes, most: int) -> bytes:
