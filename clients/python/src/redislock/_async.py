@@ -152,13 +152,14 @@ class AsyncLock(_Base):
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
                         _: TracebackType | None) -> None:
+        lost = self._verdict()
         try:
             await self.release()
         except LockError:
             if kind is None:  # else that is what the caller has to see
                 raise
-        if kind is None and (lost := self._verdict()) is not None:
-            raise lost
+        if kind is None and lost is not None:
+            raise lost  # though it was still there to be released, the work did not stop in time
 
 
 async def _answer(asked: concurrent.futures.Future[T]) -> T:

@@ -556,7 +556,7 @@ class Hold:
             length = before.length if length is None else length
             term = before.ask(self.engine.now, length) if self.stage == "held" else None
             if term is None:
-                raise self.cause or NotHeld(f"lock {self.keys.name!r}: extend of a lock that is not held")
+                raise self._gone()
             self._set_lease(before.asked(term))
             try:
                 held, sent = await self.engine.server.extend(
@@ -584,7 +584,9 @@ class Hold:
             self._schedule()
 
     def _gone(self) -> NotHeld:
-        return self.cause or NotHeld(f"lock {self.keys.name!r} is not held any more")
+        if self.cause is not None:
+            return LockLost(f"lock {self.keys.name!r}: {self.cause}")
+        return NotHeld(f"lock {self.keys.name!r} is not held any more")
 
     async def release(self) -> None:
         """NotHeld: it had been lost before. Unavailable: it is left to its lease, or release it again."""
@@ -601,7 +603,7 @@ class Hold:
         if first:
             self._left(self.engine.now)
         if not held:
-            raise LockLost(f"lock {self.keys.name!r} had been lost before it was released")
+            raise LockLost(f"lock {self.keys.name!r}: {self.cause or 'it had been lost before it was released'}")
 
     async def _released(self) -> bool:
         retry, end = Backoff(), self.engine.now + GIVE_UP

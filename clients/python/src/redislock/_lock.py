@@ -221,8 +221,11 @@ class _Base:
         return self._hold
 
     def _verdict(self) -> LockLost | None:
+        """The error of a lock that was lost under its holder."""
         hold = self._mine
-        return hold.cause if hold is not None else None
+        if hold is None or hold.stage == "releasing" or not hold.is_lost():
+            return None
+        return LockLost(f"lock {self.name!r}: {hold.cause or hold.lease.ending()}")
 
     async def _extend(self, lease: Seconds | None) -> None:
         hold = self._to_release()
@@ -373,13 +376,14 @@ class Lock(_Base):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  _: TracebackType | None) -> None:
+        lost = self._verdict()
         try:
             self.release()
         except LockError:
             if kind is None:  # else that is what the caller has to see
                 raise
-        if kind is None and (lost := self._verdict()) is not None:
-            raise lost
+        if kind is None and lost is not None:
+            raise lost  # though it was still there to be released, the work did not stop in time
 
 
 def _guarded(call: Callable[[Any], Any], lock: Any) -> None:
