@@ -111,6 +111,7 @@ class Proxy:
         self.target = port
         self.swallow_up = self.swallow_down = False  # bytes vanish, and the connection stays open
         self.accepted = 0
+        self._frozen = set()
         self.seen = b""  # what clients sent
         self._links = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -119,6 +120,10 @@ class Proxy:
 
     def hole(self, on=True):
         self.swallow_up = self.swallow_down = on
+
+    def freeze(self):
+        """The present connections carry nothing any more, and stay open."""
+        self._frozen.update(s for link in self._links for s in link)
 
     def _accept(self):
         while True:
@@ -141,7 +146,7 @@ class Proxy:
             while data := source.recv(65536):
                 if swallow == "swallow_up":
                     self.seen += data
-                if not getattr(self, swallow):
+                if not getattr(self, swallow) and source not in self._frozen:
                     to.sendall(data)
         except OSError:
             pass
@@ -162,5 +167,9 @@ class Proxy:
                 s.close()
 
     def close(self):
+        try:
+            self._listener.shutdown(socket.SHUT_RDWR)  # closing alone does not wake who accepts
+        except OSError:
+            pass
         self._listener.close()
         self.cut()
