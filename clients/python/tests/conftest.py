@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import threading
 import uuid
 
@@ -8,6 +9,18 @@ import redis
 from servers import SOON, Proxy, Server, eventually, start_cluster
 
 from redislock import Lock
+
+
+@pytest.fixture(autouse=True)
+def bounded():
+    """No test hangs for ever."""
+    def late(*_):
+        raise AssertionError("the test took too long")
+
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(3 * SOON)
+    yield
+    signal.alarm(0)
 
 
 @pytest.fixture(scope="session")

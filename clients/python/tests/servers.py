@@ -65,6 +65,8 @@ class Server:
                     return True
                 with self.client() as client:
                     return client.ping()
+            except redis.AuthenticationError:
+                return True
             except (redis.RedisError, OSError):
                 time.sleep(0.02)
         return False

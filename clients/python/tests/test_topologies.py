@@ -154,7 +154,8 @@ def test_sentinel(sentinel, name, in_thread):
     result = in_thread(waiter.acquire)
     eventually(lambda: replica.client().zcard("lock-queue:{" + name + "}") == 1)
     sentinels[0].client().execute_command("SENTINEL", "FAILOVER", "main")
-    eventually(lambda: replica.client().role()[0] in (b"master", "master"))
+    for server, role in ((replica, b"master"), (primary, b"slave")):
+        eventually(lambda server=server, role=role: server.client().role()[0] == role)
 
     def released():
         try:
