@@ -5,7 +5,6 @@ import threading
 import uuid
 
 import pytest
-import redis
 from servers import SOON, Proxy, Server, eventually, start_cluster
 
 from redislock import Lock

@@ -47,7 +47,8 @@ class Server:
                 words += [config, "--sentinel"]
             else:
                 words += ["--save", "", "--appendonly", "no", "--cluster-port", str(free_port())]
-            words += [*listen, "--bind", "127.0.0.1", "--dir", self.folder, "--loglevel", "warning", *(tls or ()), *args]
+            words += [*listen, "--bind", "127.0.0.1", "--dir", self.folder, "--loglevel", "warning"]
+            words += [*(tls or ()), *args]
             with open(os.path.join(self.folder, "log"), "ab") as log:
                 self.process = subprocess.Popen(words, stdout=log, stderr=log)
             if self._answers(tls):

@@ -8,8 +8,17 @@ import pytest
 import redis.asyncio
 from servers import SOON, eventually
 
-from redislock import (AlreadyAcquired, AsyncLock, AsyncLocks, Lock, LockLost, NotAcquired, NotHeld, Unavailable,
-                       reset_all)
+from redislock import (
+    AlreadyAcquired,
+    AsyncLock,
+    AsyncLocks,
+    Lock,
+    LockLost,
+    NotAcquired,
+    NotHeld,
+    Unavailable,
+    reset_all,
+)
 
 
 @pytest.fixture
@@ -176,7 +185,7 @@ async def test_several_names(client, name):
         assert not await AsyncLocks(client, [name, b]).acquire(blocking=False)
         assert not await AsyncLock(client, name).locked()
         task = asyncio.ensure_future(AsyncLocks(client, [name, b]).acquire())
-        await until(lambda: client.zcard("lock-queue:{" + b + "}") == 1 or client.zcard("lock-queue:{" + name + "}") == 1)
+        await until(lambda: client.zcard("lock-queue:{" + b + "}") + client.zcard("lock-queue:{" + name + "}") == 1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -11,8 +11,18 @@ import pytest
 import redis
 from servers import SOON, eventually
 
-from redislock import (AlreadyAcquired, LibraryError, Lock, LockLost, Locks, NotAcquired, NotHeld, ServerError,
-                       Unavailable, reset_all)
+from redislock import (
+    AlreadyAcquired,
+    LibraryError,
+    Lock,
+    LockLost,
+    Locks,
+    NotAcquired,
+    NotHeld,
+    ServerError,
+    Unavailable,
+    reset_all,
+)
 
 
 def test_with(lock):
@@ -466,6 +476,51 @@ def test_inspect(lock, queued, name):
     waiter.release()
     state = lock().inspect()
     assert (state.holder, state.ttl, state.held, state.holders, state.waiters) == (None, None, 0, {}, [])
+
+
+def test_held_together(lock, queued, waiting, in_thread):
+    two = [lock(holders=2) for _ in range(3)]
+    assert two[0].acquire()
+    assert two[1].acquire()
+    assert two[0].fence == two[1].fence
+    assert two[2].acquire(blocking=False) is False
+    state = lock().inspect()
+    assert state.held == 2
+    assert set(state.holders) == {two[0].token, two[1].token}
+    assert all(0 < left <= 10 for left in state.holders.values())
+    result = queued(two[2], timeout=SOON)
+    assert [w.holders for w in lock().inspect().waiters] == [2]
+    two[0].extend(60)
+    two[0].release()
+    assert result()
+    alone = lock()
+    drained = queued(alone, timeout=SOON)
+    assert lock(shared=True).acquire(blocking=False) is False  # nobody overtakes
+    two[1].release()
+    two[2].release()
+    assert drained()
+    readers = [lock(shared=True) for _ in range(20)]
+    results = [queued(reader, timeout=SOON) for reader in readers]
+    assert [w.holders for w in lock().inspect().waiters] == [0] * 20
+    alone.release()
+    assert all(result() for result in results)
+    assert lock().inspect().held == 20
+    for reader in readers:
+        reader.release()
+    assert lock().inspect().held == 0
+
+
+def test_a_share_that_expires_or_is_reset(lock):
+    short, long = lock(shared=True, lease=0.5, renew=False), lock(shared=True)
+    assert short.acquire()
+    assert long.acquire()
+    assert short.lost.wait(SOON)
+    eventually(lambda: lock().inspect().held == 1)
+    with pytest.raises(LockLost):
+        short.release()
+    assert lock().reset()
+    with pytest.raises(LockLost, match="taken away"):
+        long.extend()
 
 
 def test_reset_all(server):

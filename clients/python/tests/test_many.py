@@ -19,7 +19,7 @@ from servers import SOON, eventually
 from redislock import AsyncLock, Lock
 
 HERE = os.path.dirname(__file__)
-ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.join(HERE, "..", "src"), HERE]), "PYTHONDONTWRITEBYTECODE": "1"}
+ENV = {**os.environ, "PYTHONPATH": os.path.join(HERE, "..", "src"), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def test_a_thousand_threads_wait_on_one_connection(server, name):

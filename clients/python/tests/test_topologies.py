@@ -12,7 +12,7 @@ from redis.cluster import ClusterNode, RedisCluster
 from redis.sentinel import Sentinel
 from servers import SOON, Server, eventually, free_port
 
-from redislock import AsyncLock, Lock, Locks, LockLost, Unavailable, reset_all
+from redislock import AsyncLock, Lock, LockLost, Locks, Unavailable, reset_all
 
 
 @pytest.fixture
@@ -182,8 +182,8 @@ async def test_sentinel_for_asyncio(sentinel, name):
 def certificate(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tls")
     key, cert = folder / "key.pem", folder / "cert.pem"
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", key, "-out", cert,
-                    "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+                    "-keyout", key, "-out", cert, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
                    check=True, capture_output=True, timeout=SOON)
     return str(key), str(cert)
 
@@ -254,7 +254,8 @@ def test_a_credential_provider(server, name):
 def test_clients_with_the_same_address_share_an_engine(shared_server, client, name):
     other = redis.Redis(host="127.0.0.1", port=shared_server.port, socket_timeout=1, max_connections=1)
     assert Lock(client, name)._engine is Lock(other, name)._engine
-    assert Lock(client, name)._engine is not Lock(redis.Redis(host="127.0.0.1", port=shared_server.port, db=1), name)._engine
+    other = redis.Redis(host="127.0.0.1", port=shared_server.port, db=1)
+    assert Lock(client, name)._engine is not Lock(other, name)._engine
 
 
 def test_asyncio_is_not_disturbed(lock):

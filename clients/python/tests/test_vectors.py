@@ -220,9 +220,10 @@ def test_vector(vector):
         for name in ("held", "lost", "extended", "released"):
             assert [a for a in now if name in a] == [] or any(name in a for a in step["then"]), (step, now)
         until = step["until"]
-        # A caller may be told sooner that its wait has failed.
-        first = next((at for at, action in later if "failed" not in action or until is not None and at <= until), None) \
-            if not isinstance(until, list) else later[0][0]
+        # A caller may be told at another time that its wait has failed.
+        counts = [at for at, action in later if "failed" not in action or (until and later[0][0] <= max(
+            until if isinstance(until, list) else [until]))]
+        first = counts[0] if counts else None
         if until is None:
             assert first is None, (step, later[:1])
         elif isinstance(until, list):

@@ -11,8 +11,7 @@ See README.md for the errors, the options and asyncio.
 """
 
 from ._async import AsyncLock, AsyncLost
-from ._errors import (AlreadyAcquired, LibraryError, LockError, LockLost, NotAcquired, NotHeld, ServerError,
-                      Unavailable)
+from ._errors import AlreadyAcquired, LibraryError, LockError, LockLost, NotAcquired, NotHeld, ServerError, Unavailable
 from ._lock import Lock, Lost, State, Waiter
 from ._many import AsyncLocks, Locks
 

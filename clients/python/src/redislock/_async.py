@@ -43,11 +43,8 @@ class AsyncLock(_Base):
     cancelled, at whatever point, leaves nothing behind. Renewal goes on while the event loop is busy.
     """
 
-    def __init__(self, client: Any, name: str, **options: Any) -> None:
-        super().__init__(client, name, **options)
+    def _prepare(self) -> None:
         self._lost: AsyncLost | None = None
-
-    __init__.__doc__ = _Base.__init__.__doc__
 
     @property
     def lost(self) -> AsyncLost:

@@ -14,12 +14,24 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from typing import Any, Callable, Coroutine, TypeVar
+from collections.abc import Coroutine
+from typing import Any, Callable, TypeVar
 
 from ._config import Config
-from ._errors import Fault, LockError, LockLost, NotHeld, Unavailable, unanswered
-from ._protocol import (HANDED, MANY_LOCKS, NEVER, Backoff, Grant, Keys, Lease, Line, Request, Signal,
-                        Term, Wait, keys_from)
+from ._errors import Fault, LockError, LockLost, NotHeld, unanswered
+from ._protocol import (
+    MANY_LOCKS,
+    NEVER,
+    Backoff,
+    Keys,
+    Lease,
+    Line,
+    Request,
+    Signal,
+    Term,
+    Wait,
+    keys_from,
+)
 from ._server import PATIENCE, Server
 from ._wire import Connection
 

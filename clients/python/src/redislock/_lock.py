@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
-import inspect
 import logging
 import math
 import os
@@ -12,7 +10,7 @@ import threading
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Awaitable, Callable, Generic, Iterable, Iterator, Optional, TypeVar, Union
+from typing import Any, Callable, TypeVar, Union
 
 from . import _protocol as protocol
 from ._config import config_of
@@ -137,6 +135,10 @@ class _Base:
         self._mutex = threading.Lock()
         self._taking: int | None = None  # the process that waits with this object
         self._hold: Hold | None = None
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """A new notice, for a new hold."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {'held' if self.held else 'not held'}>"
@@ -244,12 +246,9 @@ def _state(name: str, fields: dict[str, Any]) -> State:
 
     holder = _text(fields["holder"]) or None
     left = ttl(fields["ttl_ms"]) if holder else None
-    pairs = fields.get("holders")
     holders = {holder: left} if holder else {}
-    if pairs:
-        if not isinstance(pairs[0], list):  # flat: token, ttl, token, ttl
-            pairs = [pairs[i:i + 2] for i in range(0, len(pairs), 2)]
-        holders = {_text(token): ttl(ms) for token, ms in pairs}
+    if fields.get("holders"):  # they hold it together
+        holders = {_text(token): ttl(ms) for token, ms in fields["holders"]}
     waiters = []
     for token, waited, lapses_in, lease, _, *more in fields["waiters"]:
         n = int(more[0]) if more else 1
@@ -279,11 +278,8 @@ class Lock(_Base):
     before acquire() or `with`.
     """
 
-    def __init__(self, client: Any, name: str, **options: Any) -> None:
-        super().__init__(client, name, **options)
+    def _prepare(self) -> None:
         self.lost = Lost()
-
-    __init__.__doc__ = _Base.__init__.__doc__
 
     def acquire(self, blocking: bool = True, timeout: Seconds | None = -1) -> bool:
         """True: the lock is held. False: it was busy until now.
@@ -297,7 +293,7 @@ class Lock(_Base):
     def _acquire(self, request: Request) -> bool:
         self._claim()
         try:
-            self.lost = Lost()
+            self._prepare()
             engine = self._engine
             waiting = engine.obtain(request, self._prefix, self._load)
             try:

@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Generic, Iterable, Iterator, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Generic, TypedDict, TypeVar
 
 from ._async import AsyncLock, _answer
 from ._errors import LockError, LockLost, NotAcquired
 from ._lock import Lock, Seconds
 from ._protocol import order
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 L = TypeVar("L", Lock, AsyncLock)
 
 
+class Options(TypedDict, total=False):
+    """Those of Lock."""
+
+    lease: Seconds | None
+    timeout: Seconds | None
+    renew: bool
+    token: str | None
+    owner: str | None
+    holders: int | None
+    shared: bool
+    min_hold: Seconds | None
+    max_hold: Seconds | None
+    on_lost: Callable[[Any], Any] | None
+    prefix: str
+    load: bool
+
+
 class _Many(Generic[L]):
-    def __init__(self, kind: type[L], client: Any, names: Iterable[str], **options: Any) -> None:
+    def __init__(self, kind: type[L], client: Any, names: Iterable[str], **options: Unpack[Options]) -> None:
         if isinstance(names, (str, bytes)):
             raise TypeError("names must be several names, not a text")
         # The same order everywhere: then nobody waits in a circle.
@@ -64,7 +85,7 @@ class Locks(_Many[Lock]):
     If one cannot be had, or is lost meanwhile, all are released.
     """
 
-    def __init__(self, client: Any, names: Iterable[str], **options: Any) -> None:
+    def __init__(self, client: Any, names: Iterable[str], **options: Unpack[Options]) -> None:
         super().__init__(Lock, client, names, **options)
 
     def acquire(self, blocking: bool = True, timeout: Seconds | None = -1) -> bool:
@@ -120,7 +141,7 @@ class Locks(_Many[Lock]):
 class AsyncLocks(_Many[AsyncLock]):
     """Several locks for asyncio, see Locks."""
 
-    def __init__(self, client: Any, names: Iterable[str], **options: Any) -> None:
+    def __init__(self, client: Any, names: Iterable[str], **options: Unpack[Options]) -> None:
         super().__init__(AsyncLock, client, names, **options)
 
     async def acquire(self, blocking: bool = True, timeout: Seconds | None = -1) -> bool:

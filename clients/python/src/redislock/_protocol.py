@@ -14,8 +14,9 @@ import re
 import secrets
 import socket
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Iterable, NamedTuple
+from typing import NamedTuple
 
 from ._errors import Fault, LockError, LockLost, NotAcquired, Unavailable
 
@@ -39,7 +40,7 @@ MAX_TOKEN = 16384
 MAX_PREFIX = 64
 MAX_OWNER = 64
 MAX_LEASE = 9_999_999_999_999
-MAX_HOLDERS = 2**53 - 1
+MAX_HOLDERS = 9_999_999_999_999
 
 
 class Keys(NamedTuple):
@@ -334,7 +335,7 @@ class Backoff:
         self._n = 0
 
     def next(self) -> float:
-        pause = min(10.0 * 2 ** min(self._n, 7), 1000.0)
+        pause = min(10.0 * (1 << min(self._n, 7)), 1000.0)
         self._n += 1
         return pause * random.uniform(0.5, 1)
 

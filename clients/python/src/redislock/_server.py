@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import importlib.resources
-import random
 import re
 import secrets
-from typing import Any, Awaitable, Callable
+from collections.abc import Awaitable
+from typing import Any, Callable
 
 from ._config import Address, Config
-from ._errors import Fault, LibraryError, ServerError, Unavailable, refused, unanswered
-from ._protocol import NEVER, Acquired, Backoff, Keys, Request, Signal, parse_acquired, parse_signal
-from ._wire import Connection, ErrorReply, Word, ask, dial, encode
+from ._errors import Fault, LibraryError, ServerError, refused, unanswered
+from ._protocol import NEVER, Acquired, Keys, Request, Signal, parse_acquired, parse_signal
+from ._wire import Connection, ErrorReply, Word, ask, dial, encode, place
 
 PATIENCE = 2.0  # s; a connection that lets a call wait longer is given up for a new one
 BLOCK = 2.0  # s; how long one BLPOP blocks. It may be blocked on a demoted server, as nobody tells it
@@ -48,7 +48,9 @@ class Node:
         self.used = 0.0
 
     def __str__(self) -> str:
-        return "%s:%d" % self.address if self.address else self.config.path or f"the master {self.config.service!r}"
+        if self.address is not None:
+            return place(self.address)
+        return self.config.path or f"the master {self.config.service!r}"
 
     async def dial(self) -> Connection:
         login = self.config.login
@@ -71,7 +73,8 @@ class Node:
                 raise unanswered(f"a Sentinel does not know a master {self.config.service!r}", sent=False)
             return reply[0].decode(), int(reply[1])
 
-        return await first([one(a, s) for a, s in zip(self.config.addresses, self.config.sentinels)])
+        address: Address = await first([one(a, s) for a, s in zip(self.config.addresses, self.config.sentinels)])
+        return address
 
     async def connected(self) -> Connection:
         """The connection for calls: the present one, or a new one for all who ask meanwhile."""
@@ -250,7 +253,8 @@ class Server:
         async def one(node: Node) -> dict[int, Address]:
             slots: dict[int, Address] = {}
             reply = await node.ask("CLUSTER", "SLOTS")
-            assert isinstance(reply, list) and node.address
+            assert isinstance(reply, list)
+            assert node.address is not None
             for low, high, primary, *_ in reply:
                 host = (primary[0] or b"").decode() or node.address[0]
                 address = (host, int(primary[1]))
@@ -363,7 +367,8 @@ class Server:
             except ValueError as e:
                 raise Fault(ServerError(str(e)), passes=False, answered=False) from None
 
-    async def extend(self, keys: Keys, token: bytes, length: float, *, patience: float = PATIENCE) -> tuple[bool, float]:
+    async def extend(self, keys: Keys, token: bytes, length: float, *,
+                     patience: float = PATIENCE) -> tuple[bool, float]:
         loop = asyncio.get_running_loop()
         sent = 0.0
 

@@ -13,10 +13,11 @@ import socket
 import ssl
 import threading
 from collections import deque
-from typing import Any, Callable, Generator, Union
+from collections.abc import Generator
+from typing import Any, Callable, Union
 
 from ._config import Address, Login
-from ._errors import Fault, refused, unanswered
+from ._errors import refused, unanswered
 
 Word = Union[bytes, str, int]
 
@@ -155,13 +156,13 @@ async def dial(address: Address | str, login: Login, limit: float) -> Connection
     try:
         return await asyncio.wait_for(_dial(address, login), limit)
     except asyncio.TimeoutError:
-        raise unanswered(f"no connection to {_name(address)} within {limit:g} s", sent=False) from None
+        raise unanswered(f"no connection to {place(address)} within {limit:g} s", sent=False) from None
     except (OSError, ssl.SSLError) as e:
-        raise unanswered(f"no connection to {_name(address)}: {e}", sent=False) from None
+        raise unanswered(f"no connection to {place(address)}: {e}", sent=False) from None
 
 
-def _name(address: Address | str) -> str:
-    return address if isinstance(address, str) else "%s:%d" % address
+def place(address: Address | str) -> str:
+    return address if isinstance(address, str) else f"{address[0]}:{address[1]}"
 
 
 async def _dial(address: Address | str, login: Login) -> Connection:
