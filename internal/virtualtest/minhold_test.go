@@ -2,6 +2,7 @@ package virtualtest
 
 import (
 	"context"
+	"math"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -189,12 +190,17 @@ func TestMinHoldWhile(t *testing.T) {
 		lasts(t, server, 50*time.Second)
 		deadline, _ := lock.Deadline()
 		took(t, deadline.Add(-time.Minute), 10*time.Second, 10*time.Second)
-		for range 600 { // renewed and released at any moment, it is kept
+		for range 600 {
 			time.Sleep(99 * time.Millisecond)
 			if left := time.Minute - time.Since(start); server.State(name).TTL < left {
 				t.Fatalf("%v are left, not %v", server.State(name).TTL, left)
 			}
 		}
+		if err := lock.Release(t.Context()); err != nil {
+			t.Error(err)
+		}
+
+		lock = must[*redislock.Lock](t)(locker.Acquire(t.Context(), name, redislock.WithMinHold(time.Minute), redislock.WithLease(3*time.Second)))
 		server.Lose(name)
 		lost := time.Now()
 		<-lock.Context().Done()
@@ -277,11 +283,13 @@ func TestMinHoldIsChecked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		locker, server := redislocktest.New(t, redislock.Options{MaxHold: time.Minute})
 		server.Refuse() // nothing is sent
-		for d, text := range map[time.Duration]string{-1: "-1ns", 2 * time.Minute: "the maximum hold, 1m0s", 1 << 62: "at most"} {
+		for d, text := range map[time.Duration]string{-1: "-1ns", 2 * time.Minute: "the maximum hold, 1m0s"} {
 			_, err := locker.TryAcquire(t.Context(), name, redislock.WithMinHold(d))
 			isNot(t, err, redislock.ErrUnavailable)
 			says(t, err, text)
 		}
+		_, err := locker.TryAcquire(t.Context(), name, redislock.WithMinHold(math.MaxInt64), redislock.WithoutMaxHold())
+		says(t, err, "at most 2190000h")
 		server.Up()
 		lock := must[*redislock.Lock](t)(locker.Acquire(t.Context(), name, redislock.WithMinHold(2*time.Minute), redislock.WithoutMaxHold(), redislock.WithMinHold(0)))
 		_ = lock.Release(t.Context())
