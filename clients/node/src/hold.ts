@@ -15,16 +15,22 @@ import {
 } from './lease'
 import { backoff, type Failure } from './wait'
 
-/** What to send to give the lock back. */
-export type Return =
-  | { readonly call: 'release' }
-  | { readonly call: 'extend'; readonly lease: number }
+/** How long a release is tried. After that the lock is left to its lease. */
+export const RELEASE_MS = 5000
+
+/** How a release has ended. */
+export type Verdict =
+  | { readonly kind: 'released' }
+  | { readonly kind: 'notHeld' }
+  | { readonly kind: 'failed'; readonly error: unknown }
 
 /**
  * A lock that is held, without I/O: it is told the time and what happened, and says what to do next.
  *
  * Call ring() when `noticeAt` has come, and renews() when `wakeAt` has; send the lock_extend that this returns, one at
  * a time, and tell what became of it with extended() or failed().
+ *
+ * To give the lock back: release(), then returns() whenever `returnAt` has come, until there is a `verdict`.
  */
 export class Hold {
   /** Why the lock is lost; undefined: as far as is known it is not. */
@@ -32,12 +38,16 @@ export class Hold {
   /** Release was called, or the lock was left to its lease. */
   returned = false
   wakeAt = Infinity
+  returnAt = Infinity
+  verdict: Verdict | undefined
 
   #lease: Lease
   #before: Lease | undefined // while a call is under way
   #next: { term: Term; length: number } | undefined
   #failures = 0
   #replyLost = false // a release was sent in time and got no answer
+  #returnEnd = 0
+  #returnFailures = 0
 
   constructor(holding: Holding, grant: Grant, now: number) {
     this.#lease = leaseOf(holding, grant)
@@ -108,25 +118,40 @@ export class Hold {
     }
   }
 
-  /** The holder gives the lock back. What to send; undefined: it has been left to its lease before. */
-  returns(now: number): Return {
+  /** The holder gives the lock back. */
+  release(now: number): void {
     this.returned = true
     this.wakeAt = Infinity
-    const least = Math.min(
-      this.#lease.begin + this.#lease.minHold,
-      this.#lease.begin + this.#lease.maxHold,
-    )
-    return now < least ? { call: 'extend', lease: least - now } : { call: 'release' }
+    this.verdict = undefined
+    this.returnAt = now
+    this.#returnEnd = now + RELEASE_MS
   }
 
-  /** The call that gives the lock back got no answer. */
-  returnFailed(now: number, { mayArrive }: Failure): void {
+  /** When it is too late to give the lock back: it is left to its lease. */
+  get returnEnd(): number {
+    return this.#returnEnd
+  }
+
+  /**
+   * What to send to give the lock back: lock_extend with this lease, so that nobody else gets it before the minimum hold
+   * is over; 0: lock_release.
+   */
+  returns(now: number): number {
+    this.returnAt = Infinity
+    const { begin, minHold, maxHold } = this.#lease
+    return Math.max(0, begin + Math.min(minHold, maxHold) - now)
+  }
+
+  /** The call that gives the lock back was answered. */
+  answered(reply: number): void {
+    this.verdict ??= { kind: reply === 1 || this.#replyLost ? 'released' : 'notHeld' }
+  }
+
+  /** It was refused, or got no answer. `error` is for the verdict. */
+  returnFailed(now: number, error: unknown, { passes, mayArrive }: Failure): void {
     this.#replyLost ||= mayArrive && now < this.deadline
-  }
-
-  /** Whether the lock was held until then, by the reply to the call that gave it back. */
-  wasHeld(reply: number): boolean {
-    return reply === 1 || this.#replyLost
+    this.returnAt = passes ? now + backoff(this.#returnFailures++) : Infinity
+    if (!passes || this.returnAt >= this.#returnEnd) this.verdict ??= { kind: 'failed', error }
   }
 
   #lose(why: string): boolean {

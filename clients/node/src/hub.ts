@@ -12,7 +12,7 @@ import type { Grant } from './lease'
 import type { Request, Settings } from './options'
 import { type Blocker, CALL_MS, type Server } from './server'
 import { Alarm, now, pause } from './time'
-import { backoff, FOREMOST_MS, type Line, Wait } from './wait'
+import { backoff, FOREMOST_MS, type Line, Undo, Wait } from './wait'
 import { millis, parseAcquired, parseSignal, type Signal } from './wire'
 
 /** How long a try takes, at most. */
@@ -23,12 +23,12 @@ const CROWD_MS = 1500
 /** The places of so many waiters are kept longer, so that all of them together call some 40 times a second. */
 const PLACE_MS = 75
 const MAX_WAIT_MS = 86_400_000
-/** How long a wait that ended goes on for its place to be given up, while Redis answers. Then in the background. */
-const UNDO_MS = 500
 /** Waits that are over and remembered. */
 const PAST_MAX = 8192
 /** How long after its end a wait may be told of a grant from before that end. */
 const LATE_SIGNAL_MS = 1000
+/** A wait that is over and was granted the lock all the same is given up again, for so long. */
+const AGAIN_MS = 5000
 /** Trouble is told at most so often. */
 const REPORT_MS = 60_000
 
@@ -41,13 +41,11 @@ interface Waiter {
   readonly began: number
   readonly alarm: Alarm
   readonly limit: Alarm
-  /** How long the place is kept after the last call. */
-  kept: number
   /** Where somebody pops signals for it. */
   popper: Popper | undefined
-  settled: boolean
-  /** Its place, or its lock, is being given up. */
-  left: Promise<void> | undefined
+  /** Nothing more is to be done for it but to give up what it may have. */
+  isOver: boolean
+  isUndoing: boolean
   end: (grant: Grant | LockError | { reason: unknown }) => void
 }
 
@@ -117,14 +115,13 @@ export class Hub {
         began,
         alarm: new Alarm(() => this.#step(waiter), true),
         limit: new Alarm(() => expire(), true),
-        kept: 0,
         popper: undefined,
-        settled: false,
-        left: undefined,
+        isOver: false,
+        isUndoing: false,
         end,
       }
       const expire = () => {
-        wait.expire()
+        wait.expire(now())
         this.#step(waiter)
       }
       this.#add(waiter)
@@ -195,18 +192,20 @@ export class Hub {
   /** Does what the wait asks for: a call, to sleep, or to end. */
   #step(w: Waiter): void {
     const { wait } = w
-    if (wait.outcome && !w.settled) {
-      w.settled = true
-      w.alarm.set(Infinity)
+    if (wait.outcome && !w.isOver) {
+      w.isOver = true
       w.limit.set(Infinity)
       this.#remove(w)
-      if (wait.leaves && !wait.calling) this.#leave(w)
-      this.#settle(w)
-      return
     }
-    if (w.settled) {
-      // On another connection, what is to undo a call could overtake it: so not before its fate is known.
-      if (wait.leaves && !wait.calling && !w.left) this.#leave(w)
+    if (wait.undo && !w.isUndoing) {
+      w.isUndoing = true
+      const { keys, request } = w
+      this.#giveUp(keys, request.token, wait.undo, request).then(() => this.#step(w))
+    }
+    if (wait.outcome) {
+      const tellBy = wait.undo?.over ? 0 : wait.tellBy
+      w.alarm.set(now() < tellBy ? tellBy : Infinity)
+      if (now() >= tellBy || wait.outcome.kind === 'held') w.end(this.#resultOf(w))
       return
     }
     if (wait.wakeAt <= now()) this.#call(w)
@@ -216,14 +215,14 @@ export class Hub {
   #call(w: Waiter): void {
     const { wait, keys, request } = w
     w.alarm.set(Infinity)
-    wait.calls(now())
     const waitMs = Math.max(this.#settings.waitTtl, w.line.waiters.size * PLACE_MS)
-    if (request.wait > 0) w.kept = Math.min(waitMs, MAX_WAIT_MS)
-    this.#acquire(keys, request, w.kept, true)
+    const kept = request.wait > 0 ? Math.min(waitMs, MAX_WAIT_MS) : 0
+    wait.calls(now(), kept)
+    this.#acquire(keys, request, kept, true)
       .then(
         (reply) => {
           wait.answered(now(), reply)
-          if (!reply.held && !w.settled && !wait.outcome) this.#listen(w)
+          if (!wait.outcome) this.#listen(w)
         },
         (error: CallError) => {
           wait.failed(now(), error, error)
@@ -257,24 +256,10 @@ export class Hub {
     return `${prefix}-signal:${this.#server.perLock ? `${keys.tagged}:` : ''}${this.#id}`
   }
 
-  /** The end of a wait, for its caller. */
-  async #settle(w: Waiter): Promise<void> {
-    const { outcome } = w.wait
-    if (outcome?.kind === 'held') {
-      w.end(outcome.grant)
-      return
-    }
-    // If Redis answers, the queue has been left when the caller goes on.
-    if (w.wait.leaves && w.wait.trouble === undefined) {
-      const end = now() + UNDO_MS
-      while (now() < end && !w.left) await pause(5, true)
-      await Promise.race([w.left, pause(Math.max(0, end - now()), true)])
-    }
-    w.end(this.#errorOf(w))
-  }
-
-  #errorOf({ op, keys, request, wait, began }: Waiter): LockError | { reason: unknown } {
+  /** What the caller gets. */
+  #resultOf({ op, keys, request, wait, began }: Waiter): Grant | LockError | { reason: unknown } {
     const { outcome } = wait
+    if (outcome?.kind === 'held') return outcome.grant
     const what = `redislock: ${op} "${keys.name}"`
     switch (outcome?.kind) {
       case 'busy':
@@ -363,53 +348,42 @@ export class Hub {
   }
 
   #again(keys: Keys, token: string): void {
-    if (this.#leaving.has(token)) return
-    this.#giveUp(token, now() + CALL_MS, () => this.#release(keys, token))
+    if (!this.#leaving.has(token)) this.#giveUp(keys, token, new Undo(now(), AGAIN_MS, true))
   }
 
-  /** Gives up what a wait may have left behind, for as long as a place or a lease can live. */
-  #leave(w: Waiter): void {
-    const { keys, request } = w
-    const lives = Math.max(w.kept, Math.min(request.firstLease, 3_600_000))
-    w.left = this.#giveUp(request.token, now() + lives, async () => {
-      if (!w.wait.ours) {
-        // Somebody else may hold the lock with this token: this only leaves the queue.
-        const reply = await this.#acquire(keys, request, 0, false)
-        if (!reply.held || Math.floor(reply.value / 1000) !== reply.now) return
-        w.wait.ours = true // granted by this very call
-      }
-      await this.#release(keys, request.token)
-    }).then(() => {
-      if (!request.ownToken) this.remember(keys, request.token, now())
-    })
-  }
-
-  async #release(keys: Keys, token: string): Promise<void> {
-    await this.#server.fcall('lock_release', keys, [token], { ms: CALL_MS, holds: false })
-  }
-
-  #giveUp(token: string, until: number, call: () => Promise<void>): Promise<void> {
-    const leaving = (async () => {
-      for (let failures = 0; now() < until; failures++) {
-        try {
-          return await call()
-        } catch (error) {
-          if (!(error as CallError).passes) return
-        }
-        await pause(backoff(failures), false)
-      }
-    })()
-    this.#leaving.set(token, leaving)
-    return leaving.finally(() => {
+  /** The request is for a wait with a token of the caller's own, which may have to ask again. */
+  #giveUp(keys: Keys, token: string, undo: Undo, request?: Request): Promise<void> {
+    const leaving = this.#undo(keys, token, undo, request).finally(() => {
       if (this.#leaving.get(token) === leaving) this.#leaving.delete(token)
+      if (!request?.ownToken) this.remember(keys, token, now())
     })
+    this.#leaving.set(token, leaving)
+    return leaving
+  }
+
+  async #undo(keys: Keys, token: string, undo: Undo, request?: Request): Promise<void> {
+    while (!undo.over) {
+      await pause(Math.max(0, undo.wakeAt - now()), false)
+      undo.calls()
+      try {
+        if (undo.call === 'release' || !request) {
+          const patience = { ms: CALL_MS, holds: false }
+          await this.#server.fcall('lock_release', keys, [token], patience)
+          undo.released()
+        } else {
+          undo.asked(now(), await this.#acquire(keys, request, 0, false))
+        }
+      } catch (error) {
+        undo.failed(now(), error as CallError)
+      }
+    }
   }
 
   #endAll(which: (w: Waiter) => boolean, why: (w: Waiter) => LockError): void {
     for (const same of [...this.#waiters.values()]) {
       for (const w of [...same]) {
         if (!which(w)) continue
-        w.wait.fail(why(w))
+        w.wait.fail(now(), why(w))
         this.#step(w)
       }
     }

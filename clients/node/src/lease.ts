@@ -34,8 +34,6 @@ export interface Grant {
   readonly unconfirmed: boolean
   /** It was waited for. */
   readonly queued: boolean
-  /** Given to this wait, and not to an earlier one with the same token. */
-  readonly ours: boolean
 }
 
 export interface Holding {

@@ -4,11 +4,7 @@ import type { Hold } from './hold'
 import type { Keys } from './keys'
 import { CALL_MS, type Server } from './server'
 import { Alarm, now, pause } from './time'
-import { backoff } from './wait'
 import { millis, parseNumber } from './wire'
-
-/** How long a release is tried. After that the lock is left to its lease. */
-export const RELEASE_MS = 5000
 
 /** What a Lock needs of its Locker. */
 export interface Keeper {
@@ -94,6 +90,11 @@ export class Lock {
     return this.#releasing
   }
 
+  // Some of Node.js 18 has no such symbol; it has no `await using` either.
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.release()
+  }
+
   /** Leaves the lock to its lease, for another process that goes on with its token. Returns how long that is, ms. */
   detach(): number {
     const { left } = this
@@ -114,51 +115,44 @@ export class Lock {
 
   async #release(): Promise<void> {
     const wasHeld = this.#hold.isHeld
-    const back = this.#hold.returns(now())
+    this.#hold.release(now())
     this.#arm()
     this.#abort.abort(new NotHeldError(`redislock: lock "${this.name}" was released`))
-    let error: unknown
-    try {
-      // A renewal under way that arrives later would undo the minimum hold.
-      if (back.call === 'extend') await this.#turn
-      await this.#giveBack(back.call === 'extend' ? back.lease : undefined)
-    } catch (caught) {
-      error = caught
-      throw caught
-    } finally {
-      if (wasHeld) {
-        const lost = error instanceof NotHeldError
-        const ended = back.call === 'extend' ? now() + back.lease : now()
-        this.#keeper.over(this, lost ? 'lost' : 'released', ended, error)
-      }
+    let kept = 0 // nobody else gets it for so long
+    while (!this.#hold.verdict) {
+      await pause(Math.max(0, this.#hold.returnAt - now()), true)
+      kept = this.#hold.returns(now())
+      await this.#giveBack(kept)
     }
+    const error = this.#failed()
+    if (wasHeld) {
+      const type = error instanceof NotHeldError ? 'lost' : 'released'
+      this.#keeper.over(this, type, now() + kept, error)
+    }
+    if (error) throw error
   }
 
-  async #giveBack(lease: number | undefined): Promise<void> {
-    const end = now() + RELEASE_MS
-    for (let failures = 0; ; failures++) {
-      try {
-        const patience = { ms: Math.min(CALL_MS, end - now()), holds: true }
-        const { value } =
-          lease === undefined
-            ? await this.#keeper.server.fcall('lock_release', this.#keys, [this.token], patience)
-            : await this.#keeper.server.fcall(
-                'lock_extend',
-                this.#keys,
-                [this.token, millis(lease)],
-                patience,
-              )
-        if (this.#hold.wasHeld(parseNumber('lock_release', value))) return
-        throw new NotHeldError(
-          `redislock: lock "${this.name}" had been lost before it was released`,
-        )
-      } catch (error) {
-        if (!(error instanceof CallError)) throw error
-        this.#hold.returnFailed(now(), error)
-        if (!error.passes || now() >= end) throw error.public('release', this.name)
-        await pause(Math.min(backoff(failures), Math.max(0, end - now())), true)
-        if (now() >= end) throw error.public('release', this.name)
-      }
+  #failed(): Error | undefined {
+    const { verdict } = this.#hold
+    if (verdict?.kind === 'notHeld') {
+      return new NotHeldError(`redislock: lock "${this.name}" had been lost before it was released`)
+    }
+    if (verdict?.kind === 'failed') return (verdict.error as CallError).public('release', this.name)
+    return undefined
+  }
+
+  async #giveBack(kept: number): Promise<void> {
+    // A renewal under way that arrives later would undo the minimum hold.
+    if (kept > 0) await this.#turn
+    const call = kept > 0 ? 'lock_extend' : 'lock_release'
+    const args = kept > 0 ? [this.token, millis(kept)] : [this.token]
+    const patience = { ms: Math.min(CALL_MS, this.#hold.returnEnd - now()), holds: true }
+    try {
+      const { value } = await this.#keeper.server.fcall(call, this.#keys, args, patience)
+      this.#hold.answered(parseNumber(call, value))
+    } catch (error) {
+      const failure = asCallError(error)
+      this.#hold.returnFailed(now(), failure, failure)
     }
   }
 
@@ -201,10 +195,7 @@ export class Lock {
       )
       if (this.#hold.extended(now(), sent, parseNumber('lock_extend', value) === 1)) this.#lost()
     } catch (error) {
-      const failure =
-        error instanceof CallError
-          ? error
-          : new CallError(error, { passes: false, mayArrive: true })
+      const failure = asCallError(error)
       this.#hold.failed(now(), failure)
       throw failure.public('extend', this.name)
     } finally {
@@ -232,16 +223,12 @@ export class Lock {
   }
 }
 
-// Not in all of Node.js 18: then there is no `await using` either.
-if (Symbol.asyncDispose) {
-  Object.defineProperty(Lock.prototype, Symbol.asyncDispose, {
-    value(this: Lock) {
-      return this.release()
-    },
-  })
+/** A reply that is none of the function library's is an error, too. */
+function asCallError(error: unknown): CallError {
+  return error instanceof CallError
+    ? error
+    : new CallError(error, { passes: false, mayArrive: true })
 }
-
-export interface Lock extends AsyncDisposable {}
 
 /** Several locks that are held together. */
 export class Locks implements Iterable<Lock> {
@@ -277,14 +264,8 @@ export class Locks implements Iterable<Lock> {
     }
     if (failed) throw failed.error
   }
-}
 
-if (Symbol.asyncDispose) {
-  Object.defineProperty(Locks.prototype, Symbol.asyncDispose, {
-    value(this: Locks) {
-      return this.release()
-    },
-  })
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.release()
+  }
 }
-
-export interface Locks extends AsyncDisposable {}

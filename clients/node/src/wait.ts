@@ -8,6 +8,8 @@ export const FOREMOST_MS = 1000
 const MAX_LATE = 3
 /** How often a try is sent while Redis is in trouble. */
 const TRY_CALLS = 3
+/** How long the caller of a wait that ended waits for its place to be given up, while Redis answers. */
+const UNDO_MS = 500
 
 export interface Asking {
   /** The lease to ask for; Infinity: never expires. */
@@ -43,12 +45,13 @@ export interface Failure {
  * One wait for a lock, without I/O: it is told the time and what happened, and says what to do next.
  *
  * Call calls() when `wakeAt` has come, and send lock_acquire; tell what became of it with answered() or failed().
- * When there is an `outcome`, and nothing is `calling`, give up what it `leaves`.
+ * When there is an `outcome`, its caller is told at `tellBy`, or when `undo` is over if that is sooner.
  */
 export class Wait {
   outcome: Outcome | undefined
-  /** The place in the queue, or the lock, has to be given up. */
-  leaves = false
+  /** Gives up the place in the queue, or the lock, that the wait may have. */
+  undo: Undo | undefined
+  tellBy = Infinity
   calling = false
   /** Redis has said in this wait that somebody holds the lock or waits for it. */
   busy = false
@@ -56,8 +59,6 @@ export class Wait {
   trouble: unknown
   /** It is the first of this client for its lock. */
   isForemost = false
-  /** What lock_release may give back: a grant to this very wait. */
-  ours: boolean
   /** Stretches the pace where a client waits for many locks. */
   paced: (ms: number) => number = (ms) => ms
 
@@ -71,13 +72,16 @@ export class Wait {
   #late = 0
   #roundTrip = 0
   #unanswered = false
+  #leaves = false // the place in the queue, or the lock, has to be given up
+  #ours: boolean // a lock that is held with the token was given to this wait
+  #kept = 0 // how long the place is kept after the last call
   #told: Signal | undefined
 
   constructor(asking: Asking, line: Line, now: number) {
     this.#asking = asking
     this.#line = line
     this.#due = now
-    this.ours = !asking.ownToken
+    this.#ours = !asking.ownToken
   }
 
   /** When the next call is due; Infinity: after the one under way was answered, or never. */
@@ -88,8 +92,9 @@ export class Wait {
   }
 
   /** The call is sent now. */
-  calls(now: number): void {
+  calls(now: number, kept: number): void {
     this.calling = true
+    this.#kept = kept
     this.#sent = now
     this.#asked++
   }
@@ -97,8 +102,11 @@ export class Wait {
   answered(now: number, reply: Acquired): void {
     this.calling = false
     this.busy ||= !reply.held
-    if (reply.held) this.ours ||= this.#isOurs(reply)
-    if (this.outcome) return
+    if (reply.held) this.#ours ||= this.#clock !== undefined || isFresh(reply)
+    if (this.outcome) {
+      this.#undo(now)
+      return
+    }
     const told = this.#told
     this.#told = undefined
     this.#roundTrip = now - reply.sent
@@ -107,14 +115,14 @@ export class Wait {
       const queued = this.#asked > 1 && !this.#asking.isTry
       // It counts from before the call was sent: whatever was slow, the server's lease ends later.
       const term = { from: reply.sent, length: reply.ms }
-      this.#take(now, { fence: reply.value, term, unconfirmed: false, queued, ours: this.ours })
+      this.#take(now, { fence: reply.value, term, unconfirmed: false, queued })
       return
     }
     if (this.#asking.isTry) {
       this.outcome = { kind: 'busy' }
       return
     }
-    this.ours = true
+    this.#ours = true
     this.#clock = { now: reply.now, at: reply.sent, by: now, high: 0 }
     this.#line.clock = newer(this.#line.clock, this.#clock)
     this.trouble = undefined
@@ -127,12 +135,15 @@ export class Wait {
   failed(now: number, error: unknown, { passes, mayArrive }: Failure): void {
     this.calling = false
     this.#unanswered ||= mayArrive
-    if (this.outcome) return
-    if (!passes || (this.#asking.isTry && this.#asked === TRY_CALLS)) {
-      this.#end({ kind: 'failed', error })
+    if (this.outcome) {
+      this.#undo(now)
       return
     }
-    this.trouble = error
+    if (passes) this.trouble = error
+    if (!passes || (this.#asking.isTry && this.#asked === TRY_CALLS)) {
+      this.#end(now, { kind: 'failed', error })
+      return
+    }
     this.#due = now + backoff(this.#failures++)
     const told = this.#told
     this.#told = undefined
@@ -169,24 +180,32 @@ export class Wait {
       term: { from, length },
       unconfirmed: length !== this.#asking.lease,
       queued: true,
-      ours: true,
     })
   }
 
   /** The limit of the wait is over, or its caller wants it no longer. */
-  expire(): void {
-    if (!this.outcome) this.#end({ kind: 'unserved' })
+  expire(now: number): void {
+    if (!this.outcome) this.#end(now, { kind: 'unserved' })
   }
 
   /** It fails for a reason from outside. */
-  fail(error: unknown): void {
-    if (!this.outcome) this.#end({ kind: 'failed', error })
+  fail(now: number, error: unknown): void {
+    if (!this.outcome) this.#end(now, { kind: 'failed', error })
   }
 
   /** Ends the wait. It may have a place in the queue, or the lock: once it has asked. */
-  #end(outcome: Outcome): void {
+  #end(now: number, outcome: Outcome): void {
     this.outcome = outcome
-    this.leaves = this.#asked > 0
+    this.#leaves = this.#asked > 0
+    this.tellBy = this.#leaves && this.trouble === undefined ? now + UNDO_MS : now
+    this.#undo(now)
+  }
+
+  /** On another connection, what is to undo a call could overtake it: so not before its fate is known. */
+  #undo(now: number): void {
+    if (!this.#leaves || this.calling) return
+    const lives = Math.max(this.#kept, Math.min(this.#asking.lease, 3_600_000))
+    this.undo = new Undo(now, lives, this.#ours)
   }
 
   #take(now: number, grant: Omit<Grant, 'doubt'>): void {
@@ -198,18 +217,59 @@ export class Wait {
     const short = Math.min(this.#asking.lease, HANDED_MS)
     if (this.#roundTrip > short / 2) this.#late++
     if (this.#asking.isTry || this.#late >= MAX_LATE) {
-      this.#end({ kind: 'late', roundTrip: this.#roundTrip })
+      this.#end(now, { kind: 'late', roundTrip: this.#roundTrip })
     } else {
       this.#due = now
     }
   }
+}
+
+/** Whether a lock was granted by this very call: a fencing token is the time of its grant in microseconds. */
+const isFresh = (reply: Acquired): boolean => Math.floor(reply.value / 1000) === reply.now
+
+/**
+ * Gives up a place in a queue, or a grant that nobody wants any more, for as long as a place or a lease can live.
+ *
+ * Call calls() when `wakeAt` has come, and send the `call`; tell what became of it with released(), asked() or failed().
+ */
+export class Undo {
+  over = false
+  wakeAt: number
+  #until: number
+  #ours: boolean
+  #failures = 0
+
+  constructor(now: number, lives: number, ours: boolean) {
+    this.wakeAt = now
+    this.#until = now + lives
+    this.#ours = ours
+  }
 
   /**
-   * With the caller's own token, somebody else may have held the lock before. A fencing token is the time
-   * of its grant in microseconds.
+   * With a token of the caller's own, somebody else may hold the lock: then a lock_acquire with WAIT_MS 0, which only
+   * leaves the queue.
    */
-  #isOurs(reply: Acquired): boolean {
-    return this.#clock !== undefined || Math.floor(reply.value / 1000) === reply.now
+  get call(): 'release' | 'acquire' {
+    return this.#ours ? 'release' : 'acquire'
+  }
+
+  calls(): void {
+    this.wakeAt = Infinity
+  }
+
+  released(): void {
+    this.over = true
+  }
+
+  asked(now: number, reply: Acquired): void {
+    this.#ours = reply.held && isFresh(reply)
+    this.over = !this.#ours
+    if (this.#ours) this.wakeAt = now
+  }
+
+  failed(now: number, { passes }: Failure): void {
+    this.over = !passes || now >= this.#until
+    if (!this.over) this.wakeAt = now + backoff(this.#failures++)
   }
 }
 
