@@ -37,7 +37,7 @@ lint: golangci ## gofmt, go vet, golangci-lint, luacheck, shellcheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
 	for module in . bench chaos examples/top examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
 	luacheck lua
-	shellcheck examples/shell/* lua/model/run bench/longest
+	shellcheck clients/shell/* lua/model/run bench/longest
 
 model: ## spin checks the model of the protocol, and that broken ones are caught (ARGS=last-first: how that one breaks)
 	@$(need) spin gcc
