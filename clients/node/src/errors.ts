@@ -128,3 +128,9 @@ export function textOf(error: unknown): string {
 export function codeOf(error: unknown): string {
   return /^(?:-)?([A-Z][A-Z0-9_]+) /.exec(textOf(error))?.[1] ?? ''
 }
+
+const PASSING =
+  /^(LOADING|BUSY|READONLY|NOREPLICAS|CLUSTERDOWN|TRYAGAIN|MOVED|ASK|UNBLOCKED|MASTERDOWN) /
+
+/** Whether the same call may succeed later without anybody's doing, by what Redis replied. */
+export const passes = (reply: string): boolean => PASSING.test(reply)

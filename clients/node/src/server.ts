@@ -1,4 +1,4 @@
-import { CallError, codeOf, LibraryError, textOf } from './errors'
+import { CallError, codeOf, LibraryError, passes, textOf } from './errors'
 import { type Keys, slotOf } from './keys'
 import { source, version } from './library'
 import { type Address, CONNECT_MS, type Driver, isReply, type Socket } from './redis'
@@ -16,8 +16,6 @@ const POP_MAX = 1000
 const IDLE_MS = 10_000
 const MAX_REDIRECTS = 5
 
-const PASSING =
-  /^(LOADING|BUSY|READONLY|NOREPLICAS|CLUSTERDOWN|TRYAGAIN|MOVED|ASK|UNBLOCKED|MASTERDOWN)$/
 const DEMOTED = /^(READONLY|UNBLOCKED|MASTERDOWN)$/
 
 /** How long a call may take, and whether it keeps the process alive meanwhile. */
@@ -89,7 +87,7 @@ class Link {
 function classify(error: unknown): CallError {
   if (error instanceof CallError) return error
   if (!isReply(error)) return new CallError(error, { passes: true, mayArrive: true })
-  return new CallError(error, { passes: PASSING.test(codeOf(error)), mayArrive: false })
+  return new CallError(error, { passes: passes(textOf(error)), mayArrive: false })
 }
 
 /** Access to the function library, on connections of our own: one for calls to each node, and those that block. */

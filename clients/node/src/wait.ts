@@ -51,7 +51,7 @@ export class Wait {
   outcome: Outcome | undefined
   /** Gives up the place in the queue, or the lock, that the wait may have. */
   undo: Undo | undefined
-  tellBy = Infinity
+  tellBy = 0
   calling = false
   /** Redis has said in this wait that somebody holds the lock or waits for it. */
   busy = false
