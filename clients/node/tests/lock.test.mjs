@@ -186,8 +186,7 @@ for (const [kind, connect] of Object.entries(kinds)) {
     test('the lease is renewed, and extend changes what it is renewed for', async () => {
       const name = newName()
       const lock = await locker.acquire(name, { lease: 3000 })
-      const ttls = new Set()
-      await eventually(async () => ttls.add((await pttl(name)) > 2500).size === 2 && [...ttls][0])
+      await eventually(async () => (await pttl(name)) < 2500)
       await eventually(async () => (await pttl(name)) > 2500)
       await lock.extend(60_000)
       assert((await pttl(name)) > 50_000)
@@ -380,10 +379,14 @@ for (const [kind, connect] of Object.entries(kinds)) {
       const next = await result
       await locker.reset(name)
       await next.release().catch(() => {})
-      assert.deepEqual(
-        events.map(({ type }) => type),
-        ['acquired', 'notAcquired', 'released', 'acquired', 'lost'],
-      )
+      // Who hands a lock over may learn that later than who gets it.
+      assert.deepEqual(events.map(({ type }) => type).sort(), [
+        'acquired',
+        'acquired',
+        'lost',
+        'notAcquired',
+        'released',
+      ])
       assert.deepEqual(
         events.filter(({ type }) => type === 'acquired').map(({ handedOver }) => handedOver),
         [false, true],
