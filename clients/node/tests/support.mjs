@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { execFile, spawn } from 'node:child_process'
 import { randomUUID } from 'node:crypto'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -47,6 +47,18 @@ export class Server {
     }
   }
 
+  /** A sentinel that alone decides, for the primary at this port, called main. */
+  static async startSentinel(t, port) {
+    const dir = mkdtempSync(join(tmpdir(), 'redislock-'))
+    const file = join(dir, 'sentinel.conf')
+    writeFileSync(file, '')
+    t.after(() => rmSync(dir, { recursive: true, force: true }))
+    const sentinel = await Server.start(t, file, '--sentinel')
+    await sentinel.cli('SENTINEL', 'MONITOR', 'main', '127.0.0.1', port, 1)
+    await sentinel.cli('SENTINEL', 'SET', 'main', 'down-after-milliseconds', 1000)
+    return sentinel
+  }
+
   constructor(port, args) {
     this.port = port
     this.args = args
@@ -63,10 +75,17 @@ export class Server {
   }
 
   launch() {
-    const fixed = ['--bind', '127.0.0.1', '--save', '', '--dir', this.dir, '--port', `${this.port}`]
-    const all = [...this.args, ...fixed, '--enable-debug-command', 'yes']
-    const sentinel = this.args[0]?.endsWith('.conf')
-    const args = sentinel ? this.args : all
+    const plain = this.args.includes('--sentinel') ? [] : ['--save', '']
+    const args = [
+      ...this.args,
+      '--bind',
+      '127.0.0.1',
+      '--dir',
+      this.dir,
+      '--port',
+      `${this.port}`,
+      ...plain,
+    ]
     this.process = spawn('redis-server', args, { stdio: 'ignore' })
   }
 
