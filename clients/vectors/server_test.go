@@ -103,7 +103,7 @@ func (s *server) ask(ctx context.Context, function, token string, args ...any) (
 		}
 		return step.Reply, sent, nil
 	case <-ctx.Done():
-		err = ctx.Err()
+		err = &wire.Error{Err: ctx.Err(), Passes: true}
 	case <-s.stopped:
 		err = errStopped
 	}
@@ -161,8 +161,12 @@ func millis(d time.Duration) int64 {
 	return d.Milliseconds()
 }
 
-func (s *server) Acquire(ctx context.Context, _ wire.Keys, token string, lease, wait time.Duration) (wire.Acquired, error) {
-	n, sent, err := s.ask(ctx, "acquire", token, millis(lease), millis(wait))
+func (s *server) Acquire(ctx context.Context, _ wire.Keys, token string, lease, wait time.Duration, holders int) (wire.Acquired, error) {
+	args := []any{millis(lease), millis(wait)}
+	if holders != 1 { // else it is not sent: an older library does not know it
+		args = append(args, holders)
+	}
+	n, sent, err := s.ask(ctx, "acquire", token, args...)
 	if err != nil {
 		return wire.Acquired{}, err
 	}

@@ -42,6 +42,8 @@ type request struct {
 	WaitTTL  int64  `json:"wait_ttl"`
 	Limit    *int64 `json:"limit,omitempty"`
 	MaxHold  int64  `json:"max_hold,omitempty"`
+	MinHold  int64  `json:"min_hold,omitempty"`
+	Holders  *int   `json:"holders,omitempty"` // 0: any number
 	NoRenew  bool   `json:"no_renewal,omitempty"`
 	OwnToken bool   `json:"own_token,omitempty"`
 }
@@ -296,6 +298,16 @@ func (r request) options() (options []redislock.Option) {
 		options = append(options, redislock.WithoutExpiry())
 	} else {
 		options = append(options, redislock.WithLease(ms(r.Lease)))
+	}
+	switch {
+	case r.Holders == nil:
+	case *r.Holders == 0:
+		options = append(options, redislock.WithShared())
+	default:
+		options = append(options, redislock.WithHolders(*r.Holders))
+	}
+	if r.MinHold != 0 {
+		options = append(options, redislock.WithMinHold(ms(r.MinHold)))
 	}
 	if r.Limit != nil {
 		options = append(options, redislock.WithWait(ms(*r.Limit)))
