@@ -27,7 +27,7 @@ async function within(ms, promise, error) {
 
 for (const [kind, connect] of Object.entries(kinds)) {
   if (kind.endsWith('RESP2')) continue // nothing here is of the protocol
-  describe(kind, { timeout: 300_000 }, () => {
+  describe(kind, { timeout: 600_000, concurrency: 4 }, () => {
     /** A Locker whose connections go through a link. */
     async function linked(t, server, options) {
       const link = await Link.start(t, server.port)

@@ -32,7 +32,7 @@ async function queued(locker, name) {
   return { result }
 }
 
-describe('cluster', { timeout: 600_000 }, () => {
+describe('cluster', { timeout: 600_000, concurrency: 3 }, () => {
   for (const [kind, connect] of Object.entries(clusterKinds)) {
     test(`${kind}: on each primary, with its own blocked connection for each lock`, async (t) => {
       const servers = await startCluster(t)
@@ -133,7 +133,7 @@ describe('cluster', { timeout: 600_000 }, () => {
   })
 })
 
-describe('Sentinel', { timeout: 600_000 }, () => {
+describe('Sentinel', { timeout: 600_000, concurrency: 3 }, () => {
   const sentinels = {
     ...(redis?.createSentinel && {
       redis: async (port) => {
