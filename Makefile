@@ -32,19 +32,23 @@ check: ## build, vet and the fast tests, for the inner loop
 	@$(need) go redis-server redis-cli faketime
 	@internal/tools/check
 
-test: examples/node/node_modules ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
+test: clients/node/dist/index.js ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
 	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis node bats ps valgrind
 	@internal/tools/test $(ARGS)
 
-examples/node/node_modules: examples/node/package-lock.json
+clients/node/node_modules: clients/node/package-lock.json
 	@$(need) node npm
-	cd examples/node && npm ci --no-audit --no-fund --loglevel=error && touch node_modules
+	cd clients/node && npm ci --no-audit --no-fund --loglevel=error && touch node_modules
 
-lint: golangci ## gofmt, go vet, golangci-lint, luacheck, shellcheck, actionlint
+clients/node/dist/index.js: clients/node/node_modules $(wildcard clients/node/src/*) lua/lock.lua
+	cd clients/node && npm run --silent build && touch dist/index.js
+
+lint: golangci clients/node/node_modules ## gofmt, go vet, golangci-lint, luacheck, shellcheck, actionlint
 	@$(need) luacheck shellcheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
 	for module in . bench chaos examples/top examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
 	luacheck lua
+	cd clients/node && npm run --silent lint
 	go run github.com/rhysd/actionlint/cmd/actionlint@v$(ACTIONLINT)
 	shellcheck internal/tools/matrix internal/tools/servers clients/shell/* lua/model/run bench/longest
 

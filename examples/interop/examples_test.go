@@ -25,7 +25,7 @@ var _ = Describe("The examples' own tests, each with its language's runner:", fu
 		Expect(string(output)).NotTo(MatchRegexp(`# skip |# skipped [1-9]|skipped=`)) // as each of them says it
 	},
 		Entry("Python", SpecTimeout(3*time.Minute), "examples/python", []string{"python3", "-B", "-m", "unittest"}, `Ran [1-9]\d* tests`),
-		Entry("Node.js", SpecTimeout(3*time.Minute), "examples/node", []string{"node", "--test"}, `# pass [1-9]\d*\n# fail 0\n`),
+		Entry("Node.js", SpecTimeout(10*time.Minute), "clients/node", []string{"node", "--test", "--test-concurrency=4"}, `# pass [1-9]\d*\n# fail 0\n`),
 		Entry("shell", SpecTimeout(3*time.Minute), "clients/shell", []string{"bats", "--tap", "redislock.bats"}, `\nok [1-9]\d* `),
 	)
 })
