@@ -15,16 +15,16 @@ import (
 // the largest, the lease that ends next comes first.
 var columns = []struct {
 	title, sort string
-	width       int // 0: shares what the others leave
+	least       int // characters, where the screen is narrow
 	compare     func(a, b *Lock) int
 }{
-	{"NAME", "name", 0, func(a, b *Lock) int { return cmp.Compare(a.Name, b.Name) }},
-	{"HOLDER", "holder", 0, func(a, b *Lock) int { return cmp.Compare(a.Holder, b.Holder) }},
+	{"NAME", "name", 4, func(a, b *Lock) int { return cmp.Compare(a.Name, b.Name) }},
+	{"OWNER", "owner", 8, func(a, b *Lock) int { return cmp.Compare(a.Owner, b.Owner) }},
 	{"HELD", "held", 6, func(a, b *Lock) int { return cmp.Compare(b.Held, a.Held) }},
 	{"LEASE", "lease", 6, func(a, b *Lock) int { return cmp.Compare(uint64(a.Left), uint64(b.Left)) }}, // -1 and -2 last
 	{"WAITING", "waiting", 7, func(a, b *Lock) int { return cmp.Compare(b.Waiting, a.Waiting) }},
 	{"LONGEST", "longest", 7, func(a, b *Lock) int { return cmp.Compare(b.Longest, a.Longest) }},
-	{"FENCE", "fence", 16, func(a, b *Lock) int { return cmp.Compare(b.Fence, a.Fence) }},
+	{"FENCE", "fence", 5, func(a, b *Lock) int { return cmp.Compare(b.Fence, a.Fence) }},
 }
 
 func right(column int) bool { return column >= 2 }
@@ -47,10 +47,11 @@ func sorts() []string {
 
 func columnOf(sort string) int { return slices.Index(sorts(), sort) }
 
-func cells(l *Lock) []string {
+// cells show the token or only the owner, which can be unknown.
+func cells(l *Lock, token bool) []string {
 	holder, held, left := "-", "-", "-"
-	if l.Holder != "" {
-		holder, held, left = quote(l.Holder), span(l.Held), "never"
+	if l.Token != "" {
+		holder, held, left = holderOf(l, token), span(l.Held), "never"
 		if l.Held < 0 {
 			held = "?"
 		}
@@ -68,18 +69,29 @@ func cells(l *Lock) []string {
 	return []string{quote(l.Name), holder, held, left, strconv.FormatInt(l.Waiting, 10), longest, strconv.FormatInt(l.Fence, 10)}
 }
 
+func holderOf(l *Lock, token bool) string {
+	switch {
+	case token:
+		return quote(l.Token)
+	case l.Owner == "":
+		return "?"
+	}
+	return quote(l.Owner)
+}
+
 // order is which locks are listed, and how.
 type order struct {
 	column  int
 	reverse bool
 	filter  string
+	tokens  bool // are shown, and searched
 }
 
 func (o order) apply(locks []Lock) []Lock {
 	wanted := strings.ToLower(o.filter)
 	kept := make([]Lock, 0, len(locks))
 	for _, l := range locks {
-		if strings.Contains(strings.ToLower(l.Name), wanted) || strings.Contains(strings.ToLower(l.Holder), wanted) {
+		if strings.Contains(strings.ToLower(l.Name), wanted) || strings.Contains(strings.ToLower(o.searched(&l)), wanted) {
 			kept = append(kept, l)
 		}
 	}
@@ -91,6 +103,13 @@ func (o order) apply(locks []Lock) []Lock {
 		return cmp.Or(by, cmp.Compare(a.Name, b.Name), cmp.Compare(a.tagged, b.tagged))
 	})
 	return kept
+}
+
+func (o order) searched(l *Lock) string {
+	if o.tokens {
+		return l.Token
+	}
+	return l.Owner
 }
 
 // line puts cells side by side, one space between them.

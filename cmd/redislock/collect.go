@@ -25,7 +25,8 @@ const (
 // Lock is one lock as the server saw it when it was read. Times are milliseconds.
 type Lock struct {
 	Name    string `json:"name"`
-	Holder  string `json:"holder"`          // "" if nobody holds it
+	Owner   string `json:"owner"`           // the readable part of the token, "" if nobody holds it
+	Token   string `json:"token,omitempty"` // of the holder; printed if it is asked for
 	Held    int64  `json:"held_ms"`         // -1: not known, or nobody
 	Left    int64  `json:"lease_left_ms"`   // -1: never expires, -2: nobody holds it
 	Waiting int64  `json:"waiting"`         //
@@ -36,7 +37,7 @@ type Lock struct {
 	tagged string // the name with its hash tag: what its keys end with
 }
 
-func (l *Lock) busy() bool { return l.Holder != "" || l.Waiting > 0 }
+func (l *Lock) busy() bool { return l.Token != "" || l.Waiting > 0 }
 
 // Waiter is one place in a queue.
 type Waiter struct {
@@ -62,7 +63,8 @@ type Snapshot struct {
 type collector struct {
 	client       rueidis.Client
 	prefix       string
-	scans, reads int // a second and primary
+	scans, reads int  // a second and primary
+	tokens       bool // are shown
 	limit        time.Duration
 	nodes        map[string]*node
 	round        int
@@ -244,13 +246,14 @@ func parse(tagged string, result rueidis.RedisResult) (Lock, []Waiter, error) {
 		err = errors.Join(err, failed)
 		return l
 	}
-	lock.Holder = text(fields["holder"])
+	lock.Token = text(fields["holder"])
+	lock.Owner = ownerOf(lock.Token)
 	lock.Left = number(fields["ttl_ms"])
 	lock.Waiting = number(fields["waiting"])
 	lock.Fence = number(fields["fence"])
 	// A fencing token is the time of its grant in microseconds, unless the last one was later (the
 	// server's clock was set back): then the hold looks shorter than it is.
-	if lock.Holder != "" && lock.Fence > 0 {
+	if lock.Token != "" && lock.Fence > 0 {
 		lock.Held = max(0, number(fields["now_ms"])-lock.Fence/1000)
 	}
 	var waiters []Waiter
@@ -315,6 +318,23 @@ func nameOf(tagged string) string {
 		return inner
 	}
 	return tagged
+}
+
+// taggedOf is the way back.
+func taggedOf(name string) string {
+	if hasTag(name) {
+		return name
+	}
+	return "{" + name + "}"
+}
+
+// ownerOf is the label that a token begins with. What follows its last colon is what makes it a secret.
+func ownerOf(token string) string {
+	i := strings.LastIndexByte(token, ':')
+	if i <= 0 {
+		return ""
+	}
+	return token[:i]
 }
 
 // hasTag tells whether Redis hashes only a part of the key: what is between its first '{' and the
