@@ -33,7 +33,7 @@ var signatures = []signature{
 // textOf says which text of lua/lock.lua has which version.
 const (
 	textOf  = "1.0.0"
-	textSum = "c428206beb5e6e7f56c333f8fe7558c6c7fd7649eb287f7d2f5b537f08bfbdcc"
+	textSum = "427dce9967449dcb94611b612a5b7fdd7fe9e7fae8d976b653366784bce86400"
 )
 
 // libraryAt is a lock of this spec's own, at a server that has the library.

@@ -89,6 +89,25 @@ var _ = Describe("a waiter", func() {
 			w.answered(wire.Acquired{Position: 1, CheckIn: time.Minute, Now: now, Sent: w.sent, List: w.heard}, nil)
 		}
 
+		It("believes nothing of a signal with fence 0, and asks", func() {
+			asked := w.asked
+			told.Fence = 0
+			l.hub.mu.Lock()
+			w.tell(told)
+			Expect(w.over).To(BeFalse())
+			l.hub.mu.Unlock()
+			Eventually(func() int {
+				l.hub.mu.Lock()
+				defer l.hub.mu.Unlock()
+				Expect(w.over).To(BeFalse())
+				return w.asked
+			}).Should(BeNumerically(">", asked))
+			l.hub.mu.Lock()
+			w.undo(ErrClosed)
+			l.hub.mu.Unlock()
+			Eventually(w.ended).Should(BeClosed())
+		})
+
 		It("has the lock when it is answered", func() {
 			answered(told.Deadline - handedLease.Milliseconds())
 			Expect(w.ended).To(BeClosed())
