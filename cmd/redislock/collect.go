@@ -25,7 +25,9 @@ const (
 // Lock is one lock as the server saw it when it was read. Times are milliseconds.
 type Lock struct {
 	Name    string `json:"name"`
-	Owner   string `json:"owner"`           // the readable part of the token, "" if nobody holds it
+	Mode    string `json:"mode"`            // alone, shared, or "" if nobody holds it
+	Count   int64  `json:"held"`            // how many hold it
+	Owner   string `json:"owner"`           // the readable part of the token, "" if nobody holds it; of several, who has the longest lease
 	Token   string `json:"token,omitempty"` // of the holder; printed if it is asked for
 	Held    int64  `json:"held_ms"`         // -1: not known, or nobody
 	Left    int64  `json:"lease_left_ms"`   // -1: never expires, -2: nobody holds it
@@ -34,15 +36,32 @@ type Lock struct {
 	Fence   int64  `json:"fence"`           //
 	Error   string `json:"error,omitempty"` // why it could not be read; the rest is older then
 
-	tagged string // the name with its hash tag: what its keys end with
+	tagged  string   // the name with its hash tag: what its keys end with
+	holders []Holder // the first 1,000
+}
+
+const (
+	modeAlone  = "alone"
+	modeShared = "shared"
+)
+
+// Holder is one of those who hold a lock.
+type Holder struct {
+	Owner string `json:"owner"`
+	Token string `json:"token,omitempty"`
+	Left  int64  `json:"lease_left_ms"` // -1: never expires
 }
 
 func (l *Lock) busy() bool { return l.Token != "" || l.Waiting > 0 }
 
 // Waiter is one place in a queue.
 type Waiter struct {
-	Token                   string
-	Waited, LapsesIn, Lease int64
+	Owner    string `json:"owner"`
+	Token    string `json:"token,omitempty"`
+	Waited   int64  `json:"waited_ms"`
+	LapsesIn int64  `json:"lapses_in_ms"` // unless it calls before
+	Lease    int64  `json:"lease_ms"`     // that it asked for; 0: never expires
+	Holders  int64  `json:"holders"`      // how many may hold the lock with it, itself included; 0: any number
 }
 
 // Snapshot is what one refresh knows.
@@ -256,13 +275,34 @@ func parse(tagged string, result rueidis.RedisResult) (Lock, []Waiter, error) {
 	if lock.Token != "" && lock.Fence > 0 {
 		lock.Held = max(0, number(fields["now_ms"])-lock.Fence/1000)
 	}
+	if lock.Token != "" {
+		lock.Mode, lock.Count = modeAlone, 1
+		lock.holders = []Holder{{lock.Owner, lock.Token, lock.Left}}
+	}
+	if together, ok := fields["holders"]; ok {
+		lock.Count = number(fields["held"])
+		for i, m := range list(together) {
+			f := list(m)
+			if len(f) < 2 {
+				return lock, nil, errors.New("lock_inspect: not a reply of this library")
+			}
+			if i == 0 {
+				lock.Mode, lock.holders = modeShared, nil
+			}
+			lock.holders = append(lock.holders, Holder{ownerOf(text(f[0])), text(f[0]), number(f[1])})
+		}
+	}
 	var waiters []Waiter
 	for _, m := range list(fields["waiters"]) {
 		f := list(m)
 		if len(f) < 4 {
 			return lock, nil, errors.New("lock_inspect: not a reply of this library")
 		}
-		waiters = append(waiters, Waiter{text(f[0]), number(f[1]), number(f[2]), number(f[3])})
+		w := Waiter{ownerOf(text(f[0])), text(f[0]), number(f[1]), number(f[2]), number(f[3]), 1}
+		if len(f) > 5 { // not from a library before 1.1.0
+			w.Holders = number(f[5])
+		}
+		waiters = append(waiters, w)
 	}
 	if len(waiters) > 0 {
 		lock.Longest = waiters[0].Waited

@@ -295,15 +295,16 @@ func (k *keeper) kill() {
 	k.group.kill()
 }
 
-// lose ends the group before the server gives the lock to somebody else: TERM at once, KILL so early that
-// it is through by then. If the lock was taken away, the rest of the lease means nothing.
+// lose ends the group before the server gives the lock to somebody else: TERM at once, KILL in the middle
+// of what is left, so that it is through in time on a busy machine. If the lock was taken away, the rest of
+// the lease means nothing.
 func (k *keeper) lose() {
 	k.isLost = true
 	left := min(k.o.lease/10, 500*time.Millisecond) // see Lock.Context
 	if deadline, expires := k.lock.Deadline(); expires {
 		left = min(left, time.Until(deadline))
 	}
-	k.killAt = time.After(left - left/5)
+	k.killAt = time.After(left / 2)
 	k.terminate()
 	k.say("%s is lost, or may be, so %s is ended: %v", quote(k.o.name), quote(k.o.command[0]), context.Cause(k.lock.Context()))
 }

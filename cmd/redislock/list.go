@@ -152,25 +152,34 @@ func (l *lister) writeTable(w io.Writer, s Snapshot, width int) error {
 	return printTable(w, rows, fit(rows, width))
 }
 
+// printTable has the first column and that of owners on the left side.
 func printTable(w io.Writer, rows [][]string, widths []int) error {
 	for _, row := range rows {
-		if _, err := fmt.Fprintln(w, strings.TrimRight(line(row, widths, right), " ")); err != nil {
+		if _, err := fmt.Fprintln(w, strings.TrimRight(line(row, widths, func(i int) bool { return rightIn(rows[0], i) }), " ")); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// needed is the width of each column.
+func needed(rows [][]string) []int {
+	widths := make([]int, len(rows[0]))
+	for _, row := range rows {
+		for i, cell := range row {
+			widths[i] = max(widths[i], ansi.StringWidth(cell))
+		}
+	}
+	return widths
+}
+
 // fit gives each column what its cells need. If that is too much, the owner gives way, and the name at
 // last; 0: no limit.
 func fit(rows [][]string, width int) []int {
-	widths := make([]int, len(columns))
+	widths := needed(rows)
 	all := len(columns) - 1
-	for i := range columns {
-		for _, row := range rows {
-			widths[i] = max(widths[i], ansi.StringWidth(row[i]))
-		}
-		all += widths[i]
+	for _, w := range widths {
+		all += w
 	}
 	for _, i := range []int{columnOf("owner"), columnOf("fence"), columnOf("owner"), columnOf("name")} {
 		if width == 0 || all <= width {

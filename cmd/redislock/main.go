@@ -89,7 +89,7 @@ func newRoot() *cobra.Command {
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	s.flags(root.PersistentFlags())
-	root.AddCommand(newRun(s), newList(s), newTop(s))
+	root.AddCommand(newRun(s), newList(s), newTop(s), newInspect(s), newReset(s), newLoad(s), newVerify(s), newACL(s), newMetrics(s))
 	version := &cobra.Command{
 		Use:   "version",
 		Short: "Print the version of this program and of the function library in it",

@@ -21,7 +21,9 @@ type runOptions struct {
 
 	try, quiet           bool
 	wait, lease, maxHold time.Duration // a wait below 0: no limit
-	grace                time.Duration
+	atLeast, grace       time.Duration
+	holders              int
+	shared               bool
 	owner                string
 }
 
@@ -59,9 +61,15 @@ func newRun(s *server) *cobra.Command {
 	flags.DurationVar(&o.maxHold, "max-hold", 0, "end the command after this, as if the lock was lost (default: no limit)")
 	flags.StringVar(&o.owner, "owner", "", "who holds the lock, for list, top and inspect (default HOST:PID)")
 	flags.DurationVar(&o.grace, "grace", 0, "kill the group so long after it was sent TERM (default: never)")
+	flags.DurationVar(&o.atLeast, "at-least", 0, "keep the lock so long from the start, also if the command is done before:\n"+
+		"once per period, whatever the clocks of the machines say")
+	flags.IntVar(&o.holders, "holders", 1, "so many may hold the lock together, this one included")
+	flags.BoolVar(&o.shared, "shared", false, "hold the lock together with all others that say --shared: readers")
 	flags.BoolVarP(&o.quiet, "quiet", "q", false, "do not say who holds a busy lock")
 	cmd.Flag("wait").DefValue, cmd.Flag("max-hold").DefValue, cmd.Flag("grace").DefValue = "0", "0", "0" // the text says it
+	cmd.Flag("at-least").DefValue, cmd.Flag("holders").DefValue = "0", "0"
 	cmd.MarkFlagsMutuallyExclusive("try", "wait")
+	cmd.MarkFlagsMutuallyExclusive("holders", "shared")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := o.complete(cmd, args); err != nil {
 			return err
@@ -92,6 +100,12 @@ func (o *runOptions) complete(cmd *cobra.Command, args []string) error {
 		return usage("--wait %v: it must not be negative", o.wait)
 	case cmd.Flags().Changed("max-hold") && o.maxHold <= 0:
 		return usage("--max-hold %v: it must be more than 0", o.maxHold)
+	case o.atLeast < 0:
+		return usage("--at-least %v: it must not be negative", o.atLeast)
+	case o.maxHold > 0 && o.atLeast > o.maxHold:
+		return usage("--at-least %v: it must not be longer than --max-hold %v", o.atLeast, o.maxHold)
+	case o.holders < 1:
+		return usage("--holders %d: it must be at least 1", o.holders)
 	case o.grace < 0:
 		return usage("--grace %v: it must not be negative", o.grace)
 	}
@@ -127,6 +141,15 @@ func (o *runOptions) acquire(ctx context.Context, owner string) (*redislock.Lock
 	opts := []redislock.Option{redislock.WithLease(o.lease)}
 	if o.maxHold > 0 {
 		opts = append(opts, redislock.WithMaxHold(o.maxHold))
+	}
+	if o.atLeast > 0 {
+		opts = append(opts, redislock.WithMinHold(o.atLeast))
+	}
+	if o.holders != 1 {
+		opts = append(opts, redislock.WithHolders(o.holders))
+	}
+	if o.shared {
+		opts = append(opts, redislock.WithShared())
 	}
 	if o.wait >= 0 {
 		opts = append(opts, redislock.WithWait(o.wait))
@@ -169,5 +192,5 @@ func (o *runOptions) busy() string {
 		return text
 	}
 	shown := cells(&lock, false)
-	return fmt.Sprintf("%s: held by %s for %s, lease left %s, %d waiting", text, shown[1], shown[2], shown[3], lock.Waiting)
+	return fmt.Sprintf("%s: held by %s for %s, lease left %s, %d waiting", text, shown[2], shown[3], shown[4], lock.Waiting)
 }

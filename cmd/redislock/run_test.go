@@ -68,7 +68,7 @@ var _ = Describe("run", func() {
 		It("Redis is silent", func() {
 			server := spec.OwnServer()
 			proxy := spec.NewProxy(server.Addr())
-			holder := family("redis://"+proxy.Addr(), pids, name, "--lease", "3s")
+			holder := family("redis://"+proxy.Addr(), pids, name, "--lease", "5s")
 			next := nextHolder("redis://"+server.Addr(), name, pids)
 			Eventually(spec.WaitingFor(spec.NewLocker(server.Addr()), name)).Should(Equal(1))
 			proxy.BlackHole(true)
@@ -78,7 +78,7 @@ var _ = Describe("run", func() {
 		})
 
 		It("--max-hold is over", func() {
-			holder := family(url, pids, name, "--max-hold", "3s")
+			holder := family(url, pids, name, "--max-hold", "5s")
 			next := nextHolder(url, name, pids)
 			Eventually(waiting).Should(Equal(1))
 			Expect(ends(holder)).To(Equal(exitLost))

@@ -118,7 +118,6 @@ func lines(file string) []string {
 // noteFamily is a shell script that ignores signals, as its child does and a grandchild that has left for a
 // session of its own. It writes the ids of all three into $1.
 const noteFamily = `trap '' TERM HUP INT
-note() { echo $$ >> "$0"; exec sleep 1000; }
 setsid sh -c 'echo $$ >> "$0"; exec sleep 1000' "$1" &
 sh -c 'echo $$ >> "$0"; exec sleep 1000' "$1" &
 echo $$ >> "$1"
@@ -136,7 +135,9 @@ func family(url, pids string, args ...string) *gexec.Session {
 func nextHolder(url, name, pids string) *gexec.Session {
 	GinkgoHelper()
 	s := run(url, "run", name, "--", "sh", "-c",
-		`for p in $(cat "$1"); do ! kill -0 $p 2>/dev/null || echo "$p lives"; done; echo looked`, "sh", pids)
+		`for p in $(cat "$1"); do
+  ! read -r _ _ state _ 2>/dev/null < /proc/$p/stat || [ "$state" = Z ] || echo "$p lives"
+done; echo looked`, "sh", pids)
 	return s
 }
 

@@ -19,6 +19,7 @@ var columns = []struct {
 	compare     func(a, b *Lock) int
 }{
 	{"NAME", "name", 4, func(a, b *Lock) int { return cmp.Compare(a.Name, b.Name) }},
+	{"MODE", "mode", 6, func(a, b *Lock) int { return cmp.Compare(b.Count, a.Count) }},
 	{"OWNER", "owner", 8, func(a, b *Lock) int { return cmp.Compare(a.Owner, b.Owner) }},
 	{"HELD", "held", 6, func(a, b *Lock) int { return cmp.Compare(b.Held, a.Held) }},
 	{"LEASE", "lease", 6, func(a, b *Lock) int { return cmp.Compare(uint64(a.Left), uint64(b.Left)) }}, // -1 and -2 last
@@ -27,7 +28,16 @@ var columns = []struct {
 	{"FENCE", "fence", 5, func(a, b *Lock) int { return cmp.Compare(b.Fence, a.Fence) }},
 }
 
-func right(column int) bool { return column >= 2 }
+// rightIn is for any table: text is on the left, numbers and times are on the right.
+func rightIn(titles []string, column int) bool {
+	switch titles[column] {
+	case "NAME", "MODE", "OWNER", "NODE", "CHECK", "STATE", "FOUND":
+		return false
+	}
+	return true
+}
+
+func right(column int) bool { return rightIn(titles(), column) }
 
 func titles() []string {
 	all := make([]string, len(columns))
@@ -66,17 +76,26 @@ func cells(l *Lock, token bool) []string {
 	if l.Error != "" {
 		holder = "! " + quote(l.Error)
 	}
-	return []string{quote(l.Name), holder, held, left, strconv.FormatInt(l.Waiting, 10), longest, strconv.FormatInt(l.Fence, 10)}
+	return []string{quote(l.Name), cmp.Or(l.Mode, "-"), holder, held, left, strconv.FormatInt(l.Waiting, 10), longest, strconv.FormatInt(l.Fence, 10)}
 }
 
+// holderOf is who holds it: of several one, and how many more.
 func holderOf(l *Lock, token bool) string {
+	who := ownerOrToken(l.Owner, l.Token, token)
+	if l.Count > 1 {
+		who += fmt.Sprintf(" +%d", l.Count-1)
+	}
+	return who
+}
+
+func ownerOrToken(owner, token string, wantsToken bool) string {
 	switch {
-	case token:
-		return quote(l.Token)
-	case l.Owner == "":
+	case wantsToken:
+		return quote(token)
+	case owner == "":
 		return "?"
 	}
-	return quote(l.Owner)
+	return quote(owner)
 }
 
 // order is which locks are listed, and how.

@@ -180,8 +180,8 @@ func TestListAndQueue(t *testing.T) {
 
 	top := open(t, "redis://"+s.Addr())
 	top.shows(`2 locks, 2 waiting`,
-		`> orders +anna +[0-9.]+m?s +9m\d\ds +2 +[0-9.]+m?s `+fence+`\n`,
-		`  order:\{42\} +dora +[0-9.]+m?s +9m\d\ds +0 +- \d{16}\n`, `q quit`)
+		`> orders +alone +anna +[0-9.]+m?s +9m\d\ds +2 +[0-9.]+m?s `+fence+`\n`,
+		`  order:\{42\} +alone +dora +[0-9.]+m?s +9m\d\ds +0 +- \d{16}\n`, `q quit`)
 	top.press("Enter")
 	top.shows(`orders  fence `+fence+`, 2 waiting\nheld by anna for [0-9.]+m?s, lease left 9m\d\ds\n`,
 		`> +1 bert .*\n +2 cleo `)
@@ -196,7 +196,7 @@ func TestListAndQueue(t *testing.T) {
 	_, err = top.tmux("resize-window", "-x", "60", "-y", "8")
 	g.Expect(err).NotTo(HaveOccurred())
 	top.press("Escape")
-	top.shows(`2 locks`, `> orde… dora`, `r reset …`)
+	top.shows(`2 locks`, `> orders +alone +anna`, `r reset …`)
 	for _, line := range strings.Split(top.text(), "\n") {
 		g.Expect(ansi.StringWidth(line)).To(BeNumerically("<=", 60))
 	}
@@ -235,11 +235,11 @@ func TestFilterAndSort(t *testing.T) {
 
 func TestSortsByEachColumn(t *testing.T) {
 	locks := []Lock{
-		{Name: "a", Token: "z:1", Owner: "z", Held: 10, Left: -1, Waiting: 1, Longest: 3, Fence: 2},
-		{Name: "b", Token: "y:1", Owner: "y", Held: 30, Left: 500, Waiting: 3, Longest: 1, Fence: 3},
+		{Name: "a", Count: 2, Token: "z:1", Owner: "z", Held: 10, Left: -1, Waiting: 1, Longest: 3, Fence: 2},
+		{Name: "b", Count: 3, Token: "y:1", Owner: "y", Held: 30, Left: 500, Waiting: 3, Longest: 1, Fence: 3},
 		{Name: "c", Held: -1, Left: -2, Waiting: 2, Longest: 2, Fence: 1},
 	}
-	for sort, want := range map[string]string{"name": "abc", "owner": "cba", "held": "bac", "lease": "bca",
+	for sort, want := range map[string]string{"name": "abc", "owner": "cba", "mode": "bac", "held": "bac", "lease": "bca",
 		"waiting": "bca", "longest": "acb", "fence": "bac"} {
 		got := ""
 		for _, l := range (order{column: columnOf(sort)}).apply(locks) {
@@ -247,7 +247,7 @@ func TestSortsByEachColumn(t *testing.T) {
 		}
 		NewWithT(t).Expect(got).To(Equal(want), sort)
 	}
-	NewWithT(t).Expect(sorts()).To(HaveLen(7))
+	NewWithT(t).Expect(sorts()).To(HaveLen(8))
 }
 
 func TestResetHandsOn(t *testing.T) {
@@ -265,7 +265,7 @@ func TestResetHandsOn(t *testing.T) {
 	}()
 
 	top := open(t, "redis://"+s.Addr())
-	top.shows(`> orders +stuck .* 1 `)
+	top.shows(`> orders +alone +stuck .* 1 `)
 	top.press("r")
 	top.shows(`Take orders away from stuck\? It may be at work. y/N`)
 	top.press("n")
@@ -280,7 +280,7 @@ func TestResetHandsOn(t *testing.T) {
 	g.Eventually(next).Should(Receive(&lock))
 	g.Expect(lock.Token()).To(Equal("next"))
 	g.Expect(lock.Fence()).To(BeNumerically(">", stuck.Fence()))
-	top.shows(`> orders +next .* 0 `, `orders was taken away from stuck`)
+	top.shows(`> orders +alone +next .* 0 `, `orders was taken away from stuck`)
 	g.Eventually(stuck.Context().Done()).Should(BeClosed())
 
 	// In the queue's view too; a lock that nobody holds is not reset.
@@ -298,14 +298,14 @@ func TestResetTakesItFromNobodyElse(t *testing.T) {
 	g := NewWithT(t)
 	queue(t, client, "{orders}", "shown", "other")
 	top := open(t, "redis://"+s.Addr())
-	top.shows(`> orders +shown`)
+	top.shows(`> orders +alone +shown`)
 	top.press("r")
 	top.shows(`Take orders away from shown\?`)
 	g.Expect(client.Do(t.Context(), client.B().Fcall().Function("lock_release").Numkeys(3).
 		Key("lock:{orders}", "lock-queue:{orders}", "lock-state:{orders}").Arg("shown").Build()).AsInt64()).To(BeEquivalentTo(1))
 	queue(t, client, "{orders}", "other") // claims it
 	top.press("y")
-	top.shows(`> orders +other`, `orders was not held by shown any more: nothing was reset`)
+	top.shows(`> orders +alone +other`, `orders was not held by shown any more: nothing was reset`)
 }
 
 // user makes one of those of SECURITY.md, with the rights that README.md adds for a cluster, and more.
@@ -337,10 +337,10 @@ func TestReadOnlyUser(t *testing.T) {
 	url := "redis://lock-observer:observer-password@" + s.Addr()
 	out, problems, code := output(url)
 	g.Expect([]any{problems, code}).To(Equal([]any{"", 0}))
-	g.Expect(out).To(MatchRegexp(`orders +anna .* 1 `))
+	g.Expect(out).To(MatchRegexp(`orders +alone +anna .* 1 `))
 
 	top := open(t, url)
-	top.shows(`redis://lock-observer:xxxxx@`, `> orders +anna`)
+	top.shows(`redis://lock-observer:xxxxx@`, `> orders +alone +anna`)
 	top.press("Enter")
 	top.shows(`> +1 bert`)
 	top.press("r", "y")
@@ -348,9 +348,9 @@ func TestReadOnlyUser(t *testing.T) {
 
 	user(t, []*redistest.Server{s}, "lock-app", "+scan") // who may
 	top = open(t, "redis://lock-app:app-password@"+s.Addr())
-	top.shows(`> orders +anna`)
+	top.shows(`> orders +alone +anna`)
 	top.press("r", "y")
-	top.shows(`> orders +bert`, `orders was taken away from anna`)
+	top.shows(`> orders +alone +bert`, `orders was taken away from anna`)
 }
 
 func TestCluster(t *testing.T) {
@@ -422,7 +422,7 @@ func TestSentinel(t *testing.T) {
 	queue(t, load(t, url), "{orders}", "anna", "bert")
 	out, problems, code := output(url)
 	g.Expect([]any{problems, code}).To(Equal([]any{"", 0}))
-	g.Expect(out).To(MatchRegexp(`orders +anna .* 1 `))
+	g.Expect(out).To(MatchRegexp(`orders +alone +anna .* 1 `))
 
 	// The lines that start it in README.md, with these servers. Their output is no terminal.
 	s, client := serve(t)
@@ -438,7 +438,7 @@ func TestSentinel(t *testing.T) {
 		cmd.Dir, cmd.Env = "../..", append(os.Environ(), "REDIS_URL=redis://"+s.Addr())
 		out, err := cmd.CombinedOutput()
 		g.Expect(err).NotTo(HaveOccurred(), "%s: %s", line, out)
-		g.Expect(string(out)).To(MatchRegexp(`orders +anna .* 1 `), line)
+		g.Expect(string(out)).To(MatchRegexp(`orders +alone +anna .* 1 `), line)
 	}
 }
 
@@ -507,7 +507,7 @@ func TestManyLocks(t *testing.T) {
 	}
 	g.Expect(read).To(Equal(map[string]int{"2": 100, "3": 100, "4": 100}))
 	// What is printed once is whole.
-	out, problems, code := output("redis://"+s.Addr(), "--interval", "100ms")
+	out, problems, code := output("redis://"+s.Addr(), "--reads", "100")
 	g.Expect(code).To(BeZero())
 	g.Expect(strings.Count(out, "\n")).To(Equal(301))
 	g.Expect(strings.Count(problems, "redislock: 1,000 keys looked at\n")).To(Equal(2)) // it took three refreshes
@@ -540,7 +540,7 @@ func TestLongQueues(t *testing.T) {
 		}
 	}
 	top := open(t, "redis://"+s.Addr())
-	top.shows(`> lock0 +holder .* 1100 `)
+	top.shows(`> lock0 +alone +holder .* 1100 `)
 	top.press("Enter")
 	top.shows(`lock0 .* 1100 waiting, the first 1,000 are shown`, `> +1 w0`)
 	top.press("End")
@@ -614,7 +614,7 @@ func TestPlainAndJSON(t *testing.T) {
 	g.Expect([]any{problems, code}).To(Equal([]any{"", 0}))
 	lines := strings.Split(strings.TrimSuffix(out, "\n"), "\n")
 	g.Expect(lines).To(HaveLen(4))
-	for i, start := range []string{`NAME +OWNER +HELD +LEASE WAITING LONGEST +FENCE`, `mail +"tok\\xff\\x1b\[31m" `, `orders +anna `, `日本語 +cleo `} {
+	for i, start := range []string{`NAME +MODE +OWNER +HELD +LEASE WAITING LONGEST +FENCE`, `mail +alone +"tok\\xff\\x1b\[31m" `, `orders +alone +anna `, `日本語 +alone +cleo `} {
 		g.Expect(lines[i]).To(MatchRegexp("^" + start))
 		g.Expect(ansi.StringWidth(lines[i])).To(Equal(ansi.StringWidth(lines[0])))
 	}
@@ -678,7 +678,7 @@ func TestTrouble(t *testing.T) {
 		{"redis://user:secret@127.0.0.1:x", exitUsage, `REDIS_URL: .*port`, nil},
 		{"http://user:secret@127.0.0.1", exitUsage, `REDIS_URL: .*scheme`, nil},
 		{"", exitUsage, `--sort "x": none of name, owner, `, []string{"--sort", "x"}},
-		{"", exitUsage, `--reads`, []string{"--reads", "0"}},
+		{"", exitUsage, `--scans and --reads`, []string{"--reads", "0"}},
 		{"", exitUsage, `--prefix "\{"`, []string{"--prefix", "{"}},
 		{"", exitUsage, `unknown command "x"`, []string{"x"}},
 	} {
@@ -699,14 +699,14 @@ func TestTrouble(t *testing.T) {
 	// A server that goes away while somebody looks, and comes back.
 	client := load(t, "redis://"+s.Addr())
 	top := open(t, "redis://"+s.Addr())
-	top.shows(`> orders +anna`)
+	top.shows(`> orders +alone +anna`)
 	top.press("r", "n")
 	g.Expect(s.Kill()).To(Succeed())
 	top.shows(`> orders`, `not reset; `+s.Addr()+`: SCAN: `)
 	g.Expect(s.Restart()).To(Succeed())
 	g.Expect(redislock.Load(t.Context(), client)).To(Succeed())
 	queue(t, client, "{mail}", "bert")
-	top.shows(`1 locks, 0 waiting`, `> mail +bert`)
+	top.shows(`1 locks, 0 waiting`, `> mail +alone +bert`)
 	g.Expect(top.text()).NotTo(ContainSubstring("refused"))
 }
 
@@ -715,16 +715,18 @@ func TestReadmeShowsTheScreen(t *testing.T) {
 	g := NewWithT(t)
 	m := newModel(t.Context(), &collector{}, order{column: columnOf("waiting")}, "redis://127.0.0.1:6379", 2*time.Second)
 	m.Update(tea.WindowSizeMsg{Width: 80, Height: 10})
-	orders := Lock{Name: "orders", Owner: "worker-7", Token: "worker-7:Yk3fQ0", Held: 754_000, Left: 8_100, Waiting: 3, Longest: 741_200, Fence: 1795457905573451, tagged: "{orders}"}
+	orders := Lock{Name: "orders", Mode: modeAlone, Owner: "worker-7", Token: "worker-7:Yk3fQ0", Held: 754_000, Left: 8_100, Waiting: 3, Longest: 741_200, Fence: 1795457905573451, tagged: "{orders}"}
 	m.Update(snapshotMsg{Complete: true, Locks: []Lock{
-		{Name: "order:{42}", Owner: "worker-2", Token: "worker-2:p0Zx7a", Held: 310, Left: 9_690, Fence: 1795458659263210, tagged: "order:{42}"},
-		{Name: "nightly-report", Owner: "cron", Token: "cron:8Hs0aW", Held: 12_240_000, Left: -1, Waiting: 1, Longest: 61_000, Fence: 1795446419573002, tagged: "{nightly-report}"},
+		{Name: "order:{42}", Mode: modeAlone, Owner: "worker-2", Token: "worker-2:p0Zx7a", Held: 310, Left: 9_690, Fence: 1795458659263210, tagged: "order:{42}"},
+		{Name: "nightly-report", Mode: modeAlone, Owner: "cron", Token: "cron:8Hs0aW", Held: 12_240_000, Left: -1, Waiting: 1, Longest: 61_000, Fence: 1795446419573002, tagged: "{nightly-report}"},
 		orders,
 	}})
 	list := ansi.Strip(m.View().Content)
 	m.Update(tea.KeyPressMsg{Code: tea.KeyEnter})
 	m.Update(lockMsg{lock: orders, waiters: []Waiter{
-		{"worker-3:W1m9Qe", 741_200, 28_400, 10_000}, {"worker-9:tT52Lb", 90_050, 24_000, 10_000}, {"deploy:0c8Jrk", 4_300, 29_100, 0}}})
+
+		{"worker-3", "worker-3:W1m9Qe", 741_200, 28_400, 10_000, 1}, {"worker-9", "worker-9:tT52Lb", 90_050, 24_000, 10_000, 1},
+		{"deploy", "deploy:0c8Jrk", 4_300, 29_100, 0, 1}}})
 	m.Update(tea.KeyPressMsg{Code: 'r', Text: "r"})
 	queue := ansi.Strip(m.View().Content)
 

@@ -357,9 +357,9 @@ func (m *model) queueView() string {
 	shown := cells(l, m.c.tokens)
 	about := "nobody holds it"
 	if l.Token != "" {
-		about = fmt.Sprintf("held by %s for %s, lease left %s", shown[1], shown[2], shown[3]) // 80 columns, with 128 random bits
+		about = fmt.Sprintf("held by %s for %s, lease left %s", shown[2], shown[3], shown[4]) // 80 columns, with 128 random bits
 	}
-	title := bold.Render(shown[0]) + "  fence " + shown[6] + ", " + strconv.FormatInt(l.Waiting, 10) + " waiting"
+	title := bold.Render(shown[0]) + "  fence " + shown[7] + ", " + strconv.FormatInt(l.Waiting, 10) + " waiting"
 	if int(l.Waiting) > len(m.waiters) && len(m.waiters) > 0 {
 		title += fmt.Sprintf(", the first %s are shown", thousands(len(m.waiters)))
 	}
@@ -374,7 +374,7 @@ func (m *model) queueView() string {
 			lease = span(w.Lease)
 		}
 		lines = append(lines, marked(i == m.queue.at,
-			line([]string{strconv.Itoa(i + 1), holderOf(&Lock{Token: w.Token, Owner: ownerOf(w.Token)}, m.c.tokens), span(w.Waited), span(w.LapsesIn), lease}, widths, right)))
+			line([]string{strconv.Itoa(i + 1), ownerOrToken(w.Owner, w.Token, m.c.tokens), span(w.Waited), span(w.LapsesIn), lease}, widths, right)))
 	}
 	return strings.Join(lines, "\n")
 }
