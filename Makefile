@@ -10,7 +10,7 @@ need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo picture top check test matrix lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci
+.PHONY: help demo picture cli top check test matrix lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -24,9 +24,14 @@ picture: # docs/demo.svg, the first three scenes of a real run of the demo
 	go run github.com/charmbracelet/freeze@v$(FREEZE) --execute 'go run ./examples/demo' --execute.timeout 3m \
 		--lines 4,32 --font.family 'ui-monospace, Menlo, Consolas, monospace' --output docs/demo.svg
 
-top: ## all locks of the server or cluster at REDIS_URL, live (ARGS="-json": see examples/top)
+cli: ## bin/redislock, the command line in one static file: docs/cli.md
 	@$(need) go
-	@cd examples/top && REDIS_URL="$(REDIS_URL)" go run . $(ARGS)
+	cd cmd/redislock && CGO_ENABLED=0 go build -trimpath -o ../../bin/redislock .
+
+top: export REDIS_URL := $(REDIS_URL) # and not in the command, where ps shows it
+top: ## all locks of the server or cluster at REDIS_URL, live (ARGS="--json": see docs/cli.md)
+	@$(need) go
+	@cd cmd/redislock && go run . top $(ARGS)
 
 check: ## build, vet and the fast tests, for the inner loop
 	@$(need) go redis-server redis-cli faketime
@@ -46,7 +51,7 @@ clients/node/dist/index.js: clients/node/node_modules $(wildcard clients/node/sr
 lint: golangci clients/node/node_modules ## gofmt, go vet, golangci-lint, luacheck, shellcheck, actionlint
 	@$(need) luacheck shellcheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
-	for module in . bench chaos examples/top examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
+	for module in . bench chaos cmd/redislock examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
 	luacheck lua
 	cd clients/node && npm run --silent lint
 	go run github.com/rhysd/actionlint/cmd/actionlint@v$(ACTIONLINT)
