@@ -292,6 +292,9 @@ func TestHeldTogether(t *testing.T) {
 		s.client(1.1, evGot, "w0.0.0.0", got(1_000_000, 2.1))
 		s.client(1.2, evCall, "w1.0.0.0", shares(second))
 		s.client(1.3, evGot, "w1.0.0.0", got(1_000_000, 2.2))
+		if first == 0 || second == 0 {
+			s.events[3].Fence = 1_250_000
+		}
 		s.client(1.6, evRelease, "w1.0.0.0")
 		s.client(1.6, evReleased, "w1.0.0.0")
 		s.client(1.9, evRelease, "w0.0.0.0")
@@ -307,8 +310,11 @@ func TestHeldTogether(t *testing.T) {
 	s := tell(-1, 0) // after the first one's own deadline
 	s.events[1].Deadline = int64(1.25e9)
 	s.client(1.25, evEnded, "w0.0.0.0")
-	s.events[3].Fence = 1_250_000
 	s.expect(t)
+
+	s = tell(0, -1) // heard of when it had run out
+	s.events[3].Deadline = int64(1.25e9)
+	s.expect(t, judgeContexts)
 
 	s = tell(-1, -1)
 	s.client(3, evCall, "w2.0.0.0", shares(-1))
@@ -386,7 +392,15 @@ func TestRoomIsGivenOut(t *testing.T) {
 	tell(0, -1).expect(t) // a writer waits for the last one, and a reader behind it
 	tell(1, 2).expect(t)
 
-	s := tell(0, -1)
+	s := tell(3, -1)
+	s.onServer(2, srvShare, "w0.0.0.0:a", "lock_release", "w4.0.0.0:b", 1000)
+	s.onServer(2, srvGone, "w0.0.0.0:a", "lock_release", "w4.0.0.0:b", 0)
+	s.expect(t, judgeFIFO) // but not the other one
+	s.onServer(2, srvShare, "w1.0.0.0:a", "lock_release", "w4.0.0.0:b", 1000)
+	s.onServer(2, srvGone, "w1.0.0.0:a", "lock_release", "w4.0.0.0:b", 0)
+	s.expect(t) // in the order of the server
+
+	s = tell(0, -1)
 	s.share(3, "w1.0.0.0:a", 1000)
 	s.expect(t, judgeFIFO) // which overtakes the writer
 

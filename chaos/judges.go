@@ -154,9 +154,6 @@ const tolerance = int64(2 * time.Millisecond)
 // startOf is when the server granted the lock: its stamp is the fencing token. That can be ahead of
 // the clock if tokens were given out faster than one in a microsecond or the clock went back.
 func startOf(h *history, o *op) int64 {
-	if o.share != 0 { // the token may be that of another one who shares the lock
-		return o.end
-	}
 	if at := h.wall(o.fence); at >= o.call-tolerance && at <= o.end {
 		return at
 	}

@@ -19,7 +19,7 @@ type line struct {
 	from    int64  // us: its lease
 	until   int64
 	shares  map[string]lease // of those who hold it together
-	room    *serverEvent     // what made room in the last call, if nobody was let in by that
+	room    *serverEvent     // what made room in the last call
 	node    string           // where it was last
 	blind   int64            // us: what was asked before may have changed unseen
 	left    place            // who last left the queue by its own lock_acquire
@@ -133,7 +133,7 @@ func (q *queueJudge) replay(e *serverEvent) {
 		if e.token != l.holder {
 			q.exclusive(l, e, 0)
 			q.granted(l, e)
-			l.holder, l.from, l.shares, l.room = e.token, e.at, nil, nil
+			l.holder, l.from, l.shares = e.token, e.at, nil
 		}
 		l.until = e.begun + e.number*1000
 	case srvRenew:
@@ -147,7 +147,7 @@ func (q *queueJudge) replay(e *serverEvent) {
 				q.exclusive(l, e, o.share)
 			}
 			q.granted(l, e)
-			s.from, l.holder, l.room = e.at, "", nil
+			s.from, l.holder = e.at, ""
 		}
 		if l.shares == nil {
 			l.shares = map[string]lease{}
