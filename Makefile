@@ -1,14 +1,16 @@
 # What a person types. Every target installs what it needs first and asks nothing.
 GOLANGCI := 2.15.0
 FREEZE := 0.2.2
+VALE := 3.21.0
 REDIS_URL ?= redis://127.0.0.1:6379
 FUZZ_TIME ?= 5m
 
 need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
+vale = $(shell go env GOPATH)/bin/vale
 
 .DEFAULT_GOAL := help
-.PHONY: help demo picture top check test lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci
+.PHONY: help demo picture top check test lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci vale prose
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -38,7 +40,7 @@ examples/node/node_modules: examples/node/package-lock.json
 	@$(need) node npm
 	cd examples/node && npm ci --no-audit --no-fund --loglevel=error && touch node_modules
 
-lint: golangci ## gofmt, go vet, golangci-lint, luacheck, shellcheck
+lint: golangci prose ## gofmt, go vet, golangci-lint, luacheck, shellcheck, the documents
 	@$(need) luacheck shellcheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
 	for module in . bench chaos examples/top examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
@@ -86,3 +88,13 @@ golangci:
 	@$(need) go
 	@$(golangci) version 2>/dev/null | grep -qw 'version v\?$(GOLANGCI)' || \
 		GOBIN=$(dir $(golangci)) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(GOLANGCI)
+
+# Vale has its grammars in C: to build it takes minutes, once.
+vale:
+	@$(need) go gcc
+	@go version -m $(vale) 2>/dev/null | grep -qw v$(VALE) || \
+		GOBIN=$(dir $(vale)) go install github.com/vale-cli/vale/v3/cmd/vale@v$(VALE)
+
+prose: vale # the English of the documents, their columns and their links
+	@$(vale) --no-global --output line $$(git ls-files '*.md' ':!bench/results')
+	@go run ./internal/tools/documents
