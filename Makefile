@@ -3,14 +3,16 @@
 GOLANGCI := 2.15.0
 ACTIONLINT := 1.7.7
 FREEZE := 0.2.2
+VALE := 3.21.0
 REDIS_URL ?= redis://127.0.0.1:6379
 FUZZ_TIME ?= 5m
 
 need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
+vale = $(shell go env GOPATH)/bin/vale
 
 .DEFAULT_GOAL := help
-.PHONY: help demo picture cli top check test matrix lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci
+.PHONY: help demo picture cli top check test matrix lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci vale prose
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -48,7 +50,7 @@ clients/node/node_modules: clients/node/package-lock.json
 clients/node/dist/index.js: clients/node/node_modules $(wildcard clients/node/src/*) lua/lock.lua
 	cd clients/node && npm run --silent build && touch dist/index.js
 
-lint: golangci clients/node/node_modules ## gofmt, go vet, golangci-lint, luacheck, shellcheck, actionlint
+lint: golangci prose clients/node/node_modules ## gofmt, go vet, golangci-lint, luacheck, shellcheck, actionlint, the documents
 	@$(need) luacheck shellcheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
 	for module in . bench chaos cmd/redislock examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
@@ -102,3 +104,13 @@ golangci:
 	@$(need) go
 	@$(golangci) version 2>/dev/null | grep -qw 'version v\?$(GOLANGCI)' || \
 		GOBIN=$(dir $(golangci)) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(GOLANGCI)
+
+# Vale has its grammars in C: to build it takes minutes, once.
+vale:
+	@$(need) go gcc
+	@go version -m $(vale) 2>/dev/null | grep -qw v$(VALE) || \
+		GOBIN=$(dir $(vale)) go install github.com/vale-cli/vale/v3/cmd/vale@v$(VALE)
+
+prose: vale # the English of the documents, their columns and their links
+	@$(vale) --no-global --output line $$(git ls-files '*.md' ':!bench/results')
+	@go run ./internal/tools/documents

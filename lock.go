@@ -1,9 +1,3 @@
-// Package redislock is a distributed lock for Redis 7 and Valkey: first come, first served; handed
-// over in one round trip and never free while somebody waits; with leases that renew themselves,
-// a context that ends when the lock may be lost, and fencing tokens.
-//
-// All that decides who holds a lock is in a Redis Function library, lua/lock.lua, which this
-// package loads. The Go side calls, waits and keeps time.
 package redislock
 
 import (

@@ -37,8 +37,7 @@ func run(ctx context.Context) error {
 
 	// Waits for its turn: at most 5 seconds, then the error is ErrNotAcquired.
 	return locker.Do(ctx, "orders", func(ctx context.Context, lock *redislock.Lock) error {
-		// ctx ends when the lock may be lost: pass it to all that you call.
 		fmt.Println("my turn, with fencing token", lock.Fence())
-		return nil
+		return ctx.Err() // ctx ends when the lock may be lost: pass it to all that you call
 	}, redislock.WithWait(5*time.Second))
 }

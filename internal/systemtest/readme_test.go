@@ -135,6 +135,39 @@ var _ = Describe("README.md", func() {
 		Expect(string(output)).To(MatchRegexp(`^my turn, with fencing token \d{16}\n$`))
 	}, SpecTimeout(2*time.Minute))
 
+	It("has code for Python and Node.js that works", func(ctx SpecContext) {
+		python := exec.CommandContext(ctx, "/usr/bin/python3", "-B", "-") // Debian's has python3-redis
+		python.Dir, python.Env = top, append(os.Environ(), "PYTHONPATH=clients/python/src")
+		node := exec.CommandContext(ctx, "node", "--input-type=module", "-")
+		node.Dir = top + "clients/node"
+		for language, command := range map[string]*exec.Cmd{"python": python, "js": node} {
+			blocks := codeBlocks("README.md", language)
+			Expect(blocks).To(HaveLen(1))
+			Expect(blocks[0]).To(ContainSubstring(address))
+			command.Stdin = strings.NewReader(strings.ReplaceAll(blocks[0], address, Server.Addr()))
+			output, err := command.CombinedOutput()
+			Expect(err).NotTo(HaveOccurred(), "%s: %s", language, output)
+			Expect(string(output)).To(MatchRegexp(`^my turn, with fencing token \d{16}\n$`), language)
+		}
+	}, SpecTimeout(time.Minute))
+
+	It("has a command line that works", func(ctx SpecContext) {
+		bin := GinkgoT().TempDir()
+		build := exec.CommandContext(ctx, "go", "build", "-o", bin, ".")
+		build.Dir = top + "cmd/redislock"
+		output, err := build.CombinedOutput()
+		Expect(err).NotTo(HaveOccurred(), string(output))
+
+		block := regexp.MustCompile(`(?ms)^export REDIS_URL.*`).FindString(strings.Join(codeBlocks("README.md", "sh"), ""))
+		Expect(block).To(ContainSubstring(address))
+		shell := exec.CommandContext(ctx, "sh", "-e")
+		shell.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
+		shell.Stdin = strings.NewReader(strings.ReplaceAll(block, address, OwnRedis().Addr()))
+		output, err = shell.CombinedOutput()
+		Expect(err).NotTo(HaveOccurred(), string(output))
+		Expect(string(output)).To(HavePrefix("my turn\n"))
+	}, SpecTimeout(2*time.Minute))
+
 	It("has redis-cli lines that work as they stand", func(ctx SpecContext) {
 		server := OwnRedis()
 		outputs := map[string]string{}
