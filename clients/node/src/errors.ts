@@ -1,6 +1,7 @@
 /** What each error of this package is. Test for it with `error.code`, or with `instanceof`. */
 export type LockErrorCode =
   | 'LOCK_BUSY'
+  | 'LOCK_QUEUE_FULL'
   | 'LOCK_UNAVAILABLE'
   | 'LOCK_LOST'
   | 'LOCK_NOT_HELD'
@@ -21,8 +22,19 @@ export class LockError extends Error {
 
 /** Somebody holds the lock or waits for it: Redis said so in this wait. */
 export class BusyError extends LockError {
-  constructor(message: string, cause?: unknown) {
-    super('LOCK_BUSY', message, cause)
+  constructor(
+    message: string,
+    cause?: unknown,
+    code: 'LOCK_BUSY' | 'LOCK_QUEUE_FULL' = 'LOCK_BUSY',
+  ) {
+    super(code, message, cause)
+  }
+}
+
+/** More wait already than `queueLimit` allows. */
+export class QueueFullError extends BusyError {
+  constructor(message: string) {
+    super(message, undefined, 'LOCK_QUEUE_FULL')
   }
 }
 
@@ -86,6 +98,7 @@ export class ArgumentError extends LockError {
 const names = {
   LockError,
   BusyError,
+  QueueFullError,
   UnavailableError,
   LostError,
   NotHeldError,

@@ -11,6 +11,7 @@ import {
   nextCall,
   noticeOf,
   type Term,
+  toKeep,
   unanswered,
 } from './lease'
 import { backoff, type Failure } from './wait'
@@ -50,7 +51,7 @@ export class Hold {
   #returnFailures = 0
 
   constructor(holding: Holding, grant: Grant, now: number) {
-    this.#lease = leaseOf(holding, grant)
+    this.#lease = leaseOf(holding, grant, now)
     this.#schedule(now)
   }
 
@@ -127,6 +128,16 @@ export class Hold {
     this.#returnEnd = now + RELEASE_MS
   }
 
+  /** Until when nobody else gets the lock, also if it is released. */
+  get keepUntil(): number {
+    return this.#lease.keepUntil
+  }
+
+  /** Its caller does not get the lock: no minimum hold is kept. */
+  keepsNothing(): void {
+    this.#lease = { ...this.#lease, keepUntil: 0 }
+  }
+
   /** When it is too late to give the lock back: it is left to its lease. */
   get returnEnd(): number {
     return this.#returnEnd
@@ -138,8 +149,7 @@ export class Hold {
    */
   returns(now: number): number {
     this.returnAt = Infinity
-    const { begin, minHold, maxHold } = this.#lease
-    return Math.max(0, begin + Math.min(minHold, maxHold) - now)
+    return toKeep(this.#lease, now)
   }
 
   /** The call that gives the lock back was answered. */

@@ -4,6 +4,7 @@ import {
   ClosedError,
   LockError,
   LostError,
+  QueueFullError,
   textOf,
   UnavailableError,
 } from './errors'
@@ -100,7 +101,8 @@ export class Hub {
     if (request.ownToken) await this.#leaving.get(request.token)
     const isTry = request.wait === 0
     const line = this.#lines.get(keys.lock) ?? { waiters: new Set() }
-    const asking = { lease: request.firstLease, isTry, ownToken: request.ownToken }
+    const { firstLease, ownToken, minHold, queueLimit } = request
+    const asking = { lease: firstLease, isTry, ownToken, keeps: minHold > 0, queueLimit }
     const wait = new Wait(asking, line, now())
     wait.paced = (ms) =>
       ms >= FOREMOST_MS && this.#lines.size > MANY_LOCKS ? Math.max(ms, CROWD_MS) : ms
@@ -264,6 +266,8 @@ export class Hub {
     switch (outcome?.kind) {
       case 'busy':
         return new BusyError(`${what}: somebody holds the lock, or waits for it`)
+      case 'full':
+        return new QueueFullError(`${what}: ${outcome.before} wait already`)
       case 'late':
         return new LostError(
           `${what}: a lease of ${request.firstLease} ms had run out when the grant arrived ` +

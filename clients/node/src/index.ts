@@ -8,6 +8,7 @@ export {
   type LockErrorCode,
   LostError,
   NotHeldError,
+  QueueFullError,
   ReplyError,
   UnavailableError,
   UnsupportedClientError,

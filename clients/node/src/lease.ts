@@ -64,19 +64,20 @@ export interface Lease {
   readonly length: number
   readonly begin: number
   readonly maxHold: number
-  readonly minHold: number
+  /** Nobody else may have the lock before. */
+  readonly keepUntil: number
   readonly renew: boolean
   readonly unconfirmed: boolean
   readonly doubt: number
 }
 
-export function leaseOf(holding: Holding, grant: Grant): Lease {
+export function leaseOf(holding: Holding, grant: Grant, now: number): Lease {
   return {
     term: atMost(grant.term, holding.maxHold),
     length: holding.lease,
     begin: grant.term.from,
     maxHold: holding.maxHold,
-    minHold: holding.minHold,
+    keepUntil: now + holding.minHold,
     renew: holding.renew,
     unconfirmed: grant.unconfirmed,
     doubt: grant.doubt,
@@ -94,16 +95,18 @@ export const isLast = (lease: Lease): boolean => left(lease, deadlineOf(lease.te
 export function nextCall(lease: Lease, now: number): number {
   if (lease.unconfirmed) return now + Math.min(CLAIM_AFTER_MS, (deadlineOf(lease.term) - now) / 4)
   if (!lease.renew || lease.term.length === Infinity || isLast(lease)) return Infinity
-  return lease.term.from + lease.term.length / 3
+  return lease.term.from + Math.min(lease.term.length, lease.length) / 3
 }
 
 /** The term to ask for. undefined: nothing is left of the maximum hold. */
 export function ask(lease: Lease, now: number, length: number): Term | undefined {
   const most = left(lease, now)
-  // A holder that dies must not free the lock before the minimum hold is over.
-  const least = Math.max(length, lease.begin + lease.minHold - now)
-  return most > 0 ? { from: now, length: Math.min(least, most) } : undefined
+  const term = { from: now, length: Math.max(Math.min(length, most), toKeep(lease, now)) }
+  return most > 0 ? term : undefined
 }
+
+/** What is left of the minimum hold. A holder that dies must not free the lock before. */
+export const toKeep = (lease: Lease, now: number): number => Math.max(0, lease.keepUntil - now)
 
 /** While a call for a term is under way: if it ends sooner, the server may have it. */
 export const asked = (lease: Lease, term: Term): Lease =>

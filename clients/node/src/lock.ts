@@ -113,21 +113,25 @@ export class Lock {
     this.#abort.abort(new ClosedError(`redislock: lock "${this.name}": the Locker is closed`))
   }
 
+  /** @internal Its caller does not get it. */
+  giveUp(): Promise<void> {
+    this.#hold.keepsNothing()
+    return this.release()
+  }
+
   async #release(): Promise<void> {
     const wasHeld = this.#hold.isHeld
     this.#hold.release(now())
     this.#arm()
     this.#abort.abort(new NotHeldError(`redislock: lock "${this.name}" was released`))
-    let kept = 0 // nobody else gets it for so long
     while (!this.#hold.verdict) {
       await pause(Math.max(0, this.#hold.returnAt - now()), true)
-      kept = this.#hold.returns(now())
-      await this.#giveBack(kept)
+      await this.#giveBack(this.#hold.returns(now()))
     }
     const error = this.#failed()
     if (wasHeld) {
       const type = error instanceof NotHeldError ? 'lost' : 'released'
-      this.#keeper.over(this, type, now() + kept, error)
+      this.#keeper.over(this, type, Math.max(now(), this.#hold.keepUntil), error)
     }
     if (error) throw error
   }
@@ -214,7 +218,8 @@ export class Lock {
     )
     this.#abort.abort(error)
     this.#arm()
-    this.#keeper.over(this, 'lost', this.#hold.deadline, error)
+    const ended = Math.max(this.#hold.deadline, this.#hold.keepUntil)
+    this.#keeper.over(this, 'lost', ended, error)
   }
 
   #arm(): void {

@@ -249,13 +249,13 @@ export class Locker {
     const { token } = request
     try {
       const grant = await this.#hub.obtain(op, keys, request)
-      const hold = new Hold({ ...request, lease: Math.max(request.lease, 0) }, grant, now())
+      const hold = new Hold(request, grant, now())
       const lock = new Lock(this.#keeper, keys, token, grant.fence, hold)
       // A failover could put it into the queue again.
       const mayRequeue = grant.queued && !request.ownToken
       this.#held.set(lock, { since: now(), mayRequeue, inWork })
       if (this.#closing) {
-        await lock.release().catch(() => {})
+        await lock.giveUp().catch(() => {})
         throw new ClosedError(`redislock: ${op} "${keys.name}": the Locker is closed`)
       }
       this.#tell({
@@ -304,7 +304,7 @@ export class Locker {
       }
       return new Locks(held, lost.signal)
     } catch (error) {
-      await new Locks(held, lost.signal).release().catch(() => {})
+      for (const lock of held.reverse()) await lock.giveUp().catch(() => {})
       throw error
     } finally {
       first.signal?.removeEventListener('abort', abort)

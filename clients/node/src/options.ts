@@ -29,6 +29,8 @@ export interface LockOptions {
    * lock. A hand-over then costs one more round trip.
    */
   token?: string | undefined
+  /** A QueueFullError instead of waiting behind so many others, or more. Default Infinity. */
+  queueLimit?: number | undefined
   /** So many may hold the lock together, this one included. Default 1. */
   holders?: number | undefined
   /** Any number may hold it together: like holders without a limit. Default false. */
@@ -99,6 +101,7 @@ const CALL_KEYS = [
   'renew',
   'maxHold',
   'minHold',
+  'queueLimit',
   'owner',
   'token',
   'holders',
@@ -120,6 +123,7 @@ export interface Request {
   readonly renew: boolean
   readonly maxHold: number
   readonly minHold: number
+  readonly queueLimit: number
   readonly token: string
   readonly ownToken: boolean
   /** As lock_acquire wants it; 1: alone. */
@@ -193,8 +197,8 @@ export function requestOf(settings: Settings, options: LockOptions = {}): Reques
   const own = 'holders' in given || 'shared' in given
   const shared = settings.holders === 0 ? { shared: true } : { holders: settings.holders }
   const mode = own ? {} : shared
-  const { lease, wait, renew, maxHold, minHold, owner } = settings
-  return complete({ lease, wait, renew, maxHold, minHold, owner, ...mode, ...given })
+  const { lease, wait, renew, maxHold, minHold, queueLimit, owner } = settings
+  return complete({ lease, wait, renew, maxHold, minHold, queueLimit, owner, ...mode, ...given })
 }
 
 function complete(options: LockOptions): Request {
@@ -204,6 +208,10 @@ function complete(options: LockOptions): Request {
   const maxHold = number('maxHold', options.maxHold ?? Infinity, 1, Infinity)
   const minHold = number('minHold', options.minHold ?? 0, 0, MAX_LEASE)
   if (minHold > maxHold) fail(`minHold ${minHold} must not be more than maxHold ${maxHold}`)
+  const queueLimit = options.queueLimit ?? Infinity
+  if (typeof queueLimit !== 'number' || !(queueLimit >= 0)) {
+    fail(`queueLimit must be a number, not negative: ${queueLimit}`)
+  }
   const renew = options.renew ?? true
   if (typeof renew !== 'boolean') fail(`renew must be true or false: ${renew}`)
   const { signal, token } = options
@@ -225,6 +233,7 @@ function complete(options: LockOptions): Request {
     renew,
     maxHold,
     minHold,
+    queueLimit,
     token: token ?? newToken(owner),
     ownToken: token !== undefined,
     holders: holdersOf(options),

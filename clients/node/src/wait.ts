@@ -18,6 +18,10 @@ export interface Asking {
   readonly isTry: boolean
   /** The token is the caller's own: another process may hold the lock with it. */
   readonly ownToken: boolean
+  /** The server has to know of a minimum hold before work begins: who dies then must not let in the next one. */
+  readonly keeps: boolean
+  /** It does not wait behind so many others, or more. */
+  readonly queueLimit: number
 }
 
 /** What the waiters of this client for one lock know together. */
@@ -32,6 +36,8 @@ export type Outcome =
   | { readonly kind: 'unserved' }
   /** A try: somebody holds the lock or waits for it. */
   | { readonly kind: 'busy' }
+  /** So many wait already. */
+  | { readonly kind: 'full'; readonly before: number }
   /** Every grant had run out when it arrived. */
   | { readonly kind: 'late'; readonly roundTrip: number }
   | { readonly kind: 'failed'; readonly error: unknown }
@@ -122,12 +128,17 @@ export class Wait {
       this.outcome = { kind: 'busy' }
       return
     }
+    const isFirst = this.#clock === undefined
     this.#ours = true
     this.#clock = { now: reply.now, at: reply.sent, by: now, high: 0 }
     this.#line.clock = newer(this.#line.clock, this.#clock)
     this.trouble = undefined
     this.#failures = 0
     this.#due = now + this.paced(reply.ms)
+    if (isFirst && reply.value > this.#asking.queueLimit) {
+      this.#end(now, { kind: 'full', before: reply.value - 1 })
+      return
+    }
     if (told) this.told(now, told)
   }
 
@@ -160,7 +171,8 @@ export class Wait {
       return
     }
     const clock = this.#line.clock
-    if (signal.fence === 0 || !this.#clock || !clock || this.#asking.ownToken) {
+    const { ownToken, keeps } = this.#asking
+    if (signal.fence === 0 || !this.#clock || !clock || ownToken || keeps) {
       this.#due = now
       return
     }

@@ -7,6 +7,7 @@ import holds from '../dist/hold.js'
 import keys from '../dist/keys.js'
 import leases from '../dist/lease.js'
 import options from '../dist/options.js'
+import server from '../dist/server.js'
 import waits from '../dist/wait.js'
 import wire from '../dist/wire.js'
 
@@ -21,6 +22,7 @@ class Session {
     this.request = request
     this.lease = request.lease === 0 ? Infinity : request.lease
     this.maxHold = request.max_hold ?? Infinity
+    this.minHold = request.min_hold ?? 0
     this.limit = request.limit ?? Infinity
   }
 
@@ -33,6 +35,8 @@ class Session {
       times.push(wait.wakeAt, wait.outcome ? wait.tellBy : this.limit || Infinity)
     }
     times.push(wait?.undo?.wakeAt)
+    // The connection gives up a call without an answer: that is no part of the core.
+    if (wait?.undo && !wait.undo.over) times.push(this.sent[wait.undo.call] + server.CALL_MS)
     return Math.min(...times.filter((at) => at !== undefined))
   }
 
@@ -43,14 +47,14 @@ class Session {
     if (wait.wakeAt <= at) {
       const kept = this.limit === 0 ? 0 : request.wait_ttl
       wait.calls(at, kept)
-      this.act({ call: 'acquire', args: ['TOKEN', this.first, kept] })
+      this.act({ call: 'acquire', args: this.asking(kept) })
     }
     const { outcome, undo } = wait
     if (outcome?.kind === 'held' && !this.hold) {
       this.holding = {
         lease: this.lease,
         maxHold: this.maxHold,
-        minHold: 0,
+        minHold: this.minHold,
         renew: !request.no_renewal,
       }
       this.hold = new holds.Hold(this.holding, outcome.grant, at)
@@ -62,7 +66,7 @@ class Session {
       this.undoing = undo.call
       this.act({
         call: undo.call,
-        args: isRelease ? ['TOKEN'] : ['TOKEN', this.first, 0],
+        args: isRelease ? ['TOKEN'] : this.asking(0),
       })
     }
     if (outcome && outcome.kind !== 'held' && !this.failed && (undo?.over || at >= wait.tellBy)) {
@@ -78,20 +82,26 @@ class Session {
     if (hold.ring(at)) this.lost()
     if (hold.wakeAt <= at) this.extend(at, undefined)
     if (hold.returnAt <= at) {
-      assert.equal(hold.returns(at), 0)
-      this.act({ call: 'release', args: ['TOKEN'] })
+      const kept = hold.returns(at)
+      this.returns = kept > 0 ? 'extend' : 'release'
+      this.act({ call: this.returns, args: kept > 0 ? ['TOKEN', kept] : ['TOKEN'] })
     }
     const { verdict } = hold
     if (hold.returned && !this.told && (verdict || at >= hold.returnEnd)) {
       this.told = true
-      const kind = { released: 'ok', notHeld: 'not_held' }[verdict?.kind] ?? 'error'
-      this.act({ released: kind })
+      const kinds = { released: 'ok', notHeld: 'not_held', failed: verdict?.error }
+      this.act({ released: kinds[verdict?.kind] ?? 'unavailable' })
     }
   }
 
   get first() {
-    const lease = Math.min(this.lease, this.maxHold)
+    const lease = Math.min(Math.max(this.lease, this.minHold), this.maxHold)
     return lease === Infinity ? 0 : lease
+  }
+
+  asking(waitMs) {
+    const { holders = 1 } = this.request
+    return ['TOKEN', this.first, waitMs, ...(holders === 1 ? [] : [holders])]
   }
 
   lost() {
@@ -124,9 +134,11 @@ class Session {
     this.actions = []
     if (step.event === 'acquire') {
       const asking = {
-        lease: Math.min(this.lease, this.maxHold),
+        lease: this.first || Infinity,
         isTry: this.limit === 0,
         ownToken: this.request.own_token === true,
+        keeps: this.minHold > 0,
+        queueLimit: this.request.queue_limit ?? Infinity,
       }
       this.wait = new waits.Wait(asking, {}, at)
       this.wait.isForemost = true
@@ -138,20 +150,21 @@ class Session {
       const reply = wire.parseAcquired(step.reply, this.sent.acquire, this.lease)
       if (this.undoing) wait.undo.asked(at, reply)
       else wait.answered(at, reply)
+    } else if (step.event === 'reply' && hold?.returned && step.to === this.returns) {
+      hold.answered(step.reply[0])
     } else if (step.event === 'reply' && step.to === 'extend') {
       if (hold.extended(at, this.sent.extend, step.reply[0] === 1)) this.lost()
       if (this.users) this.act({ extended: hold.isHeld ? 'ok' : 'not_held' })
     } else if (step.event === 'reply' && step.to === 'release') {
-      if (hold) hold.answered(step.reply[0])
-      else wait.undo.released()
+      wait.undo.released()
     } else if (step.event === 'error') {
       const failure = { passes: step.passes === true, mayArrive: step.answered !== true }
       const kind = failure.passes ? 'unavailable' : 'error'
-      if (step.to === 'extend') {
+      if (hold?.returned && step.to === this.returns) hold.returnFailed(at, kind, failure)
+      else if (step.to === 'extend') {
         hold.failed(at, failure)
         if (this.users) this.act({ extended: kind })
-      } else if (step.to === 'release' && hold) hold.returnFailed(at, kind, failure)
-      else if (this.undoing) wait.undo.failed(at, failure)
+      } else if (this.undoing) wait.undo.failed(at, failure)
       else wait.failed(at, kind, failure)
     } else if (step.event === 'signal') {
       const signal = wire.parseSignal(step.signal)
