@@ -366,6 +366,7 @@ func (l *Lock) Detach() time.Time {
 	first := l.leave(releasing, nil)
 	l.mu.Unlock()
 	if first {
+		l.mayRequeue = false // who goes on with it may hold it for long
 		l.left(EventReleased, nil, deadline)
 	}
 	return deadline
