@@ -31,16 +31,20 @@ var _ = OnEachTopology("the function library", func() {
 			return calls
 		}
 
-		It("of a free acquire is at most 8 commands, of a plain release 5", func() {
-			for range 3 {
-				Expect(spent(func() { l.Acquire("a", Long, Long) })).To(And(BeNumerically(">", 2), BeNumerically("<=", 8)))
-				Expect(spent(func() { l.Extend("a", Long) })).To(BeNumerically("<=", 8))
+		It("of a free acquire is at most 7 commands, of a plain release 5", func() {
+			for i := range 3 {
+				most := 7
+				if i == 0 {
+					most = 8 // the state is new
+				}
+				Expect(spent(func() { l.Acquire("a", Long, Long) })).To(And(BeNumerically(">", 2), BeNumerically("<=", most)))
+				Expect(spent(func() { l.Extend("a", Long) })).To(BeNumerically("<=", 6))
 				Expect(spent(func() { l.Release("a") })).To(And(BeNumerically(">", 2), BeNumerically("<=", 5)))
 			}
 		})
 
 		for _, waiting := range []int{2, 1000} {
-			It(fmt.Sprintf("of queueing is at most 10 commands, of a hand-over 13, with %d waiters", waiting), func() {
+			It(fmt.Sprintf("of queueing is at most 8 commands, of a hand-over 11, with %d waiters", waiting), func() {
 				l = l.As("client")
 				l.Contended()
 				fill := make([][]string, waiting-2)
@@ -51,11 +55,11 @@ var _ = OnEachTopology("the function library", func() {
 				for i, result := range l.Pipeline(fill...) {
 					Expect(AsInts(result)).To(Queued(i + 2))
 				}
-				Expect(spent(func() { Expect(l.Acquire("1", Long, Long)).To(Queued(waiting)) })).To(BeNumerically("<=", 10))
+				Expect(spent(func() { Expect(l.Acquire("1", Long, Long)).To(Queued(waiting)) })).To(BeNumerically("<=", 8))
 				for _, token := range []string{"0", "1"} {
 					Expect(spent(func() { l.Acquire(token, Long, Long) })).To(BeNumerically("<=", 10), "a check-in")
 				}
-				Expect(spent(func() { l.Release("h") })).To(And(BeNumerically(">", 2), BeNumerically("<=", 13)))
+				Expect(spent(func() { l.Release("h") })).To(And(BeNumerically(">", 2), BeNumerically("<=", 11)))
 				Expect(l.Inspect().Waiting).To(Equal(int64(waiting - 1)))
 				Expect(spent(func() { Expect(l.Acquire("1", Long, 0)).To(Busy()) })).To(BeNumerically("<=", 10), "leaving")
 			})
