@@ -137,7 +137,7 @@ var _ = Describe("Context has ended before the next one's grant", func() {
 			continue // it is standalone with watchers
 		}
 		for name, change := range map[string]func(*rueidis.ClientOption){
-			"rueidis' timeouts":         func(*rueidis.ClientOption) {},
+			"rueidis' timeouts":    func(*rueidis.ClientOption) {},
 			"the advised timeouts": advised,
 		} {
 			DescribeTable("though connections break and new ones are silent, with "+name+" ["+here.Name+"]", Label(here.Name),
