@@ -322,9 +322,9 @@ end
 -- c.holder of a lock that is held together.
 local SHARED = {}
 
--- How many hold the lock together. A share counts to the millisecond in which its lease ends.
+-- How many hold the lock together. A share has ended in the millisecond of its end.
 local function shares(c)
-  c.count = c.count or call('ZCOUNT', c.lock, decimal(c.now), '+inf')
+  c.count = c.count or call('ZCOUNT', c.lock, '(' .. decimal(c.now), '+inf')
   return c.count
 end
 
@@ -341,7 +341,7 @@ local function read_lock(c)
   end
   tell_time(c)
   local ends = call('ZSCORE', c.lock, c.token)
-  c.share = ends and ends + 0 >= c.now
+  c.share = ends and ends + 0 > c.now
   c.holder = (c.share or shares(c) > 0) and SHARED or ''
 end
 
@@ -381,7 +381,7 @@ end
 -- Drops shares that have ended. They count no more, so a batch in each call that adds or removes
 -- one is enough.
 local function drop_ended(c)
-  local ended = call('ZRANGE', c.lock, '-inf', '(' .. decimal(c.now), 'BYSCORE',
+  local ended = call('ZRANGE', c.lock, '-inf', decimal(c.now), 'BYSCORE',
     'LIMIT', '0', BATCH)
   if #ended > 0 then
     call('ZREM', c.lock, unpack(ended))
@@ -504,7 +504,7 @@ local function let_in(c)
       grant(c, waiter.token, lease, waiter.holders, fence)
       leave(c, waiter.token)
       if waiter.holders == 1 then
-        keep_state(c, math.max(waiter.lease, waiter.wait))
+        keep_state(c, math.max(lease, waiter.lease, waiter.wait))
         c.first = false
         return
       end
@@ -536,6 +536,7 @@ local function hold(c, lease, holders)
   end
   grant(c, c.token, lease, holders, text)
   if c.holder == SHARED then
+    c.sharing = false -- nobody keeps the caller out any more
     if c.first then
       find_first(c)
       let_in(c)
@@ -697,7 +698,7 @@ local function acquire(keys, args)
   end
   if c.holder == SHARED and holders ~= 1 then
     if position == 1 and not fits(c, holders) then -- when enough shares have ended
-      local ends = call('ZRANGE', c.lock, decimal(c.now), '+inf', 'BYSCORE',
+      local ends = call('ZRANGE', c.lock, '(' .. decimal(c.now), '+inf', 'BYSCORE',
         'LIMIT', decimal(shares(c) - holders), '1', 'WITHSCORES')[2]
       check_in = math.min(check_in, ends - c.now + 1)
     elseif position == 2 and c.look_at then
@@ -849,12 +850,14 @@ local function inspect(keys)
   end
   note_fence(c, call('HGET', c.state, 'fence'))
   read_lock(c)
-  local held, holders, ttl = c.holder == '' and 0 or 1, {}, call('PTTL', c.lock)
-  if c.holder == SHARED then
+  local held, holders, ttl = 0, {}, -2
+  if type(c.holder) == 'string' and c.holder ~= '' then
+    held, ttl = 1, call('PTTL', c.lock)
+  elseif c.holder == SHARED then
     held, bytes = shares(c), 0
     for from = 0, math.min(held, LIST_MAX) - 1, BATCH do
-      local list = bytes <= LIST_BYTES and call('ZRANGE', c.lock, decimal(c.now), '+inf', 'BYSCORE',
-        'LIMIT', decimal(from), BATCH, 'WITHSCORES') or {}
+      local list = bytes <= LIST_BYTES and call('ZRANGE', c.lock, '(' .. decimal(c.now), '+inf',
+        'BYSCORE', 'LIMIT', from, BATCH, 'WITHSCORES') or {}
       for i = 1, #list, 2 do
         holders[#holders + 1] = { list[i], list[i + 1] == NEVER and -1 or list[i + 1] - c.now }
         bytes = bytes + #list[i]
