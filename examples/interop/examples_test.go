@@ -26,6 +26,6 @@ var _ = Describe("The examples' own tests, each with its language's runner:", fu
 	},
 		Entry("Python", SpecTimeout(3*time.Minute), "examples/python", []string{"python3", "-B", "-m", "unittest"}, `Ran [1-9]\d* tests`),
 		Entry("Node.js", SpecTimeout(3*time.Minute), "examples/node", []string{"node", "--test"}, `# pass [1-9]\d*\n# fail 0\n`),
-		Entry("shell", SpecTimeout(3*time.Minute), "examples/shell", []string{"bats", "--tap", "redislock.bats"}, `\nok [1-9]\d* `),
+		Entry("shell", SpecTimeout(3*time.Minute), "clients/shell", []string{"bats", "--tap", "redislock.bats"}, `\nok [1-9]\d* `),
 	)
 })

@@ -116,7 +116,7 @@ var kinds = map[string]func() (dir string, env []string, command []string){
 	"ioredis RESP2": node("ioredis", 2),
 	"ioredis RESP3": node("ioredis", 3),
 	"shell": func() (string, []string, []string) {
-		return "examples/shell", nil, []string{"sh", "../interop/testdata/worker.sh"}
+		return "clients/shell", nil, []string{"sh", "../../examples/interop/testdata/worker.sh"}
 	},
 }
 

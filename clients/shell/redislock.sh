@@ -7,18 +7,29 @@
 #
 # or run it, by this name: ./redislock.sh nightly ./backup.sh --all
 #
+# To send it signals, run it: 'with_lock ... &' puts a shell in between that does not pass them on.
+#
+# Options come before the name. Each has a variable, for those who call with_lock often:
+#
+#   -w SECONDS  LOCK_TIMEOUT  how long to wait; 0: only try; default: as long as it takes
+#   -n                        only try, as -w 0
+#   -l SECONDS  LOCK_LEASE    default 10, at least 3: the others wait that long if this machine dies. It is
+#                             renewed for as long as the command runs
+#   -o OWNER    LOCK_OWNER    default HOST:PID, 64 bytes at most: tells whoever looks who holds the lock.
+#                             The token begins with it
+#   -c COUNT    LOCK_HOLDERS  so many may hold the lock together, this one included; 0: any number;
+#   -s                        default 1: alone. -s: any number
+#
 #   REDIS_CLI     default: redis-cli; 'redis-cli -h db -p 6380'; for a cluster, 'redis-cli -c'.
 #                 A password goes into REDISCLI_AUTH.
 #   REDIS_NODES   'db1:6379 db2:6379 db3:6379': nodes of a cluster, to have another one if one is down
-#   LOCK_TIMEOUT  how many seconds to wait; 0: only try; default: as long as it takes
-#   LOCK_LEASE    default 10 (seconds, 3 or more): the others wait that long if this machine dies. It is
-#                 renewed for as long as the command runs
 #
 # The command finds LOCK_FENCE and LOCK_TOKEN in its environment. The fence is a number that grows with
 # each grant: have storage refuse one that is lower than the last it saw.
 #
 # If the lock may be lost, the command and all that it started get SIGTERM, 0.5 s to 1.6 s ahead of the end
-# of the lease. A process that only sleeps sends it, so a redis-cli that hangs cannot hold it up. It comes
+# of the lease. (Without /proc, those whose parent has ended are not found; without ps as well, only the
+# command is.) A process that only sleeps sends it, so a redis-cli that hangs cannot hold it up. It comes
 # too late only if the machine stands still, or if the server's clock is put forward.
 #
 # The status is that of the command, or: 64 a wrong call, 69 Redis refused or does not have the
@@ -30,19 +41,37 @@
 with_lock() ( _lock_main "$@" )
 
 _lock_main() { # ends the process
-  if [ $# -lt 2 ]; then
-    echo 'usage: with_lock NAME COMMAND [ARGUMENT...]' >&2
-    exit 64
-  fi
-  _lock_name=$1 _lock_nodes=${REDIS_NODES-} _lock_wrong=''
-  shift
-  _lock_lease=${LOCK_LEASE:-10}
-  for _lock_rest in "${LOCK_TIMEOUT:-0}" "$_lock_lease"; do
-    case $_lock_rest in
-      *[!0-9]* | 0?* | ??????????*) _lock_wrong="LOCK_TIMEOUT and LOCK_LEASE must be whole seconds, 9 digits at most, not $_lock_rest" ;;
+  _lock_most=${LOCK_TIMEOUT-} _lock_lease=${LOCK_LEASE:-10} _lock_holders=${LOCK_HOLDERS:-1} _lock_wrong=''
+  _lock_owner=${LOCK_OWNER-$(uname -n | cut -c 1-50):$$}
+  OPTIND=1
+  while getopts :nw:l:o:c:s _lock_option; do
+    case $_lock_option in
+      n) _lock_most=0 ;;
+      w) _lock_most=${OPTARG:--} ;; # not as none
+      l) _lock_lease=$OPTARG ;;
+      o) _lock_owner=$OPTARG ;;
+      c) _lock_holders=$OPTARG ;;
+      s) _lock_holders=0 ;;
+      :) _lock_wrong="-$OPTARG needs a value" ;;
+      *) _lock_wrong="unknown option -$OPTARG" ;;
     esac
   done
-  [ -n "$_lock_wrong" ] || [ "$_lock_lease" -ge 3 ] || _lock_wrong="LOCK_LEASE must be 3 or more, not $_lock_lease"
+  shift $((OPTIND - 1))
+  OPTIND=1 # for the command
+  if [ $# -lt 2 ] || [ -n "$_lock_wrong" ]; then
+    [ -z "$_lock_wrong" ] || echo "with_lock: $_lock_wrong" >&2
+    echo 'usage: with_lock [-n | -w SECONDS] [-l SECONDS] [-o OWNER] [-s | -c COUNT] NAME COMMAND [ARGUMENT...]' >&2
+    exit 64
+  fi
+  _lock_name=$1 _lock_nodes=${REDIS_NODES-}
+  shift
+  for _lock_rest in "${_lock_most:-0}" "$_lock_lease" "$_lock_holders"; do
+    case $_lock_rest in
+      '' | *[!0-9]* | 0?* | ??????????*) _lock_wrong="a time to wait, a lease (whole seconds) or a count must be a number of 9 digits at most, not '$_lock_rest'" ;;
+    esac
+  done
+  [ -n "$_lock_wrong" ] || [ "$_lock_lease" -ge 3 ] || _lock_wrong="the lease must be 3 seconds or more, not $_lock_lease"
+  [ ${#_lock_owner} -le 64 ] || _lock_wrong="the owner must have 64 bytes at most: '$_lock_owner'"
   case $_lock_name in
     '' | '}'*) _lock_wrong="the name must not be empty or begin with '}': '$_lock_name'" ;;
   esac
@@ -59,18 +88,19 @@ _lock_main() { # ends the process
     *'}'*) _lock_tagged=$_lock_name ;;
   esac
   _lock_lease=$((_lock_lease * 1000))
-  LOCK_TOKEN=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+  _lock_token=${_lock_owner:+$_lock_owner:}$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 
-  _lock_before=${!-} _lock_work=''
+  _lock_before=${!-} _lock_work='' _lock_told=''
   trap '_lock_stop 129' HUP
   trap '_lock_stop 130' INT
   trap '_lock_stop 143' TERM
   trap '_lock_release 2>/dev/null' EXIT # leaves the queue, and hands on what was granted meanwhile
   _lock_wait
-  export LOCK_FENCE LOCK_TOKEN
+  export LOCK_FENCE="$_lock_fence" LOCK_TOKEN="$_lock_token"
 
   { "$@" <&3 3<&- & } 3<&0 # a command in the background would read from /dev/null
   _lock_work=$!
+  unset LOCK_FENCE LOCK_TOKEN # who has them was started by the command
   trap - EXIT # nothing exits before the release now; and if a signal ends a child that has just begun, bash runs it
   _lock_keep &
   _lock_keeper=$!
@@ -79,6 +109,12 @@ _lock_main() { # ends the process
     _lock_status=$?
     kill -0 "$_lock_work" 2>/dev/null || break # else it was a signal to us, see _lock_stop
     _lock_status=0
+  done
+  # What the command has started may take longer to stop. A third of the lease is left for sure.
+  _lock_rest=$((_lock_lease / 3000))
+  while [ -n "$_lock_told" ] && [ $_lock_rest -gt 0 ] && _lock_family "$_lock_work" | grep -q .; do
+    sleep 1
+    _lock_rest=$((_lock_rest - 1))
   done
   kill -s USR1 "$_lock_keeper" 2>/dev/null || :
   wait "$_lock_keeper" 2>/dev/null || [ $? != 76 ] || _lock_status=76
@@ -90,6 +126,7 @@ _lock_main() { # ends the process
 # A signal ends the wait, or the command; which is then waited for.
 _lock_stop() {
   [ "${!-}" != "$_lock_before" ] || exit "$1"
+  _lock_told=1
   _lock_kill "${_lock_work:-$!}"
 }
 
@@ -140,20 +177,22 @@ _lock_passes() {
   return 1
 }
 
-# Returns with LOCK_FENCE and _lock_deadline, or exits.
+# Returns with _lock_fence and _lock_deadline, or exits.
 _lock_wait() {
   _lock_now
-  _lock_end=${LOCK_TIMEOUT:+$((_lock_now + LOCK_TIMEOUT * 1000))}
-  _lock_signal="lock-signal:$_lock_tagged:$LOCK_TOKEN" # of this wait alone: no stale signals
+  _lock_end=${_lock_most:+$((_lock_now + _lock_most * 1000))}
+  _lock_signal="lock-signal:$_lock_tagged:$_lock_token" # of this wait alone: no stale signals
   _lock_failures=0
+  set -- # for lock_acquire; a library that is older does not know it
+  [ "$_lock_holders" = 1 ] || set -- "$_lock_holders"
   while :; do
     _lock_now
     _lock_sent=$_lock_now # so whatever is slow, the lease ends here before it does there
     _lock_place=30000     # our place in the queue is kept so long after our last call; 0: get it now, or leave
     [ -z "$_lock_end" ] || [ "$_lock_sent" -lt "$_lock_end" ] || _lock_place=0
     if _lock_call 3 FCALL lock_acquire 4 "lock:$_lock_tagged" "lock-queue:$_lock_tagged" "lock-state:$_lock_tagged" \
-      "$_lock_signal" "$LOCK_TOKEN" "$_lock_lease" "$_lock_place"; then
-      { read -r _lock_held && read -r LOCK_FENCE && read -r _lock_left; } <<REPLY
+      "$_lock_signal" "$_lock_token" "$_lock_lease" "$_lock_place" "$@"; then
+      { read -r _lock_held && read -r _lock_fence && read -r _lock_left; } <<REPLY
 $_lock_reply
 REPLY
       if [ "$_lock_held" = 1 ]; then
@@ -266,7 +305,7 @@ _lock_begin() {
 
 # A try of a third of the lease at most, so that there is time for another one. 76: it is not ours any more.
 _lock_renew() {
-  _lock_function $((_lock_lease < 9000 ? _lock_lease / 3000 : 3)) lock_extend "$LOCK_TOKEN" "$_lock_lease" || exit 1
+  _lock_function $((_lock_lease < 9000 ? _lock_lease / 3000 : 3)) lock_extend "$_lock_token" "$_lock_lease" || exit 1
   [ "$_lock_reply" = 1 ] || exit 76
   exit 0
 }
@@ -292,16 +331,33 @@ _lock_retire() {
 # SIGTERM to a process and all that it started.
 _lock_kill() {
   # shellcheck disable=SC2046  # many words
-  kill $(ps -A -o pid= -o ppid= 2>/dev/null | awk -v top="$1" '
-    { parent[$1] = $2 }
-    END { print top; for (p in parent) { for (q = p; q in parent && q != top; ) q = parent[q]; if (q == top && p != top) print p } }
-  ' || echo "$1") 2>/dev/null || :
+  kill "$1" $(_lock_family "$1") 2>/dev/null || :
+}
+
+# Prints the processes that this one has started: its children and theirs, and whoever has the token in its
+# environment, as a process whose parent has ended has another one. Many an image has no ps.
+_lock_family() {
+  if [ -r /proc/self/status ]; then
+    grep '^PPid:' /proc/[0-9]*/status
+    grep -lF "LOCK_TOKEN=$_lock_token" /proc/[0-9]*/environ
+  else
+    ps -A -o pid= -o ppid=
+  fi 2>/dev/null | awk -v top="$1" '
+    { gsub(/[^0-9]+/, " ") }
+    NF == 1 { ours[$1] }
+    NF == 2 { parent[$1] = $2 }
+    END {
+      for (p in parent) {
+        for (q = p; q in parent && q != top && !(q in ours); ) q = parent[q]
+        if (p != top && (q == top || q in ours)) print p
+      }
+    }'
 }
 
 # Hands the lock on, or leaves the queue. What cannot be given back in time, lapses. 1: it was not held.
 _lock_release() {
   _lock_failures=0
-  until _lock_function 3 lock_release "$LOCK_TOKEN"; do
+  until _lock_function 3 lock_release "$_lock_token"; do
     _lock_failures=$((_lock_failures + 1))
     if ! _lock_passes || [ $_lock_failures -gt 2 ]; then
       echo "with_lock: $_lock_name: not released, it ends with its lease: ${_lock_reply:-Redis does not answer}" >&2

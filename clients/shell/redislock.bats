@@ -47,6 +47,7 @@ holder() { $REDIS_CLI GET "lock:$tagged"; }
 held() { [ -n "$(holder)" ]; }
 free() { ! held; }
 waiting() { [ "$($REDIS_CLI ZCARD "lock-queue:$tagged")" = "$1" ]; }
+together() { [ "$($REDIS_CLI ZCARD "lock:$tagged")" = "$1" ]; }
 left() { $REDIS_CLI PTTL "lock:$tagged"; }
 left_below() { [ "$(left)" -lt "$1" ]; }
 left_above() { [ "$(left)" -gt "$1" ]; }
@@ -59,7 +60,7 @@ said() { grep -q "$1" "$out"; }
   run sh -c 'printf "from stdin" | ./redislock.sh "$@"' - "$name" sh -c '
     echo "$1 $LOCK_FENCE $LOCK_TOKEN $(cat)"; '"$REDIS_CLI"' GET "$2"; exit 3' - "it's   \"quoted\"" "lock:$tagged"
   [ "$status" = 3 ]
-  [[ ${lines[0]} =~ ^"it's   \"quoted\" "([0-9]{16})" "([0-9a-f]{32})" from stdin"$ ]]
+  [[ ${lines[0]} =~ ^"it's   \"quoted\" "([0-9]{16})" "([^ ]+:[0-9]+:[0-9a-f]{32})" from stdin"$ ]]
   [ "${lines[1]}" = "${BASH_REMATCH[2]}" ]
   fence=${BASH_REMATCH[1]}
   free
@@ -86,6 +87,28 @@ end mine" ]
   LOCK_TIMEOUT=1 run ./redislock.sh "$name" echo no
   [ "$status" = 75 ]
   waiting 0
+}
+
+@test "options, also before a name that looks like one" {
+  tagged="{-w}"
+  background -l 20 -o me -- -w sleep 60
+  first=$!
+  eventually held
+  [[ $(holder) =~ ^me:[0-9a-f]{32}$ ]]
+  left_above 10000
+  run ./redislock.sh -n -- -w echo no
+  [ "$status" = 75 ]
+  run ./redislock.sh -w 1 -- -w echo no
+  [ "$status" = 75 ]
+  waiting 0
+  kill "$first"
+  wait
+  for shell in sh bash; do # getopts begins anew, also in a command that is a shell function
+    LOCK_OWNER='' run "$shell" -c 'set -eu; . ./redislock.sh
+      f() { getopts ab: option "$@"; echo "$option $OPTARG $LOCK_TOKEN"; }
+      with_lock -n -l 9 "$1" f -b it; with_lock -w 5 "$1" true' - "$name"
+    [[ $status == 0 && $output =~ ^"b it "[0-9a-f]{32}$ ]]
+  done
 }
 
 @test "first come, first served" {
@@ -127,6 +150,65 @@ end mine" ]
   said 'the lock is lost'
   run ! said survived
   eventually gone "$child"
+}
+
+@test "held together: readers, whom a writer waits for, and so many at most" {
+  background -s "$name" sleep 60
+  first=$!
+  LOCK_HOLDERS=0 background "$name" sleep 60
+  second=$!
+  eventually together 2
+  run ./redislock.sh -n "$name" echo no
+  [ "$status" = 75 ]
+  background "$name" echo alone
+  writer=$!
+  eventually waiting 1
+  run ./redislock.sh -n -s "$name" echo no
+  [ "$status" = 75 ]
+  kill "$first" "$second"
+  wait "$writer"
+  said alone
+  background -c 2 "$name" sleep 60
+  first=$!
+  background -c 2 "$name" sleep 60
+  second=$!
+  eventually together 2
+  run ./redislock.sh -n -c 2 "$name" echo no
+  [ "$status" = 75 ]
+  run ./redislock.sh -n -c 3 "$name" echo third
+  [ "$output" = third ]
+  together 2
+  kill "$first" "$second"
+}
+
+@test "a signal reaches all that the command started, without ps, and the lock is given back when all have ended" {
+  path=$BATS_TEST_TMPDIR/bin
+  mkdir "$path"
+  for program in awk cut date env grep od redis-cli sh sleep timeout tr uname; do
+    ln -s "$(command -v $program)" "$path"
+  done
+  ready=$BATS_TEST_TMPDIR/ready go=$BATS_TEST_TMPDIR/go
+  # A grandchild that takes its time, whose parent has ended.
+  PATH=$path LOCK_LEASE=60 background "$name" sh -c '
+    sh -c "$1" - "$2" "$3" &
+    exec sleep 60' - '
+      (trap "echo told; until [ -e \"$2\" ]; do sleep 0.1; done; echo stopped; exit" TERM
+      echo "$$" >"$1"
+      while :; do sleep 0.1; done) &' "$ready" "$go"
+  with_lock=$!
+  eventually test -s "$ready"
+  eventually gone "$(cat "$ready")"
+  has_child "$with_lock"
+  kill "$with_lock"
+  eventually said told
+  for child in $child; do [ "$(ps -o args= -p "$child")" != 'sleep 60' ] || eventually gone "$child"; done
+  held
+  touch "$go"
+  status=0
+  wait "$with_lock" || status=$?
+  [ "$status" = 143 ]
+  said stopped
+  free
 }
 
 @test "the command is ended before the lease, if the server is silent" {
@@ -213,10 +295,23 @@ CLI
   done
   [[ $output == usage:* ]]
   LOCK_LEASE=1 run ./redislock.sh a true
-  [ "$status $output" = "64 with_lock: LOCK_LEASE must be 3 or more, not 1" ]
+  [ "$status $output" = "64 with_lock: the lease must be 3 seconds or more, not 1" ]
   for wrong in 1s -1 1.5 1000000000000000000000; do
+    for option in w l c; do
+      run ./redislock.sh "-$option" "$wrong" a true
+      [[ $status == 64 && $output == *"must be a number of 9 digits at most, not '$wrong'" ]]
+    done
     LOCK_TIMEOUT=$wrong run ./redislock.sh a true
-    [[ $status == 64 && $output == *"must be whole seconds, 9 digits at most, not $wrong" ]]
+    [[ $status == 64 && $output == *"not '$wrong'" ]]
+  done
+  run ./redislock.sh -w '' a true
+  [ "$status" = 64 ]
+  run ./redislock.sh -o "$(printf %065d 0)" a true
+  [[ $status == 64 && $output == *"64 bytes"* ]]
+  for wrong in "-x a true" "--wait 5 a true" "-w" "-w 5" "-n a"; do
+    # shellcheck disable=SC2086  # many words
+    run ./redislock.sh $wrong
+    [[ $status == 64 && ${lines[-1]} == usage:* ]]
   done
   REDIS_CLI=no-such-cli run ./redislock.sh a true
   [[ $status == 69 && $output == *no-such-cli* ]]
