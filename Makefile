@@ -9,7 +9,7 @@ need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo top check test matrix lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci
+.PHONY: help demo cli top check test matrix lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -18,9 +18,14 @@ demo: ## workers share a lock on a private redis-server, and one of them dies
 	@$(need) go redis-server
 	go run ./examples/demo
 
-top: ## all locks of the server or cluster at REDIS_URL, live (ARGS="-json": see examples/top)
+cli: ## bin/redislock, the command line in one static file: docs/cli.md
 	@$(need) go
-	@cd examples/top && REDIS_URL="$(REDIS_URL)" go run . $(ARGS)
+	cd cmd/redislock && CGO_ENABLED=0 go build -trimpath -o ../../bin/redislock .
+
+top: export REDIS_URL := $(REDIS_URL) # and not in the command, where ps shows it
+top: ## all locks of the server or cluster at REDIS_URL, live (ARGS="--json": see docs/cli.md)
+	@$(need) go
+	@cd cmd/redislock && go run . top $(ARGS)
 
 check: ## build, vet and the fast tests, for the inner loop
 	@$(need) go redis-server redis-cli faketime
@@ -37,7 +42,7 @@ examples/node/node_modules: examples/node/package-lock.json
 lint: golangci ## gofmt, go vet, golangci-lint, luacheck, shellcheck, actionlint
 	@$(need) luacheck shellcheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
-	for module in . bench chaos examples/top examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
+	for module in . bench chaos cmd/redislock examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
 	luacheck lua
 	go run github.com/rhysd/actionlint/cmd/actionlint@v$(ACTIONLINT)
 	shellcheck internal/tools/matrix internal/tools/servers clients/shell/* lua/model/run bench/longest

@@ -62,9 +62,10 @@ type (
 		err     error
 	}
 	resetMsg struct {
-		lock  Lock
-		taken bool
-		err   error
+		lock   Lock
+		taken  bool
+		err    error
+		tokens bool
 	}
 )
 
@@ -89,8 +90,8 @@ func (m *model) read(l Lock) tea.Cmd {
 
 func (m *model) reset(l Lock) tea.Cmd {
 	return func() tea.Msg {
-		taken, err := m.c.reset(m.ctx, l.tagged, l.Holder)
-		return resetMsg{l, taken, err}
+		taken, err := m.c.reset(m.ctx, l.tagged, l.Token)
+		return resetMsg{l, taken, err, m.c.tokens}
 	}
 }
 
@@ -155,7 +156,7 @@ func (m *model) update(msg lockMsg) {
 }
 
 func outcome(msg resetMsg) string {
-	name, holder := quote(msg.lock.Name), quote(msg.lock.Holder)
+	name, holder := quote(msg.lock.Name), holderOf(&msg.lock, msg.tokens)
 	if _, said := rueidis.IsRedisErr(msg.err); said {
 		return fmt.Sprintf("not reset: %s", oneLine(msg.err))
 	}
@@ -289,7 +290,7 @@ func (m *model) ask() {
 	}
 	switch {
 	case lock == nil:
-	case lock.Holder == "":
+	case lock.Token == "":
 		m.status = "nobody holds " + quote(lock.Name)
 	default:
 		asked := *lock
@@ -339,48 +340,33 @@ func (m *model) listView() string {
 	}
 	lines := []string{bold.Render("redislock top  ") + m.server, about}
 
-	widths := m.widths()
-	lines = append(lines, bold.Render("  "+line(titles(), widths, right)))
+	rows := [][]string{titles()}
+	for i := range m.rows {
+		rows = append(rows, cells(&m.rows[i], m.c.tokens))
+	}
+	widths := fit(rows, m.width-2)
+	lines = append(lines, bold.Render("  "+line(rows[0], widths, right)))
 	for i := m.list.top; i < len(m.rows) && i < m.list.top+m.lines(); i++ {
-		lines = append(lines, marked(i == m.list.at, line(cells(&m.rows[i]), widths, right)))
+		lines = append(lines, marked(i == m.list.at, line(rows[i+1], widths, right)))
 	}
 	return strings.Join(lines, "\n")
 }
 
-// widths gives names and holders what the other columns leave.
-func (m *model) widths() []int {
-	widths := make([]int, len(columns))
-	left, shares := m.width-2-(len(columns)-1), 0
-	for i := range columns {
-		widths[i] = columns[i].width
-		left -= widths[i]
-		if widths[i] == 0 {
-			shares++
-		}
-	}
-	for i := range columns {
-		if columns[i].width == 0 {
-			widths[i] = max(4, left/shares)
-		}
-	}
-	return widths
-}
-
 func (m *model) queueView() string {
 	l := m.open
-	shown := cells(l)
+	shown := cells(l, m.c.tokens)
 	about := "nobody holds it"
-	if l.Holder != "" {
-		about = fmt.Sprintf("held by %s for %s, lease left %s", shown[1], shown[2], shown[3]) // 80 columns, with 128 random bits
+	if l.Token != "" {
+		about = fmt.Sprintf("held by %s for %s, lease left %s", shown[2], shown[3], shown[4]) // 80 columns, with 128 random bits
 	}
-	title := bold.Render(shown[0]) + "  fence " + shown[6] + ", " + strconv.FormatInt(l.Waiting, 10) + " waiting"
+	title := bold.Render(shown[0]) + "  fence " + shown[7] + ", " + strconv.FormatInt(l.Waiting, 10) + " waiting"
 	if int(l.Waiting) > len(m.waiters) && len(m.waiters) > 0 {
 		title += fmt.Sprintf(", the first %s are shown", thousands(len(m.waiters)))
 	}
 	lines := []string{title, about}
 	widths := []int{5, max(8, m.width-2-5-3*9-4), 9, 9, 9}
 	right := func(column int) bool { return column != 1 }
-	lines = append(lines, bold.Render("  "+line([]string{"PLACE", "TOKEN", "WAITED", "LAPSES IN", "LEASE"}, widths, right)))
+	lines = append(lines, bold.Render("  "+line([]string{"PLACE", "OWNER", "WAITED", "LAPSES IN", "LEASE"}, widths, right)))
 	for i := m.queue.top; i < len(m.waiters) && i < m.queue.top+m.lines(); i++ {
 		w := m.waiters[i]
 		lease := "never"
@@ -388,7 +374,7 @@ func (m *model) queueView() string {
 			lease = span(w.Lease)
 		}
 		lines = append(lines, marked(i == m.queue.at,
-			line([]string{strconv.Itoa(i + 1), quote(w.Token), span(w.Waited), span(w.LapsesIn), lease}, widths, right)))
+			line([]string{strconv.Itoa(i + 1), ownerOrToken(w.Owner, w.Token, m.c.tokens), span(w.Waited), span(w.LapsesIn), lease}, widths, right)))
 	}
 	return strings.Join(lines, "\n")
 }
@@ -405,7 +391,7 @@ func (m *model) statusLine() string {
 	case m.asked != nil:
 		room := max(8, (m.width-44)/2) // for each of the two: the question must be readable to its end
 		return bad.Render(fmt.Sprintf("Take %s away from %s? It may be at work. y/N",
-			ansi.Truncate(quote(m.asked.Name), room, "…"), ansi.Truncate(quote(m.asked.Holder), room, "…")))
+			ansi.Truncate(quote(m.asked.Name), room, "…"), ansi.Truncate(holderOf(m.asked, m.c.tokens), room, "…")))
 	case m.typing:
 		return m.input.View()
 	}

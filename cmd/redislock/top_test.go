@@ -25,21 +25,7 @@ import (
 	"github.com/seed-ee05a192/redislock/internal/redistest"
 )
 
-const (
-	soon    = 20 * time.Second
-	runMain = "REDISLOCK_TOP_MAIN"
-)
-
-// The test binary is the program as well.
-func TestMain(m *testing.M) {
-	if os.Getenv(runMain) != "" {
-		main()
-		return
-	}
-	SetDefaultEventuallyTimeout(soon)
-	SetDefaultEventuallyPollingInterval(20 * time.Millisecond)
-	os.Exit(m.Run())
-}
+const soon = 20 * time.Second
 
 // A screen of 80x24 in tmux, with the program in it.
 type screen struct {
@@ -58,7 +44,7 @@ func open(t *testing.T, url string, args ...string) *screen {
 		_ = os.RemoveAll(dir)
 	})
 	_, err = s.tmux(append([]string{"new-session", "-d", "-x", "80", "-y", "24",
-		"env", runMain + "=1", "REDIS_URL=" + url, os.Args[0], "-interval", "200ms"}, args...)...)
+		"env", "REDIS_URL=" + url, program(), "top", "--tokens", "--interval", "200ms"}, args...)...)
 	g.Expect(err).NotTo(HaveOccurred())
 	return s
 }
@@ -112,8 +98,8 @@ func (s *screen) ended() bool {
 func output(url string, args ...string) (out, problems string, code int) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*soon)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, os.Args[0], args...)
-	cmd.Env = append(os.Environ(), runMain+"=1", "REDIS_URL="+url)
+	cmd := exec.CommandContext(ctx, program(), append([]string{"list", "--tokens"}, args...)...)
+	cmd.Env = environ("REDIS_URL=" + url)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	_ = cmd.Run()
@@ -121,7 +107,7 @@ func output(url string, args ...string) (out, problems string, code int) {
 }
 
 // server has the library, and a client.
-func server(t *testing.T, args ...string) (*redistest.Server, rueidis.Client) {
+func serve(t *testing.T, args ...string) (*redistest.Server, rueidis.Client) {
 	g := NewWithT(t)
 	s, err := redistest.Start(args...)
 	g.Expect(err).NotTo(HaveOccurred())
@@ -131,11 +117,17 @@ func server(t *testing.T, args ...string) (*redistest.Server, rueidis.Client) {
 
 func load(t *testing.T, url string) rueidis.Client {
 	g := NewWithT(t)
-	client, _, err := connect(url)
+	client, err := rueidis.NewClient(optionsFor(t, url))
 	g.Expect(err).NotTo(HaveOccurred())
 	t.Cleanup(client.Close)
 	g.Expect(redislock.Load(t.Context(), client)).To(Succeed())
 	return client
+}
+
+func optionsFor(t *testing.T, url string) rueidis.ClientOption {
+	o, _, err := (&server{url: url, prefix: "lock"}).options("test")
+	NewWithT(t).Expect(err).NotTo(HaveOccurred())
+	return o
 }
 
 // queue puts tokens into the queue of a lock; the first one gets it.
@@ -178,7 +170,7 @@ func calls(t *testing.T, s *redistest.Server, command string) int {
 }
 
 func TestListAndQueue(t *testing.T) {
-	s, client := server(t)
+	s, client := serve(t)
 	queue(t, client, "{orders}", "anna", "bert", "cleo")
 	queue(t, client, "order:{42}", "dora")
 	g := NewWithT(t)
@@ -188,8 +180,8 @@ func TestListAndQueue(t *testing.T) {
 
 	top := open(t, "redis://"+s.Addr())
 	top.shows(`2 locks, 2 waiting`,
-		`> orders +anna +[0-9.]+m?s +9m\d\ds +2 +[0-9.]+m?s `+fence+`\n`,
-		`  order:\{42\} +dora +[0-9.]+m?s +9m\d\ds +0 +- \d{16}\n`, `q quit`)
+		`> orders +alone +anna +[0-9.]+m?s +9m\d\ds +2 +[0-9.]+m?s `+fence+`\n`,
+		`  order:\{42\} +alone +dora +[0-9.]+m?s +9m\d\ds +0 +- \d{16}\n`, `q quit`)
 	top.press("Enter")
 	top.shows(`orders  fence `+fence+`, 2 waiting\nheld by anna for [0-9.]+m?s, lease left 9m\d\ds\n`,
 		`> +1 bert .*\n +2 cleo `)
@@ -204,7 +196,7 @@ func TestListAndQueue(t *testing.T) {
 	_, err = top.tmux("resize-window", "-x", "60", "-y", "8")
 	g.Expect(err).NotTo(HaveOccurred())
 	top.press("Escape")
-	top.shows(`2 locks`, `> orde… dora`, `r reset …`)
+	top.shows(`2 locks`, `> orders +alone +anna`, `r reset …`)
 	for _, line := range strings.Split(top.text(), "\n") {
 		g.Expect(ansi.StringWidth(line)).To(BeNumerically("<=", 60))
 	}
@@ -213,7 +205,7 @@ func TestListAndQueue(t *testing.T) {
 }
 
 func TestFilterAndSort(t *testing.T) {
-	s, client := server(t)
+	s, client := serve(t)
 	queue(t, client, "{a-mail}", "anna")
 	queue(t, client, "{b-cash}", "anna", "w1", "w2")
 	queue(t, client, "{c-MAIL}", "bert", "w3")
@@ -243,11 +235,11 @@ func TestFilterAndSort(t *testing.T) {
 
 func TestSortsByEachColumn(t *testing.T) {
 	locks := []Lock{
-		{Name: "a", Holder: "z", Held: 10, Left: -1, Waiting: 1, Longest: 3, Fence: 2},
-		{Name: "b", Holder: "y", Held: 30, Left: 500, Waiting: 3, Longest: 1, Fence: 3},
-		{Name: "c", Holder: "", Held: -1, Left: -2, Waiting: 2, Longest: 2, Fence: 1},
+		{Name: "a", Count: 2, Token: "z:1", Owner: "z", Held: 10, Left: -1, Waiting: 1, Longest: 3, Fence: 2},
+		{Name: "b", Count: 3, Token: "y:1", Owner: "y", Held: 30, Left: 500, Waiting: 3, Longest: 1, Fence: 3},
+		{Name: "c", Held: -1, Left: -2, Waiting: 2, Longest: 2, Fence: 1},
 	}
-	for sort, want := range map[string]string{"name": "abc", "holder": "cba", "held": "bac", "lease": "bca",
+	for sort, want := range map[string]string{"name": "abc", "owner": "cba", "mode": "bac", "held": "bac", "lease": "bca",
 		"waiting": "bca", "longest": "acb", "fence": "bac"} {
 		got := ""
 		for _, l := range (order{column: columnOf(sort)}).apply(locks) {
@@ -255,11 +247,11 @@ func TestSortsByEachColumn(t *testing.T) {
 		}
 		NewWithT(t).Expect(got).To(Equal(want), sort)
 	}
-	NewWithT(t).Expect(sorts()).To(HaveLen(7))
+	NewWithT(t).Expect(sorts()).To(HaveLen(8))
 }
 
 func TestResetHandsOn(t *testing.T) {
-	s, client := server(t)
+	s, client := serve(t)
 	g := NewWithT(t)
 	locker, err := redislock.New(client, redislock.Options{})
 	g.Expect(err).NotTo(HaveOccurred())
@@ -273,7 +265,7 @@ func TestResetHandsOn(t *testing.T) {
 	}()
 
 	top := open(t, "redis://"+s.Addr())
-	top.shows(`> orders +stuck .* 1 `)
+	top.shows(`> orders +alone +stuck .* 1 `)
 	top.press("r")
 	top.shows(`Take orders away from stuck\? It may be at work. y/N`)
 	top.press("n")
@@ -288,7 +280,7 @@ func TestResetHandsOn(t *testing.T) {
 	g.Eventually(next).Should(Receive(&lock))
 	g.Expect(lock.Token()).To(Equal("next"))
 	g.Expect(lock.Fence()).To(BeNumerically(">", stuck.Fence()))
-	top.shows(`> orders +next .* 0 `, `orders was taken away from stuck`)
+	top.shows(`> orders +alone +next .* 0 `, `orders was taken away from stuck`)
 	g.Eventually(stuck.Context().Done()).Should(BeClosed())
 
 	// In the queue's view too; a lock that nobody holds is not reset.
@@ -302,24 +294,24 @@ func TestResetHandsOn(t *testing.T) {
 
 // Between the question and the yes the lock can go to somebody else, who must keep it.
 func TestResetTakesItFromNobodyElse(t *testing.T) {
-	s, client := server(t)
+	s, client := serve(t)
 	g := NewWithT(t)
 	queue(t, client, "{orders}", "shown", "other")
 	top := open(t, "redis://"+s.Addr())
-	top.shows(`> orders +shown`)
+	top.shows(`> orders +alone +shown`)
 	top.press("r")
 	top.shows(`Take orders away from shown\?`)
 	g.Expect(client.Do(t.Context(), client.B().Fcall().Function("lock_release").Numkeys(3).
 		Key("lock:{orders}", "lock-queue:{orders}", "lock-state:{orders}").Arg("shown").Build()).AsInt64()).To(BeEquivalentTo(1))
 	queue(t, client, "{orders}", "other") // claims it
 	top.press("y")
-	top.shows(`> orders +other`, `orders was not held by shown any more: nothing was reset`)
+	top.shows(`> orders +alone +other`, `orders was not held by shown any more: nothing was reset`)
 }
 
 // user makes one of those of SECURITY.md, with the rights that README.md adds for a cluster, and more.
 func user(t *testing.T, servers []*redistest.Server, name string, more ...string) {
 	g := NewWithT(t)
-	readme, err := os.ReadFile("README.md")
+	readme, err := os.ReadFile("../../docs/cli.md")
 	g.Expect(err).NotTo(HaveOccurred())
 	security, err := os.ReadFile("../../SECURITY.md")
 	g.Expect(err).NotTo(HaveOccurred())
@@ -337,7 +329,7 @@ func user(t *testing.T, servers []*redistest.Server, name string, more ...string
 }
 
 func TestReadOnlyUser(t *testing.T) {
-	s, client := server(t)
+	s, client := serve(t)
 	g := NewWithT(t)
 	user(t, []*redistest.Server{s}, "lock-observer")
 	queue(t, client, "{orders}", "anna", "bert")
@@ -345,10 +337,10 @@ func TestReadOnlyUser(t *testing.T) {
 	url := "redis://lock-observer:observer-password@" + s.Addr()
 	out, problems, code := output(url)
 	g.Expect([]any{problems, code}).To(Equal([]any{"", 0}))
-	g.Expect(out).To(MatchRegexp(`orders +anna .* 1 `))
+	g.Expect(out).To(MatchRegexp(`orders +alone +anna .* 1 `))
 
 	top := open(t, url)
-	top.shows(`redis://lock-observer:xxxxx@`, `> orders +anna`)
+	top.shows(`redis://lock-observer:xxxxx@`, `> orders +alone +anna`)
 	top.press("Enter")
 	top.shows(`> +1 bert`)
 	top.press("r", "y")
@@ -356,9 +348,9 @@ func TestReadOnlyUser(t *testing.T) {
 
 	user(t, []*redistest.Server{s}, "lock-app", "+scan") // who may
 	top = open(t, "redis://lock-app:app-password@"+s.Addr())
-	top.shows(`> orders +anna`)
+	top.shows(`> orders +alone +anna`)
 	top.press("r", "y")
-	top.shows(`> orders +bert`, `orders was taken away from anna`)
+	top.shows(`> orders +alone +bert`, `orders was taken away from anna`)
 }
 
 func TestCluster(t *testing.T) {
@@ -378,7 +370,7 @@ func TestCluster(t *testing.T) {
 			queue(t, client, "{"+name+"}", "anna", "bert")
 		}
 	}
-	top := open(t, url, "-sort", "name")
+	top := open(t, url, "--sort", "name")
 	g.Eventually(top.names).Should(ConsistOf(names))
 	top.press("Enter")
 	top.shows(`1 waiting\nheld by anna`, `1 bert`)
@@ -413,7 +405,7 @@ func TestCluster(t *testing.T) {
 	snap = c.refresh(t.Context(), time.Second)
 	g.Expect(snap.Errors).To(ContainElement(HavePrefix(dead.Addr() + ": ")))
 	g.Expect(find(snap, names[0]).Error).NotTo(BeEmpty())
-	g.Expect(find(snap, names[0]).Holder).To(Equal("anna")) // as it was known last
+	g.Expect(find(snap, names[0]).Token).To(Equal("anna")) // as it was known last
 	g.Expect(find(snap, names[1]).Error).To(BeEmpty())
 	g.Expect(find(snap, names[2]).Error).To(BeEmpty())
 	// Its replica takes over, and everything is there again.
@@ -430,15 +422,15 @@ func TestSentinel(t *testing.T) {
 	queue(t, load(t, url), "{orders}", "anna", "bert")
 	out, problems, code := output(url)
 	g.Expect([]any{problems, code}).To(Equal([]any{"", 0}))
-	g.Expect(out).To(MatchRegexp(`orders +anna .* 1 `))
+	g.Expect(out).To(MatchRegexp(`orders +alone +anna .* 1 `))
 
 	// The lines that start it in README.md, with these servers. Their output is no terminal.
-	s, client := server(t)
+	s, client := serve(t)
 	user(t, []*redistest.Server{s}, "lock-observer")
 	queue(t, client, "{orders}", "anna", "bert")
-	readme, err := os.ReadFile("README.md")
+	readme, err := os.ReadFile("../../docs/cli.md")
 	g.Expect(err).NotTo(HaveOccurred())
-	lines := regexp.MustCompile(`(?m)^make top.*`).FindAllString(string(readme), -1)
+	lines := regexp.MustCompile(`(?m)^.*make top.*`).FindAllString(string(readme), -1)
 	g.Expect(lines).To(HaveLen(3))
 	here := strings.NewReplacer("HOST:26379", sentinel.Addrs()[0], "NAME", redistest.PrimarySet, "HOST:6379", s.Addr(), "USER:PASSWORD", "lock-observer:observer-password")
 	for _, line := range lines {
@@ -446,13 +438,13 @@ func TestSentinel(t *testing.T) {
 		cmd.Dir, cmd.Env = "../..", append(os.Environ(), "REDIS_URL=redis://"+s.Addr())
 		out, err := cmd.CombinedOutput()
 		g.Expect(err).NotTo(HaveOccurred(), "%s: %s", line, out)
-		g.Expect(string(out)).To(MatchRegexp(`orders +anna .* 1 `), line)
+		g.Expect(string(out)).To(MatchRegexp(`orders +alone +anna .* 1 `), line)
 	}
 }
 
 // The bound that README.md states, on a server with a million other keys.
 func TestMillionKeys(t *testing.T) {
-	s, client := server(t, "--enable-debug-command", "yes")
+	s, client := serve(t, "--enable-debug-command", "yes")
 	g := NewWithT(t)
 	// redis-cli has no time limit.
 	out, err := exec.CommandContext(t.Context(), "redis-cli", "-e", "-p", strconv.Itoa(s.Port()), "DEBUG", "POPULATE", "1000000", "other", "3").CombinedOutput()
@@ -491,7 +483,7 @@ func TestMillionKeys(t *testing.T) {
 
 // More locks than may be read in one refresh are read in turn.
 func TestManyLocks(t *testing.T) {
-	s, client := server(t)
+	s, client := serve(t)
 	g := NewWithT(t)
 	for i := range 300 {
 		queue(t, client, fmt.Sprintf("{lock%d}", i), "anna")
@@ -515,15 +507,15 @@ func TestManyLocks(t *testing.T) {
 	}
 	g.Expect(read).To(Equal(map[string]int{"2": 100, "3": 100, "4": 100}))
 	// What is printed once is whole.
-	out, problems, code := output("redis://"+s.Addr(), "-interval", "100ms")
+	out, problems, code := output("redis://"+s.Addr(), "--reads", "100")
 	g.Expect(code).To(BeZero())
 	g.Expect(strings.Count(out, "\n")).To(Equal(301))
-	g.Expect(strings.Count(problems, "top: 1,000 keys looked at\n")).To(Equal(2)) // it took three refreshes
+	g.Expect(strings.Count(problems, "redislock: 1,000 keys looked at\n")).To(Equal(2)) // it took three refreshes
 }
 
 // A long queue counts for what it costs.
 func TestLongQueues(t *testing.T) {
-	s, client := server(t)
+	s, client := serve(t)
 	g := NewWithT(t)
 	tokens := []string{"holder"}
 	for i := range 1100 {
@@ -548,7 +540,7 @@ func TestLongQueues(t *testing.T) {
 		}
 	}
 	top := open(t, "redis://"+s.Addr())
-	top.shows(`> lock0 +holder .* 1100 `)
+	top.shows(`> lock0 +alone +holder .* 1100 `)
 	top.press("Enter")
 	top.shows(`lock0 .* 1100 waiting, the first 1,000 are shown`, `> +1 w0`)
 	top.press("End")
@@ -557,7 +549,7 @@ func TestLongQueues(t *testing.T) {
 
 // What is shown as a name is one by which the Go package finds the lock.
 func TestNames(t *testing.T) {
-	_, client := server(t)
+	_, client := serve(t)
 	g := NewWithT(t)
 	locker, err := redislock.New(client, redislock.Options{})
 	g.Expect(err).NotTo(HaveOccurred())
@@ -573,16 +565,16 @@ func TestNames(t *testing.T) {
 	for _, lock := range snap.Locks {
 		state, err := locker.Inspect(t.Context(), lock.Name)
 		g.Expect(err).NotTo(HaveOccurred())
-		g.Expect(state.Holder).To(Equal(lock.Holder))
+		g.Expect(state.Holder).To(Equal(lock.Token))
 		g.Expect(state.Fence).To(Equal(lock.Fence))
-		got[strings.TrimPrefix(lock.Holder, "holds ")] = lock.Name
+		got[strings.TrimPrefix(lock.Token, "holds ")] = lock.Name
 	}
 	g.Expect(got).To(Equal(want))
 }
 
 // Keys that are no locks, a prefix with the signs of a pattern, and a lock that nobody uses any more.
 func TestOtherKeys(t *testing.T) {
-	s, client := server(t)
+	s, client := serve(t)
 	g := NewWithT(t)
 	for _, key := range []string{"lock:plain", "lock:{}x", "lock:", "xlock:{a}", "lock-state:{b}", "locks:{c}"} {
 		g.Expect(s.Do("SET", key, "1").Error()).NotTo(HaveOccurred())
@@ -607,29 +599,29 @@ func TestOtherKeys(t *testing.T) {
 	queue(t, client, "{orders}", "anna")
 	snap := c.refresh(t.Context(), time.Second)
 	g.Expect(find(snap, "profile").Error).To(HavePrefix("WRONGTYPE"))
-	g.Expect(find(snap, "orders").Holder).To(Equal("anna"))
+	g.Expect(find(snap, "orders").Token).To(Equal("anna"))
 }
 
 func TestPlainAndJSON(t *testing.T) {
-	s, client := server(t)
+	s, client := serve(t)
 	g := NewWithT(t)
 	queue(t, client, "{orders}", "anna", "bert")
 	queue(t, client, "{mail}", "tok\xff\x1b[31m")
 	queue(t, client, "{日本語}", "cleo")
 	url := "redis://" + s.Addr()
 
-	out, problems, code := output(url, "-sort", "name")
+	out, problems, code := output(url, "--sort", "name")
 	g.Expect([]any{problems, code}).To(Equal([]any{"", 0}))
 	lines := strings.Split(strings.TrimSuffix(out, "\n"), "\n")
 	g.Expect(lines).To(HaveLen(4))
-	for i, start := range []string{`NAME +HOLDER +HELD +LEASE WAITING LONGEST +FENCE`, `mail +"tok\\xff\\x1b\[31m" `, `orders +anna `, `日本語 +cleo `} {
+	for i, start := range []string{`NAME +MODE +OWNER +HELD +LEASE WAITING LONGEST +FENCE`, `mail +alone +"tok\\xff\\x1b\[31m" `, `orders +alone +anna `, `日本語 +alone +cleo `} {
 		g.Expect(lines[i]).To(MatchRegexp("^" + start))
 		g.Expect(ansi.StringWidth(lines[i])).To(Equal(ansi.StringWidth(lines[0])))
 	}
-	out, _, _ = output(url, "-filter", "ord")
+	out, _, _ = output(url, "--filter", "ord")
 	g.Expect(strings.Split(out, "\n")).To(HaveLen(3))
 
-	out, problems, code = output(url, "-json", "-once", "-sort", "name")
+	out, problems, code = output(url, "--json", "--sort", "name")
 	g.Expect([]any{problems, code}).To(Equal([]any{"", 0}))
 	var doc struct {
 		Complete bool
@@ -638,8 +630,8 @@ func TestPlainAndJSON(t *testing.T) {
 	g.Expect(json.Unmarshal([]byte(out), &doc)).To(Succeed())
 	g.Expect(doc.Complete).To(BeTrue())
 	g.Expect(doc.Locks).To(HaveLen(3))
-	g.Expect(doc.Locks[0]).To(HaveKeyWithValue("holder", `"tok\xff\x1b[31m"`))
-	g.Expect(doc.Locks[1]).To(SatisfyAll(HaveKeyWithValue("name", "orders"), HaveKeyWithValue("holder", "anna"),
+	g.Expect(doc.Locks[0]).To(HaveKeyWithValue("token", `"tok\xff\x1b[31m"`))
+	g.Expect(doc.Locks[1]).To(SatisfyAll(HaveKeyWithValue("name", "orders"), HaveKeyWithValue("token", "anna"),
 		HaveKeyWithValue("waiting", 1.0), HaveKeyWithValue("fence", BeNumerically(">", 1e15)),
 		HaveKeyWithValue("lease_left_ms", BeNumerically(">", 500_000.0)),
 		HaveKeyWithValue("held_ms", BeNumerically(">=", 0.0)), HaveKeyWithValue("longest_wait_ms", BeNumerically(">=", 0.0))))
@@ -648,10 +640,10 @@ func TestPlainAndJSON(t *testing.T) {
 
 // One document for each refresh, until it is told to end.
 func TestJSONStream(t *testing.T) {
-	s, client := server(t)
+	s, client := serve(t)
 	g := NewWithT(t)
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-json", "-interval", "100ms")
-	cmd.Env = append(os.Environ(), runMain+"=1", "REDIS_URL=redis://"+s.Addr())
+	cmd := exec.CommandContext(t.Context(), program(), "top", "--tokens", "--json", "--interval", "100ms")
+	cmd.Env = environ("REDIS_URL=redis://" + s.Addr())
 	out, err := cmd.StdoutPipe()
 	g.Expect(err).NotTo(HaveOccurred())
 	g.Expect(cmd.Start()).To(Succeed())
@@ -663,7 +655,7 @@ func TestJSONStream(t *testing.T) {
 	for len(snap.Locks) == 0 {
 		g.Expect(documents.Decode(&snap)).To(Succeed())
 	}
-	g.Expect(find(snap, "orders").Holder).To(Equal("anna"))
+	g.Expect(find(snap, "orders").Token).To(Equal("anna"))
 	g.Expect(cmd.Process.Signal(syscall.SIGINT)).To(Succeed())
 	for documents.Decode(&snap) == nil { // until it has closed its output
 	}
@@ -677,71 +669,75 @@ func TestTrouble(t *testing.T) {
 	t.Cleanup(func() { _ = s.Stop() })
 	url := "redis://:secret@" + s.Addr()
 	for _, wrong := range []struct {
-		url, problem string
-		args         []string
+		url     string
+		code    int
+		problem string
+		args    []string
 	}{
-		{"redis://user:secret@127.0.0.1:1", `top: cannot reach redis://user:xxxxx@127.0.0.1:1: .*connection refused\n`, nil},
-		{"redis://user:secret@127.0.0.1:x", `top: the URL of the server: .*port`, nil},
-		{"http://user:secret@127.0.0.1", `top: http://user:xxxxx@127.0.0.1: .*scheme`, nil},
-		{"", `top: -sort "x": none of name, holder, `, []string{"-sort", "x"}},
-		{"", `top: -interval 1ms`, []string{"-interval", "1ms"}},
-		{"", `top: -prefix "\{"`, []string{"-prefix", "{"}},
-		{"", `top: unknown argument "x"`, []string{"x"}},
+		{"redis://user:secret@127.0.0.1:1", exitUnavailable, `redis://user:xxxxx@127.0.0.1:1: .*connection refused.*Remedy`, nil},
+		{"redis://user:secret@127.0.0.1:x", exitUsage, `REDIS_URL: .*port`, nil},
+		{"http://user:secret@127.0.0.1", exitUsage, `REDIS_URL: .*scheme`, nil},
+		{"", exitUsage, `--sort "x": none of name, owner, `, []string{"--sort", "x"}},
+		{"", exitUsage, `--scans and --reads`, []string{"--reads", "0"}},
+		{"", exitUsage, `--prefix "\{"`, []string{"--prefix", "{"}},
+		{"", exitUsage, `unknown command "x"`, []string{"x"}},
 	} {
 		out, problems, code := output(wrong.url, wrong.args...)
-		g.Expect(code).To(Equal(1), wrong.problem)
+		g.Expect(code).To(Equal(wrong.code), wrong.problem)
 		g.Expect(out).To(BeEmpty())
-		g.Expect(problems).To(MatchRegexp("^" + wrong.problem))
+		g.Expect(problems).To(MatchRegexp("^redislock: " + wrong.problem))
 		g.Expect(problems).NotTo(ContainSubstring("secret"))
 	}
 
 	// Without the library nothing can be read.
 	g.Expect(s.Do("SET", "lock:{orders}", "anna").Error()).NotTo(HaveOccurred())
 	out, problems, code := output(strings.Replace(url, ":secret@", "", 1))
-	g.Expect(code).To(Equal(1))
+	g.Expect(code).To(Equal(exitUnavailable))
 	g.Expect(out).To(ContainSubstring("orders"))
-	g.Expect(problems).To(ContainSubstring("Function not found"))
+	g.Expect(problems).To(MatchRegexp("Function not found.*Remedy: redislock load"))
 
 	// A server that goes away while somebody looks, and comes back.
 	client := load(t, "redis://"+s.Addr())
 	top := open(t, "redis://"+s.Addr())
-	top.shows(`> orders +anna`)
+	top.shows(`> orders +alone +anna`)
 	top.press("r", "n")
 	g.Expect(s.Kill()).To(Succeed())
 	top.shows(`> orders`, `not reset; `+s.Addr()+`: SCAN: `)
 	g.Expect(s.Restart()).To(Succeed())
 	g.Expect(redislock.Load(t.Context(), client)).To(Succeed())
 	queue(t, client, "{mail}", "bert")
-	top.shows(`1 locks, 0 waiting`, `> mail +bert`)
+	top.shows(`1 locks, 0 waiting`, `> mail +alone +bert`)
 	g.Expect(top.text()).NotTo(ContainSubstring("refused"))
 }
 
 // The screens in README.md are what the program draws. UPDATE=1 writes them there.
 func TestReadmeShowsTheScreen(t *testing.T) {
 	g := NewWithT(t)
-	m := newModel(t.Context(), nil, order{column: columnOf("waiting")}, "redis://127.0.0.1:6379", 2*time.Second)
+	m := newModel(t.Context(), &collector{}, order{column: columnOf("waiting")}, "redis://127.0.0.1:6379", 2*time.Second)
 	m.Update(tea.WindowSizeMsg{Width: 80, Height: 10})
-	orders := Lock{Name: "orders", Holder: "worker-7:Yk3fQ0", Held: 754_000, Left: 8_100, Waiting: 3, Longest: 741_200, Fence: 1795457905573451, tagged: "{orders}"}
+	orders := Lock{Name: "orders", Mode: modeAlone, Owner: "worker-7", Token: "worker-7:Yk3fQ0", Held: 754_000, Left: 8_100, Waiting: 3, Longest: 741_200, Fence: 1795457905573451, tagged: "{orders}"}
 	m.Update(snapshotMsg{Complete: true, Locks: []Lock{
-		{Name: "order:{42}", Holder: "worker-2:p0Zx7a", Held: 310, Left: 9_690, Fence: 1795458659263210, tagged: "order:{42}"},
-		{Name: "nightly-report", Holder: "cron", Held: 12_240_000, Left: -1, Waiting: 1, Longest: 61_000, Fence: 1795446419573002, tagged: "{nightly-report}"},
+		{Name: "order:{42}", Mode: modeAlone, Owner: "worker-2", Token: "worker-2:p0Zx7a", Held: 310, Left: 9_690, Fence: 1795458659263210, tagged: "order:{42}"},
+		{Name: "nightly-report", Mode: modeAlone, Owner: "cron", Token: "cron:8Hs0aW", Held: 12_240_000, Left: -1, Waiting: 1, Longest: 61_000, Fence: 1795446419573002, tagged: "{nightly-report}"},
 		orders,
 	}})
 	list := ansi.Strip(m.View().Content)
 	m.Update(tea.KeyPressMsg{Code: tea.KeyEnter})
 	m.Update(lockMsg{lock: orders, waiters: []Waiter{
-		{"worker-3:W1m9Qe", 741_200, 28_400, 10_000}, {"worker-9:tT52Lb", 90_050, 24_000, 10_000}, {"deploy:0c8Jrk", 4_300, 29_100, 0}}})
+
+		{"worker-3", "worker-3:W1m9Qe", 741_200, 28_400, 10_000, 1}, {"worker-9", "worker-9:tT52Lb", 90_050, 24_000, 10_000, 1},
+		{"deploy", "deploy:0c8Jrk", 4_300, 29_100, 0, 1}}})
 	m.Update(tea.KeyPressMsg{Code: 'r', Text: "r"})
 	queue := ansi.Strip(m.View().Content)
 
 	trailing := regexp.MustCompile(`(?m) +$`)
 	want := "```text\n" + trailing.ReplaceAllString(list, "") + "\n```\n\n`enter`, then `r`:\n\n```text\n" + trailing.ReplaceAllString(queue, "") + "\n```\n"
-	readme, err := os.ReadFile("README.md")
+	readme, err := os.ReadFile("../../docs/cli.md")
 	g.Expect(err).NotTo(HaveOccurred())
 	if os.Getenv("UPDATE") != "" {
 		at := regexp.MustCompile("(?s)```text\n.*?```\n.*?```text\n.*?```\n").FindIndex(readme) // the first two
 		readme = slices.Concat(readme[:at[0]], []byte(want), readme[at[1]:])
-		g.Expect(os.WriteFile("README.md", readme, 0o644)).To(Succeed())
+		g.Expect(os.WriteFile("../../docs/cli.md", readme, 0o644)).To(Succeed())
 	}
 	g.Expect(string(readme)).To(ContainSubstring(want))
 }

@@ -25,7 +25,10 @@ const (
 // Lock is one lock as the server saw it when it was read. Times are milliseconds.
 type Lock struct {
 	Name    string `json:"name"`
-	Holder  string `json:"holder"`          // "" if nobody holds it
+	Mode    string `json:"mode"`            // alone, shared, or "" if nobody holds it
+	Count   int64  `json:"held"`            // how many hold it
+	Owner   string `json:"owner"`           // the readable part of the token, "" if nobody holds it; of several, who has the longest lease
+	Token   string `json:"token,omitempty"` // of the holder; printed if it is asked for
 	Held    int64  `json:"held_ms"`         // -1: not known, or nobody
 	Left    int64  `json:"lease_left_ms"`   // -1: never expires, -2: nobody holds it
 	Waiting int64  `json:"waiting"`         //
@@ -33,15 +36,32 @@ type Lock struct {
 	Fence   int64  `json:"fence"`           //
 	Error   string `json:"error,omitempty"` // why it could not be read; the rest is older then
 
-	tagged string // the name with its hash tag: what its keys end with
+	tagged  string   // the name with its hash tag: what its keys end with
+	holders []Holder // the first 1,000
 }
 
-func (l *Lock) busy() bool { return l.Holder != "" || l.Waiting > 0 }
+const (
+	modeAlone  = "alone"
+	modeShared = "shared"
+)
+
+// Holder is one of those who hold a lock.
+type Holder struct {
+	Owner string `json:"owner"`
+	Token string `json:"token,omitempty"`
+	Left  int64  `json:"lease_left_ms"` // -1: never expires
+}
+
+func (l *Lock) busy() bool { return l.Token != "" || l.Waiting > 0 }
 
 // Waiter is one place in a queue.
 type Waiter struct {
-	Token                   string
-	Waited, LapsesIn, Lease int64
+	Owner    string `json:"owner"`
+	Token    string `json:"token,omitempty"`
+	Waited   int64  `json:"waited_ms"`
+	LapsesIn int64  `json:"lapses_in_ms"` // unless it calls before
+	Lease    int64  `json:"lease_ms"`     // that it asked for; 0: never expires
+	Holders  int64  `json:"holders"`      // how many may hold the lock with it, itself included; 0: any number
 }
 
 // Snapshot is what one refresh knows.
@@ -62,7 +82,8 @@ type Snapshot struct {
 type collector struct {
 	client       rueidis.Client
 	prefix       string
-	scans, reads int // a second and primary
+	scans, reads int  // a second and primary
+	tokens       bool // are shown
 	limit        time.Duration
 	nodes        map[string]*node
 	round        int
@@ -244,14 +265,32 @@ func parse(tagged string, result rueidis.RedisResult) (Lock, []Waiter, error) {
 		err = errors.Join(err, failed)
 		return l
 	}
-	lock.Holder = text(fields["holder"])
+	lock.Token = text(fields["holder"])
+	lock.Owner = ownerOf(lock.Token)
 	lock.Left = number(fields["ttl_ms"])
 	lock.Waiting = number(fields["waiting"])
 	lock.Fence = number(fields["fence"])
 	// A fencing token is the time of its grant in microseconds, unless the last one was later (the
 	// server's clock was set back): then the hold looks shorter than it is.
-	if lock.Holder != "" && lock.Fence > 0 {
+	if lock.Token != "" && lock.Fence > 0 {
 		lock.Held = max(0, number(fields["now_ms"])-lock.Fence/1000)
+	}
+	if lock.Token != "" {
+		lock.Mode, lock.Count = modeAlone, 1
+		lock.holders = []Holder{{lock.Owner, lock.Token, lock.Left}}
+	}
+	if together, ok := fields["holders"]; ok {
+		lock.Count = number(fields["held"])
+		for i, m := range list(together) {
+			f := list(m)
+			if len(f) < 2 {
+				return lock, nil, errors.New("lock_inspect: not a reply of this library")
+			}
+			if i == 0 {
+				lock.Mode, lock.holders = modeShared, nil
+			}
+			lock.holders = append(lock.holders, Holder{ownerOf(text(f[0])), text(f[0]), number(f[1])})
+		}
 	}
 	var waiters []Waiter
 	for _, m := range list(fields["waiters"]) {
@@ -259,7 +298,11 @@ func parse(tagged string, result rueidis.RedisResult) (Lock, []Waiter, error) {
 		if len(f) < 4 {
 			return lock, nil, errors.New("lock_inspect: not a reply of this library")
 		}
-		waiters = append(waiters, Waiter{text(f[0]), number(f[1]), number(f[2]), number(f[3])})
+		w := Waiter{ownerOf(text(f[0])), text(f[0]), number(f[1]), number(f[2]), number(f[3]), 1}
+		if len(f) > 5 { // not from a library before 1.1.0
+			w.Holders = number(f[5])
+		}
+		waiters = append(waiters, w)
 	}
 	if len(waiters) > 0 {
 		lock.Longest = waiters[0].Waited
@@ -315,6 +358,23 @@ func nameOf(tagged string) string {
 		return inner
 	}
 	return tagged
+}
+
+// taggedOf is the way back.
+func taggedOf(name string) string {
+	if hasTag(name) {
+		return name
+	}
+	return "{" + name + "}"
+}
+
+// ownerOf is the label that a token begins with. What follows its last colon is what makes it a secret.
+func ownerOf(token string) string {
+	i := strings.LastIndexByte(token, ':')
+	if i <= 0 {
+		return ""
+	}
+	return token[:i]
 }
 
 // hasTag tells whether Redis hashes only a part of the key: what is between its first '{' and the

@@ -15,19 +15,29 @@ import (
 // the largest, the lease that ends next comes first.
 var columns = []struct {
 	title, sort string
-	width       int // 0: shares what the others leave
+	least       int // characters, where the screen is narrow
 	compare     func(a, b *Lock) int
 }{
-	{"NAME", "name", 0, func(a, b *Lock) int { return cmp.Compare(a.Name, b.Name) }},
-	{"HOLDER", "holder", 0, func(a, b *Lock) int { return cmp.Compare(a.Holder, b.Holder) }},
+	{"NAME", "name", 4, func(a, b *Lock) int { return cmp.Compare(a.Name, b.Name) }},
+	{"MODE", "mode", 6, func(a, b *Lock) int { return cmp.Compare(b.Count, a.Count) }},
+	{"OWNER", "owner", 8, func(a, b *Lock) int { return cmp.Compare(a.Owner, b.Owner) }},
 	{"HELD", "held", 6, func(a, b *Lock) int { return cmp.Compare(b.Held, a.Held) }},
 	{"LEASE", "lease", 6, func(a, b *Lock) int { return cmp.Compare(uint64(a.Left), uint64(b.Left)) }}, // -1 and -2 last
 	{"WAITING", "waiting", 7, func(a, b *Lock) int { return cmp.Compare(b.Waiting, a.Waiting) }},
 	{"LONGEST", "longest", 7, func(a, b *Lock) int { return cmp.Compare(b.Longest, a.Longest) }},
-	{"FENCE", "fence", 16, func(a, b *Lock) int { return cmp.Compare(b.Fence, a.Fence) }},
+	{"FENCE", "fence", 5, func(a, b *Lock) int { return cmp.Compare(b.Fence, a.Fence) }},
 }
 
-func right(column int) bool { return column >= 2 }
+// rightIn is for any table: text is on the left, numbers and times are on the right.
+func rightIn(titles []string, column int) bool {
+	switch titles[column] {
+	case "NAME", "MODE", "OWNER", "NODE", "CHECK", "STATE", "FOUND":
+		return false
+	}
+	return true
+}
+
+func right(column int) bool { return rightIn(titles(), column) }
 
 func titles() []string {
 	all := make([]string, len(columns))
@@ -47,10 +57,11 @@ func sorts() []string {
 
 func columnOf(sort string) int { return slices.Index(sorts(), sort) }
 
-func cells(l *Lock) []string {
+// cells show the token or only the owner, which can be unknown.
+func cells(l *Lock, token bool) []string {
 	holder, held, left := "-", "-", "-"
-	if l.Holder != "" {
-		holder, held, left = quote(l.Holder), span(l.Held), "never"
+	if l.Token != "" {
+		holder, held, left = holderOf(l, token), span(l.Held), "never"
 		if l.Held < 0 {
 			held = "?"
 		}
@@ -65,7 +76,26 @@ func cells(l *Lock) []string {
 	if l.Error != "" {
 		holder = "! " + quote(l.Error)
 	}
-	return []string{quote(l.Name), holder, held, left, strconv.FormatInt(l.Waiting, 10), longest, strconv.FormatInt(l.Fence, 10)}
+	return []string{quote(l.Name), cmp.Or(l.Mode, "-"), holder, held, left, strconv.FormatInt(l.Waiting, 10), longest, strconv.FormatInt(l.Fence, 10)}
+}
+
+// holderOf is who holds it: of several one, and how many more.
+func holderOf(l *Lock, token bool) string {
+	who := ownerOrToken(l.Owner, l.Token, token)
+	if l.Count > 1 {
+		who += fmt.Sprintf(" +%d", l.Count-1)
+	}
+	return who
+}
+
+func ownerOrToken(owner, token string, wantsToken bool) string {
+	switch {
+	case wantsToken:
+		return quote(token)
+	case owner == "":
+		return "?"
+	}
+	return quote(owner)
 }
 
 // order is which locks are listed, and how.
@@ -73,13 +103,14 @@ type order struct {
 	column  int
 	reverse bool
 	filter  string
+	tokens  bool // are shown, and searched
 }
 
 func (o order) apply(locks []Lock) []Lock {
 	wanted := strings.ToLower(o.filter)
 	kept := make([]Lock, 0, len(locks))
 	for _, l := range locks {
-		if strings.Contains(strings.ToLower(l.Name), wanted) || strings.Contains(strings.ToLower(l.Holder), wanted) {
+		if strings.Contains(strings.ToLower(l.Name), wanted) || strings.Contains(strings.ToLower(o.searched(&l)), wanted) {
 			kept = append(kept, l)
 		}
 	}
@@ -91,6 +122,13 @@ func (o order) apply(locks []Lock) []Lock {
 		return cmp.Or(by, cmp.Compare(a.Name, b.Name), cmp.Compare(a.tagged, b.tagged))
 	})
 	return kept
+}
+
+func (o order) searched(l *Lock) string {
+	if o.tokens {
+		return l.Token
+	}
+	return l.Owner
 }
 
 // line puts cells side by side, one space between them.
