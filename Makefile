@@ -7,7 +7,7 @@ need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo top check test lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci
+.PHONY: help demo top check test lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci clients-matrix clients-matrix-python clients-matrix-node
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -25,7 +25,7 @@ check: ## build, vet and the fast tests, for the inner loop
 	@internal/tools/check
 
 test: clients/node/dist/index.js ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
-	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis node bats ps valgrind
+	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis python3-pytest python3-pytest-asyncio python3-setuptools python3-wheel openssl node bats ps valgrind
 	@internal/tools/test $(ARGS)
 
 clients/node/node_modules: clients/node/package-lock.json
@@ -41,7 +41,22 @@ lint: golangci clients/node/node_modules ## gofmt, go vet, golangci-lint, luache
 	for module in . bench chaos examples/top examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
 	luacheck lua
 	cd clients/node && npm run --silent lint
+	shellcheck clients/node/matrix clients/node/release
 	shellcheck clients/shell/* lua/model/run bench/longest
+	@$(need) python3-venv
+	shellcheck clients/python/lint clients/python/matrix clients/python/release clients/python/venv
+	clients/python/lint
+
+# The packages of other languages with the oldest, a middle and the newest of their client libraries.
+clients-matrix: clients-matrix-python clients-matrix-node
+
+clients-matrix-python:
+	@$(need) python3-venv redis-server openssl
+	clients/python/matrix
+
+clients-matrix-node: clients/node/dist/index.js
+	@$(need) redis-server redis-cli
+	clients/node/matrix
 
 model: ## spin checks the model of the protocol, and that broken ones are caught (ARGS=last-first: how that one breaks)
 	@$(need) spin gcc

@@ -54,7 +54,7 @@ class Script:
     async def _ask(self, function, *args):
         loop = asyncio.get_running_loop()
         sent, answer = loop.time() * 1000, loop.create_future()
-        self.note({"call": function, "args": ["TOKEN", *args]})
+        self.note({"call": function, "args": ["TOKEN", *[a for a in args if a is not None]]})
         call = (function, answer)
         self.pending.append(call)
         try:
@@ -76,7 +76,7 @@ class Script:
 
     async def acquire(self, r, prefix, wait, *, load=True, sending=None):
         lease = 0 if r.first_lease == protocol.NEVER else r.first_lease
-        reply, sent = await self._ask("acquire", lease, wait)
+        reply, sent = await self._ask("acquire", lease, wait, r.holders)
         return protocol.parse_acquired(reply, r.first_lease), sent, b"signals"
 
     async def extend(self, keys, token, length, *, patience):
@@ -133,7 +133,8 @@ class Play:
             protocol.keys_of("lock", "orders"), b"TOKEN", own_token=request.get("own_token", False),
             lease=request["lease"] or protocol.NEVER, place=request["wait_ttl"], renew=not request.get("no_renewal"),
             limit=request.get("limit", protocol.NEVER), max_hold=request.get("max_hold", protocol.NEVER),
-            min_hold=request.get("min_hold", 0), holders=request.get("holders"))
+            min_hold=request.get("min_hold", 0),
+            holders=None if request.get("holders") == 1 else request.get("holders"))
 
         async def noted(name, call):
             try:
@@ -221,9 +222,8 @@ def test_vector(vector):
             assert [a for a in now if name in a] == [] or any(name in a for a in step["then"]), (step, now)
         until = step["until"]
         # A caller may be told at another time that its wait has failed.
-        counts = [at for at, action in later if "failed" not in action or (until and later[0][0] <= max(
-            until if isinstance(until, list) else [until]))]
-        first = counts[0] if counts else None
+        latest = until[1] if isinstance(until, list) else until
+        first = next((at for at, action in later if "failed" not in action or (latest and at <= latest)), None)
         if until is None:
             assert first is None, (step, later[:1])
         elif isinstance(until, list):

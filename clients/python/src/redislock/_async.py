@@ -110,10 +110,6 @@ class AsyncLock(_Base):
         """
         await _answer(self._release())
 
-    def _release(self) -> concurrent.futures.Future[None]:
-        hold = self._to_release()
-        return hold.engine.run(hold.release())
-
     async def extend(self, lease: Seconds | None = None) -> None:
         """The lease now ends that long from now. See Lock.extend."""
         await _answer(self._engine.run(self._extend(lease)))

@@ -217,7 +217,7 @@ class Engine:
             return
         if hold.stage == "held":
             try:
-                await hold.release()
+                await hold.release(keep=False)
             except LockError as e:
                 log.info("lock %r: not given back, so it lapses: %s", hold.keys.name, e)
 
@@ -414,10 +414,10 @@ class Engine:
             retry = Backoff()
             while self.now < leaver.until:
                 try:
-                    await self._leave_once(leaver)
+                    await asyncio.wait_for(self._leave_once(leaver), GIVE_UP / 1000)
                     return
-                except Fault as f:
-                    if not f.passes:
+                except Exception as e:
+                    if not _fault(e).passes:
                         return
                     await asyncio.sleep(retry.next() / 1000)
         finally:
@@ -600,13 +600,16 @@ class Hold:
             return LockLost(f"lock {self.keys.name!r}: {self.cause}")
         return NotHeld(f"lock {self.keys.name!r} is not held any more")
 
-    async def release(self) -> None:
-        """NotHeld: it had been lost before. Unavailable: it is left to its lease, or release it again."""
+    async def release(self, *, keep: bool = True) -> None:
+        """NotHeld: it had been lost before. Unavailable: it is left to its lease, or release it again.
+
+        keep=False: nobody has worked under this lock, so the minimum hold does not count.
+        """
         if self.stage == "released":
             raise NotHeld(f"lock {self.keys.name!r} was released before")
         first = self._leave("releasing")
         try:
-            held = await self._released()
+            held = await self._released(keep)
         except Fault as f:
             if first:
                 self._left(self.engine.now)
@@ -617,19 +620,17 @@ class Hold:
         if not held:
             raise LockLost(f"lock {self.keys.name!r}: {self.cause or 'it had been lost before it was released'}")
 
-    async def _released(self) -> bool:
+    async def _released(self, keep: bool) -> bool:
         retry, end = Backoff(), self.engine.now + GIVE_UP
         while True:
             now = self.engine.now
             in_time = now < self.lease.term.deadline
-            least = self.lease.least(now)
+            least = self.lease.least(now) if keep else 0
             patience = min(PATIENCE, max(0.001, (end - now) / 1000))
             try:
-                if least > 0:  # the minimum hold: it ends by itself then, and nobody gets it before
-                    reply = (await self.engine.server.extend(self.keys, self.token, least, patience=patience))[0]
-                else:
-                    reply = await asyncio.wait_for(
-                        self.engine.server.release(self.keys, self.token, patience=patience), (end - now) / 1000) == 1
+                # The minimum hold: it ends by itself then, and nobody gets it before.
+                call = self._leave_it(least, patience) if least > 0 else self._give_it_back(patience)
+                reply = await asyncio.wait_for(call, (end - now) / 1000)
             except Exception as e:
                 fault = _fault(e)
                 # It may have been carried out, and only its reply be lost.
@@ -640,6 +641,12 @@ class Hold:
                 await asyncio.sleep(pause / 1000)
             else:
                 return reply or self._reply_lost
+
+    async def _leave_it(self, least: float, patience: float) -> bool:
+        return (await self.engine.server.extend(self.keys, self.token, least, patience=patience))[0]
+
+    async def _give_it_back(self, patience: float) -> bool:
+        return await self.engine.server.release(self.keys, self.token, patience=patience) == 1
 
 
 def _fault(e: BaseException) -> Fault:

@@ -222,6 +222,10 @@ class _Base:
             raise NotHeld(f"lock {self.name!r}: it is the parent process that holds it")
         return self._hold
 
+    def _release(self, *, keep: bool = True) -> concurrent.futures.Future[None]:
+        hold = self._to_release()
+        return hold.engine.run(hold.release(keep=keep))
+
     def _verdict(self) -> LockLost | None:
         """The error of a lock that was lost under its holder."""
         hold = self._mine
@@ -328,8 +332,7 @@ class Lock(_Base):
         NotHeld: the lock had been lost before. Unavailable: Redis did not answer for 5 seconds; the
         lock ends by itself with its lease, and release() can be called again.
         """
-        hold = self._to_release()
-        hold.engine.run(hold.release()).result()
+        self._release().result()
 
     def extend(self, lease: Seconds | None = None) -> None:
         """The lease now ends that long from now (default: as in the constructor). Renewal goes on with it.

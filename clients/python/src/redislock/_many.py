@@ -106,7 +106,7 @@ class Locks(_Many[Lock]):
         finally:
             for lock in reversed(taken):
                 try:
-                    lock.release()
+                    lock._release(keep=False).result()
                 except LockError:
                     pass  # it ends by itself
 
@@ -160,21 +160,21 @@ class AsyncLocks(_Many[AsyncLock]):
             taken.clear()
             return True
         finally:
-            await self._release(taken)  # what fails ends by itself
+            await self._release(taken, keep=False)  # what fails ends by itself
 
     async def release(self) -> None:
         """Releases all, in reverse, and raises the first error."""
-        errors = await self._release(self.locks)
+        errors = await self._release(self.locks, keep=True)
         if errors:
             raise errors[0]
 
-    async def _release(self, locks: list[AsyncLock]) -> list[LockError]:
+    async def _release(self, locks: list[AsyncLock], *, keep: bool) -> list[LockError]:
         # All are begun at once: a cancel ends this wait, but no release.
         errors: list[LockError] = []
         begun = []
         for lock in reversed(locks):
             try:
-                begun.append(lock._release())
+                begun.append(lock._release(keep=keep))
             except LockError as e:
                 errors.append(e)
         for release in begun:

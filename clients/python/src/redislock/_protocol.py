@@ -264,7 +264,8 @@ class Lease:
             return now + min(CLAIM_AFTER, (self.term.deadline - now) / 4)
         if not self.renew or self.term.length == NEVER or self.is_last:
             return None
-        return self.term.start + self.term.length / 3
+        # A minimum hold may make the term longer. It is renewed as often as without.
+        return self.term.start + min(self.term.length, self.length) / 3
 
     @property
     def is_last(self) -> bool:
@@ -429,6 +430,7 @@ class Wait:
         grant = self._handed_over(now, signal)
         if (
             signal.fence == 0 or self.clock.now == 0 or self.request.own_token
+            or self.request.min_hold > 0  # the server has to know of it before the work begins
             or grant.term.start > now  # yet to come: the server's clock has jumped
             or granted < self.clock.now  # the server has said since that we wait: it was taken back
             or granted <= self.line.clock.high  # perhaps, as the clock was put back

@@ -174,8 +174,9 @@ class Node:
 
 async def first(calls: list[Awaitable[Any]]) -> Any:
     """The first result. If there is none, the last error. The others are ended."""
-    tasks = {asyncio.ensure_future(call) for call in calls}
-    pending = set(tasks)
+    pending = {asyncio.ensure_future(call) for call in calls}
+    for task in pending:
+        task.add_done_callback(_retrieve)
     trouble: BaseException = unanswered("no server is known", sent=False)
     try:
         while pending:
@@ -188,6 +189,12 @@ async def first(calls: list[Awaitable[Any]]) -> Any:
     finally:
         for task in pending:
             task.cancel()
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Nobody has to look at its exception."""
+    if not task.cancelled():
+        task.exception()
 
 
 def key_slot(key: bytes) -> int:
@@ -206,7 +213,7 @@ class Server:
         self._nodes: dict[Address | None, Node] = {}
         self._slots: dict[int, Address] = {}
         self._refreshing: asyncio.Task[None] | None = None
-        self._refreshed = False
+        self._tasks: set[asyncio.Task[None]] = set()
 
     # Nodes
 
@@ -246,8 +253,7 @@ class Server:
 
     def _refresh_done(self, task: asyncio.Task[None]) -> None:
         self._refreshing = None
-        if not task.cancelled():
-            task.exception()
+        _retrieve(task)
 
     async def _refresh(self) -> None:
         async def one(node: Node) -> dict[int, Address]:
@@ -328,7 +334,9 @@ class Server:
 
     def _soon(self, call: Any) -> None:
         task = asyncio.ensure_future(call)
-        task.add_done_callback(lambda t: t.cancelled() or t.exception())
+        self._tasks.add(task)  # a loop keeps only weak references
+        task.add_done_callback(_retrieve)
+        task.add_done_callback(self._tasks.discard)
 
     def signal_list(self, prefix: str, keys: Keys) -> bytes:
         head = prefix.encode() + b"-signal:"
