@@ -9,10 +9,9 @@ FUZZ_TIME ?= 5m
 
 need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
-vale = $(shell go env GOPATH)/bin/vale
 
 .DEFAULT_GOAL := help
-.PHONY: help demo picture cli top check test matrix lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci vale prose
+.PHONY: help demo picture cli top check test matrix lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci clients-matrix clients-matrix-python clients-matrix-node vale prose
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -40,7 +39,7 @@ check: ## build, vet and the fast tests, for the inner loop
 	@internal/tools/check
 
 test: clients/node/dist/index.js ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
-	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis python3-pytest python3-pytest-asyncio openssl node bats ps valgrind
+	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis python3-pytest python3-pytest-asyncio python3-setuptools python3-wheel openssl node bats ps valgrind
 	@internal/tools/test $(ARGS)
 
 clients/node/node_modules: clients/node/package-lock.json
@@ -55,13 +54,28 @@ lint: golangci prose clients/node/node_modules ## gofmt, go vet, golangci-lint, 
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
 	for module in . bench chaos cmd/redislock examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
 	luacheck lua
-	cd clients/node && npm run --silent lint
 	go run github.com/rhysd/actionlint/cmd/actionlint@v$(ACTIONLINT)
 	shellcheck internal/tools/matrix internal/tools/servers clients/shell/* lua/model/run bench/longest
+	cd clients/node && npm run --silent lint
+	shellcheck clients/node/matrix clients/node/release
+	@$(need) python3-venv
+	shellcheck clients/python/lint clients/python/matrix clients/python/release clients/python/venv
+	clients/python/lint
 
 matrix: ## the rules, the binding, failover, cluster and privileges on Redis 7.0, 8.2 and Valkey 9.0, 9.1, from PyPI (REDIS_SERVER: on that one)
 	@$(need) go gcc redis-server redis-cli faketime
 	@internal/tools/matrix $(ARGS)
+
+# The packages of other languages with the oldest, a middle and the newest of their client libraries.
+clients-matrix: clients-matrix-python clients-matrix-node
+
+clients-matrix-python:
+	@$(need) python3-venv redis-server openssl
+	clients/python/matrix
+
+clients-matrix-node: clients/node/dist/index.js
+	@$(need) redis-server redis-cli
+	clients/node/matrix
 
 model: ## spin checks the model of the protocol, and that broken ones are caught (ARGS=last-first: how that one breaks)
 	@$(need) spin gcc
@@ -105,12 +119,24 @@ golangci:
 	@$(golangci) version 2>/dev/null | grep -qw 'version v\?$(GOLANGCI)' || \
 		GOBIN=$(dir $(golangci)) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(GOLANGCI)
 
+# The documents.
+FREEZE := 0.2.2
+VALE := 3.21.0
+vale = $(shell go env GOPATH)/bin/vale
+.PHONY: picture prose vale
+
+picture: # docs/demo.svg, the first three scenes of a real run of the demo
+	@$(need) go redis-server
+	go run github.com/charmbracelet/freeze@v$(FREEZE) --execute 'go run ./examples/demo' --execute.timeout 3m \
+		--lines 4,32 --font.family 'ui-monospace, Menlo, Consolas, monospace' --output docs/demo.svg
+
+lint: prose
+prose: vale # the English of the documents, their columns and their links
+	@$(vale) --no-global --output line $$(git ls-files '*.md' ':!bench/results')
+	@go run ./internal/tools/documents
+
 # Vale has its grammars in C: to build it takes minutes, once.
 vale:
 	@$(need) go gcc
 	@go version -m $(vale) 2>/dev/null | grep -qw v$(VALE) || \
 		GOBIN=$(dir $(vale)) go install github.com/vale-cli/vale/v3/cmd/vale@v$(VALE)
-
-prose: vale # the English of the documents, their columns and their links
-	@$(vale) --no-global --output line $$(git ls-files '*.md' ':!bench/results')
-	@go run ./internal/tools/documents

@@ -23,7 +23,7 @@ var _ = OnEachTopology("AcquireAll", func() {
 	})
 
 	It("takes locks of several slots, each once, and gives them back", func(ctx SpecContext) {
-		locks, err := locker.AcquireAll(ctx, []string{c, a, "{" + a + "}", b})
+		locks, err := locker.AcquireAll(ctx, []string{c, a, "{" + a + "}", b}, redislock.WithWait(Soon))
 		Expect(err).NotTo(HaveOccurred())
 		Expect(locks[1]).To(BeIdenticalTo(locks[2]))
 		for i, name := range []string{c, a, a, b} {
@@ -34,7 +34,7 @@ var _ = OnEachTopology("AcquireAll", func() {
 		for _, i := range []int{0, 1, 3} {
 			Expect(locks[i].Release(ctx)).To(Succeed())
 		}
-		Expect(locker.DoAll(ctx, []string{a, b, c}, func(context.Context, []*redislock.Lock) error { return nil })).To(Succeed())
+		Expect(locker.DoAll(ctx, []string{a, b, c}, func(context.Context, []*redislock.Lock) error { return nil }, redislock.WithWait(Soon))).To(Succeed())
 	})
 
 	It("holds none when one cannot be had", func(ctx SpecContext) {
@@ -68,7 +68,7 @@ var _ = OnEachTopology("AcquireAll", func() {
 							}
 							rounds.Add(1)
 							return nil
-						})
+						}, redislock.WithWait(Soon))
 					}
 				}
 				done <- err

@@ -3,8 +3,10 @@
 import { copyFileSync, existsSync, readFileSync, writeFileSync } from 'node:fs'
 
 const here = (path) => new URL(path, import.meta.url)
-if (existsSync(here('../../lua/lock.lua')))
+if (existsSync(here('../../lua/lock.lua'))) {
   copyFileSync(here('../../lua/lock.lua'), here('lock.lua'))
+  copyFileSync(here('../../LICENSE'), here('LICENSE'))
+}
 const text = readFileSync(here('lock.lua'), 'utf8')
 const version = /^local VERSION = '(.+)'$/m.exec(text)[1]
 writeFileSync(

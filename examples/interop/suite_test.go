@@ -64,7 +64,7 @@ var root = sync.OnceValue(func() string {
 // python is one that has redis-py and pytest: Debian's packages are for its own python3 alone.
 var python = sync.OnceValue(func() string {
 	for _, name := range []string{"python3", "/usr/bin/python3"} {
-		if exec.Command(name, "-c", "import redis, pytest, pytest_asyncio").Run() == nil {
+		if exec.Command(name, "-c", "import redis, pytest, pytest_asyncio, setuptools, wheel").Run() == nil {
 			return name
 		}
 	}

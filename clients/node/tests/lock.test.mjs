@@ -243,6 +243,74 @@ for (const [kind, connect] of Object.entries(kinds)) {
       assert.equal(await pttl(name), -2)
     })
 
+    test('held together: so many at most, in one queue with those who want it alone', async () => {
+      const name = newName()
+      const two = { holders: 2 }
+      const [a, b] = [await locker.acquire(name, two), await locker.acquire(name, two)]
+      assert.equal(a.fence, b.fence)
+      assert.equal(await locker.tryAcquire(name, two), null)
+      const third = await locker.tryAcquire(name, { shared: true }) // its own limit counts
+      assert.equal(third.fence, a.fence)
+      await third.release()
+      const state = await locker.inspect(name)
+      assert.equal(state.held, 2)
+      assert.deepEqual(state.holders.map(({ token }) => token).sort(), [a.token, b.token].sort())
+      const order = []
+      const wait = async (who, options) => {
+        const { result } = await queued(name, options)
+        return result.then(async (lock) => {
+          order.push(who)
+          await lock.release()
+          return lock
+        })
+      }
+      const alone = wait('alone', {})
+      await eventually(async () => (await waiting(name)) === 1)
+      const readers = [wait('reader', { shared: true })]
+      await eventually(async () => (await waiting(name)) === 2)
+      assert.equal((await locker.inspect(name)).waiters[1].holders, Infinity)
+      assert.equal(await locker.tryAcquire(name, { shared: true }), null) // nobody overtakes
+      await a.release()
+      assert.deepEqual(order, [])
+      await b.release()
+      assert((await alone).fence > a.fence)
+      assert((await readers[0]).fence > (await alone).fence)
+      assert.deepEqual(order, ['alone', 'reader'])
+      const shares = await Promise.all([1, 2, 3].map(() => locker.acquire(name, { shared: true })))
+      assert.equal(await locker.reset(name), true)
+      for (const share of shares) await assert.rejects(share.release(), NotHeldError)
+    })
+
+    test('readers who wait behind a writer are let in together, and each confirms its own lease', async () => {
+      const name = newName()
+      const writer = await locker.acquire(name)
+      const readers = []
+      for (let i = 0; i < 3; i++) readers.push(await queued(name, { shared: true, lease: 30_000 }))
+      await writer.release()
+      const locks = await Promise.all(readers.map(({ result }) => result))
+      assert.equal(new Set(locks.map(({ fence }) => fence)).size, 1)
+      await eventually(async () => {
+        const { holders } = await locker.inspect(name)
+        return holders.length === 3 && holders.every(({ ttl }) => ttl > 2000)
+      })
+      for (const lock of locks) await lock.release()
+      assert.equal((await locker.inspect(name)).held, 0)
+    })
+
+    test('a queue that is full is an error', async () => {
+      const name = newName()
+      await locker
+        .withLock(name, async () => {
+          const { result } = await queued(name, { queueLimit: 1, wait: 60_000 })
+          const full = { code: 'LOCK_QUEUE_FULL', name: 'QueueFullError' }
+          await assert.rejects(locker.acquire(name, { queueLimit: 1 }), full)
+          assert.equal(await waiting(name), 1)
+          await locker.reset(name)
+          await (await result).release()
+        })
+        .catch((error) => assert(error instanceof LostError))
+    })
+
     test('without expiry', async () => {
       const name = newName()
       const lock = await locker.acquire(name, { lease: Infinity })

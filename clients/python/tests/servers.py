@@ -16,8 +16,8 @@ import redis
 SOON = 60  # seconds; generous, nothing is proved by being fast
 
 
-def eventually(condition, what="it did not come true"):
-    end = time.monotonic() + SOON
+def eventually(condition, what="it did not come true", within=SOON):
+    end = time.monotonic() + within
     while not (result := condition()):
         if time.monotonic() > end:
             raise AssertionError(what)

@@ -21,10 +21,13 @@ else:
 lock = Lock(client, env["NAME"], lease=int(env["LEASE"]))
 if not lock.acquire(timeout=120):
     sys.exit("not acquired")
+# By itself, RedisCluster would first ask any node, and that may be the dead one, which of the arguments are keys.
+node = {"target_nodes": client.get_node_from_key(env["REGISTER"])} if "CLUSTER" in env else {}
 print("held", lock.fence, flush=True)
 for line in sys.stdin:
     if line == "write\n":
-        print("wrote", client.fcall("register_write", 1, env["REGISTER"], lock.fence, env["WHO"]), flush=True)
+        took = client.execute_command("FCALL", "register_write", 1, env["REGISTER"], lock.fence, env["WHO"], **node)
+        print("wrote", took, flush=True)
 try:
     lock.release()
     print("released")
