@@ -22,7 +22,7 @@ type signature struct {
 }
 
 var signatures = []signature{
-	{"lock_acquire", []string{"lock", "queue", "state", "signal"}, []string{"TOKEN", "LEASE_MS", "WAIT_MS"}, nil},
+	{"lock_acquire", []string{"lock", "queue", "state", "signal"}, []string{"TOKEN", "LEASE_MS", "WAIT_MS", "[HOLDERS]"}, nil},
 	{"lock_release", []string{"lock", "queue", "state"}, []string{"TOKEN"}, []string{"allow-oom"}},
 	{"lock_extend", []string{"lock", "queue", "state"}, []string{"TOKEN", "LEASE_MS"}, []string{"allow-oom"}},
 	{"lock_reset", []string{"lock", "queue", "state"}, nil, []string{"allow-oom"}},
@@ -33,7 +33,7 @@ var signatures = []signature{
 // textOf says which text of lua/lock.lua has which version.
 const (
 	textOf  = "1.0.0"
-	textSum = "427dce9967449dcb94611b612a5b7fdd7fe9e7fae8d976b653366784bce86400"
+	textSum = "e3dd764bd64574ff57ddd9749dd178574eb233648e39a657a77a4466dc603876"
 )
 
 // libraryAt is a lock of this spec's own, at a server that has the library.
