@@ -20,7 +20,8 @@ cli: ## bin/redislock, the command line in one static file: docs/cli.md
 	@$(need) go
 	cd cmd/redislock && CGO_ENABLED=0 go build -trimpath -o ../../bin/redislock .
 
-top: export REDIS_URL := $(REDIS_URL) # and not in the command, where ps shows it
+# Not in the command, where ps would show it.
+top: export REDIS_URL := $(REDIS_URL)
 top: ## all locks of the server or cluster at REDIS_URL, live (ARGS="--json": see docs/cli.md)
 	@$(need) go
 	@cd cmd/redislock && go run . top $(ARGS)
@@ -30,7 +31,7 @@ check: ## build, vet and the fast tests, for the inner loop
 	@internal/tools/check
 
 test: examples/node/node_modules ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
-	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis node bats ps valgrind
+	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis node bats ps valgrind promtool
 	@internal/tools/test $(ARGS)
 
 examples/node/node_modules: examples/node/package-lock.json

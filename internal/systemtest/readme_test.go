@@ -53,14 +53,14 @@ var _ = Describe("README.md", func() {
 	It("has only targets of make that there are, as the other documents", func(ctx SpecContext) {
 		called := regexp.MustCompile("(?m)(?:^|`)(?:[A-Z_]+=\\S+ )*make ([a-z-]+)")
 		targets := []string{}
-		for _, file := range []string{"README.md", "CONTRIBUTING.md", "SECURITY.md", "lua/README.md", "lua/OPERATIONS.md", "bench/README.md", "examples/top/README.md"} {
+		for _, file := range []string{"README.md", "CONTRIBUTING.md", "SECURITY.md", "lua/README.md", "lua/OPERATIONS.md", "bench/README.md", "docs/cli.md"} {
 			text, err := os.ReadFile(top + file)
 			Expect(err).NotTo(HaveOccurred())
 			for _, found := range called.FindAllStringSubmatch(string(text), -1) {
 				targets = append(targets, found[1])
 			}
 		}
-		Expect(targets).To(ContainElements("demo", "top", "check", "test", "load", "chaos", "bench"))
+		Expect(targets).To(ContainElements("demo", "cli", "top", "check", "test", "load", "chaos", "bench"))
 		slices.Sort(targets)
 		targets = slices.Compact(targets)
 		output, err := exec.CommandContext(ctx, "make", append([]string{"-n", "-C", top}, targets...)...).CombinedOutput()
