@@ -51,7 +51,7 @@ var _ = Describe("a waiter", func() {
 			Expect(err).NotTo(HaveOccurred())
 			w := begun(ctx)
 			Expect(first.Release(ctx)).To(Succeed())
-			Eventually(ctx, w.ended).Should(BeClosed())
+			Eventually(w.ended).Should(BeClosed())
 			lock, err := w.result()
 			Expect(err).NotTo(HaveOccurred())
 			if detach {
