@@ -115,14 +115,14 @@ var _ = Describe("a waiter", func() {
 			told.Fence = 0
 			l.hub.mu.Lock()
 			w.tell(told)
-			Expect(w.over).To(BeFalse())
 			l.hub.mu.Unlock()
+			Expect(w.ended).NotTo(BeClosed())
 			Eventually(func() int {
 				l.hub.mu.Lock()
 				defer l.hub.mu.Unlock()
-				Expect(w.over).To(BeFalse())
 				return w.asked
 			}).Should(BeNumerically(">", asked))
+			Expect(w.ended).NotTo(BeClosed())
 			l.hub.mu.Lock()
 			w.undo(ErrClosed)
 			l.hub.mu.Unlock()
