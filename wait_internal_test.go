@@ -106,7 +106,8 @@ var _ = Describe("a waiter", func() {
 		answered := func(now int64) {
 			l.hub.mu.Lock()
 			defer l.hub.mu.Unlock()
-			w.told, w.sent = &told, time.Now()
+			// Sent when the server's clock showed that, however long this took: else it seems to have been put back.
+			w.told, w.sent = &told, w.clock.at.Add(time.Duration(now-w.clock.now)*time.Millisecond)
 			w.answered(wire.Acquired{Position: 1, CheckIn: time.Minute, Now: now, Sent: w.sent, List: w.heard}, nil)
 		}
 
