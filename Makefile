@@ -22,7 +22,8 @@ cli: ## bin/redislock, the command line in one static file: docs/cli.md
 	@$(need) go
 	cd cmd/redislock && CGO_ENABLED=0 go build -trimpath -o ../../bin/redislock .
 
-top: export REDIS_URL := $(REDIS_URL) # and not in the command, where ps shows it
+# Not in the command, where ps would show it.
+top: export REDIS_URL := $(REDIS_URL)
 top: ## all locks of the server or cluster at REDIS_URL, live (ARGS="--json": see docs/cli.md)
 	@$(need) go
 	@cd cmd/redislock && go run . top $(ARGS)
@@ -32,7 +33,7 @@ check: ## build, vet and the fast tests, for the inner loop
 	@internal/tools/check
 
 test: clients/node/dist/index.js ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
-	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis python3-pytest python3-pytest-asyncio python3-setuptools python3-wheel openssl node bats ps valgrind
+	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis python3-pytest python3-pytest-asyncio python3-setuptools python3-wheel openssl node bats ps valgrind promtool
 	@internal/tools/test $(ARGS)
 
 clients/node/node_modules: clients/node/package-lock.json

@@ -96,7 +96,7 @@ func (f *front) start() error {
 
 func (f *front) signalled(s syscall.Signal) {
 	if s == syscall.SIGTSTP && f.group == 0 {
-		f.suspend()
+		stopGroup()
 		return
 	}
 	f.keeper.send(message{Kind: msgSignal, N: int(s)})
@@ -154,7 +154,8 @@ func (f *front) bereaved() int {
 
 // Job control: the group of the command has the terminal while ours would, and stops and goes on with us.
 
-// stopped is for the command's group.
+// stopped is for the command's group. A group of ours that no shell watches is not stopped, so the command
+// goes on at once.
 func (f *front) stopped(by syscall.Signal) {
 	switch {
 	case f.tty == nil || by == syscall.SIGSTOP: // whoever did that has it go on
@@ -163,21 +164,12 @@ func (f *front) stopped(by syscall.Signal) {
 		f.keeper.send(message{Kind: msgContinue})
 	default:
 		f.takeTerminal()
-		f.suspend()
+		stopGroup()
 		if foregroundOf(f.tty) == syscall.Getpgrp() {
 			f.giveTerminal()
 		}
 		f.keeper.send(message{Kind: msgContinue})
 	}
-}
-
-// suspend stops our group, as the terminal would have, and returns when it goes on. A group that no shell
-// watches is not stopped; then it returns at once.
-func (f *front) suspend() {
-	signal.Reset(syscall.SIGTSTP)
-	_ = syscall.Kill(0, syscall.SIGTSTP)
-	time.Sleep(100 * time.Millisecond) // in which the stop comes
-	notify(f.signals, syscall.SIGTSTP)
 }
 
 func openTerminal() *os.File {

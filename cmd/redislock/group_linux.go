@@ -6,9 +6,26 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
+
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
+
+// stopGroup sends TSTP to our group, which the kernel heeds if a shell could have it go on. Go has no way
+// back to the default action once the signal was asked for, so that is done here.
+func stopGroup() {
+	var byDefault, before [4]uint64 // at least as large as the kernel's sigaction
+	change := func(to, old *[4]uint64) {
+		_, _, _ = syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, uintptr(syscall.SIGTSTP),
+			uintptr(unsafe.Pointer(to)), uintptr(unsafe.Pointer(old)), 8, 0, 0)
+	}
+	change(&byDefault, &before)
+	_ = syscall.Kill(0, syscall.SIGTSTP)
+	time.Sleep(stopWithin) // another thread may be the one that takes it
+	change(&before, nil)
+}
 
 // adopt has orphans among our descendants become our children. So nobody leaves the family.
 func adopt() { _ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }

@@ -18,6 +18,9 @@ var fromTerminal = []syscall.Signal{syscall.SIGTSTP, syscall.SIGTTIN, syscall.SI
 // pollEvery is how often we look for processes whose end nobody tells us.
 const pollEvery = 20 * time.Millisecond
 
+// stopWithin is how long a stop may take to come.
+const stopWithin = 100 * time.Millisecond
+
 // notify is signal.Notify, but for signals that were ignored when this process started (by nohup, say):
 // the command inherits that.
 func notify(c chan<- os.Signal, signals ...syscall.Signal) {
