@@ -7,7 +7,7 @@ need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo top check test lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci clients-matrix clients-matrix-python
+.PHONY: help demo top check test lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci clients-matrix clients-matrix-python clients-matrix-node
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -24,30 +24,39 @@ check: ## build, vet and the fast tests, for the inner loop
 	@$(need) go redis-server redis-cli faketime
 	@internal/tools/check
 
-test: examples/node/node_modules ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
+test: clients/node/dist/index.js ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
 	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis python3-pytest python3-pytest-asyncio python3-setuptools python3-wheel openssl node bats ps valgrind
 	@internal/tools/test $(ARGS)
 
-examples/node/node_modules: examples/node/package-lock.json
+clients/node/node_modules: clients/node/package-lock.json
 	@$(need) node npm
-	cd examples/node && npm ci --no-audit --no-fund --loglevel=error && touch node_modules
+	cd clients/node && npm ci --no-audit --no-fund --loglevel=error && touch node_modules
 
-lint: golangci ## gofmt, go vet, golangci-lint, luacheck, shellcheck
+clients/node/dist/index.js: clients/node/node_modules $(wildcard clients/node/src/*) lua/lock.lua
+	cd clients/node && npm run --silent build && touch dist/index.js
+
+lint: golangci clients/node/node_modules ## gofmt, go vet, golangci-lint, luacheck, shellcheck
 	@$(need) luacheck shellcheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
 	for module in . bench chaos examples/top examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
 	luacheck lua
+	cd clients/node && npm run --silent lint
+	shellcheck clients/node/matrix clients/node/release
 	shellcheck clients/shell/* lua/model/run bench/longest
 	@$(need) python3-venv
 	shellcheck clients/python/lint clients/python/matrix clients/python/release clients/python/venv
 	clients/python/lint
 
 # The packages of other languages with the oldest, a middle and the newest of their client libraries.
-clients-matrix: clients-matrix-python
+clients-matrix: clients-matrix-python clients-matrix-node
 
 clients-matrix-python:
 	@$(need) python3-venv redis-server openssl
 	clients/python/matrix
+
+clients-matrix-node: clients/node/dist/index.js
+	@$(need) redis-server redis-cli
+	clients/node/matrix
 
 model: ## spin checks the model of the protocol, and that broken ones are caught (ARGS=last-first: how that one breaks)
 	@$(need) spin gcc

@@ -29,7 +29,7 @@ var _ = Describe("The examples' own tests, each with its language's runner:", fu
 			[]string{"python3", "-B", "-m", "pytest", "-q", "tests/test_limits.py", "tests/test_many.py"}, `\d passed in`),
 		Entry("Python: the rest", SpecTimeout(5*time.Minute), "clients/python",
 			[]string{"python3", "-B", "-m", "pytest", "-q", "--ignore=tests/test_limits.py", "--ignore=tests/test_many.py"}, `\d passed in`),
-		Entry("Node.js", SpecTimeout(3*time.Minute), "examples/node", []string{"node", "--test"}, `# pass [1-9]\d*\n# fail 0\n`),
+		Entry("Node.js", SpecTimeout(10*time.Minute), "clients/node", []string{"node", "--test", "--test-concurrency=4"}, `# pass [1-9]\d*\n# fail 0\n`),
 		Entry("shell", SpecTimeout(3*time.Minute), "clients/shell", []string{"bats", "--tap", "redislock.bats"}, `\nok [1-9]\d* `),
 	)
 })

@@ -26,7 +26,7 @@ var runners = map[string]struct {
 }{
 	"sh":     {".", []string{"sh", "-e"}},
 	"python": {"clients/python", []string{"python3", "-B", "-"}},
-	"js":     {"examples/node", []string{"node", "--input-type=module", "-"}},
+	"js":     {"clients/node", []string{"node", "--input-type=module", "-"}},
 }
 
 var (

@@ -131,7 +131,7 @@ func node(client string, resp int) func() (string, []string, []string) {
 		source, err := os.ReadFile("testdata/worker.mjs")
 		Expect(err).NotTo(HaveOccurred())
 		// As text, so that its imports are those of this folder.
-		return "examples/node", []string{"CLIENT=" + client, "RESP=" + strconv.Itoa(resp)},
+		return "clients/node", []string{"CLIENT=" + client, "RESP=" + strconv.Itoa(resp)},
 			[]string{"node", "--input-type=module", "--eval", string(source)}
 	}
 }
