@@ -25,7 +25,7 @@ check: ## build, vet and the fast tests, for the inner loop
 	@internal/tools/check
 
 test: examples/node/node_modules ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
-	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis node bats ps valgrind
+	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis node bats busybox ps valgrind
 	@internal/tools/test $(ARGS)
 
 examples/node/node_modules: examples/node/package-lock.json
