@@ -33,7 +33,7 @@ check: ## build, vet and the fast tests, for the inner loop
 	@internal/tools/check
 
 test: clients/node/dist/index.js ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
-	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis python3-pytest python3-pytest-asyncio python3-setuptools python3-wheel openssl node bats ps valgrind promtool
+	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis python3-pytest python3-pytest-asyncio python3-setuptools python3-wheel openssl node bats busybox ps valgrind promtool
 	@internal/tools/test $(ARGS)
 
 clients/node/node_modules: clients/node/package-lock.json
