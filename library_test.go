@@ -34,7 +34,7 @@ var signatures = []signature{
 // textOf says which text of lua/lock.lua has which version.
 const (
 	textOf  = "1.0.0"
-	textSum = "6b7ce43b0bc16e1d5e1ea98306f8b62ee050b59f12b5994fc5c259251d7cb027"
+	textSum = "052aec060550c0f394f9eed80ddfb0434b06cb63e5793716160cdd1786edf104"
 )
 
 // libraryAt is a lock of this spec's own, at a server that has the library.

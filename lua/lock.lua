@@ -387,6 +387,7 @@ local function keep_state(c, span)
     and call('PTTL', c.state) == -1 then
     span = math.max(span, call('PTTL', c.queue))
     call('PEXPIRE', c.state, decimal(span + MEMORY_MS))
+    c.new = false
   end
 end
 
