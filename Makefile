@@ -2,8 +2,6 @@
 # REDIS_SERVER and REDIS_CLI: the binaries to use, where others than redis-server and redis-cli.
 GOLANGCI := 2.15.0
 ACTIONLINT := 1.7.7
-FREEZE := 0.2.2
-VALE := 3.21.0
 REDIS_URL ?= redis://127.0.0.1:6379
 FUZZ_TIME ?= 5m
 
@@ -11,7 +9,7 @@ need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo picture cli top check test matrix lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci clients-matrix clients-matrix-python clients-matrix-node vale prose
+.PHONY: help demo cli top check test matrix lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci clients-matrix clients-matrix-python clients-matrix-node
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -19,11 +17,6 @@ help: ## this list
 demo: ## workers share a lock on a private redis-server, and one of them dies
 	@$(need) go redis-server
 	go run ./examples/demo
-
-picture: # docs/demo.svg, the first three scenes of a real run of the demo
-	@$(need) go redis-server
-	go run github.com/charmbracelet/freeze@v$(FREEZE) --execute 'go run ./examples/demo' --execute.timeout 3m \
-		--lines 4,32 --font.family 'ui-monospace, Menlo, Consolas, monospace' --output docs/demo.svg
 
 cli: ## bin/redislock, the command line in one static file: docs/cli.md
 	@$(need) go
@@ -40,7 +33,7 @@ check: ## build, vet and the fast tests, for the inner loop
 	@internal/tools/check
 
 test: clients/node/dist/index.js ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
-	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis python3-pytest python3-pytest-asyncio python3-setuptools python3-wheel openssl node bats ps valgrind promtool
+	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis python3-pytest python3-pytest-asyncio python3-setuptools python3-wheel openssl node bats busybox ps valgrind promtool
 	@internal/tools/test $(ARGS)
 
 clients/node/node_modules: clients/node/package-lock.json
@@ -50,7 +43,7 @@ clients/node/node_modules: clients/node/package-lock.json
 clients/node/dist/index.js: clients/node/node_modules $(wildcard clients/node/src/*) lua/lock.lua
 	cd clients/node && npm run --silent build && touch dist/index.js
 
-lint: golangci prose clients/node/node_modules ## gofmt, go vet, golangci-lint, luacheck, shellcheck, actionlint, the documents
+lint: golangci clients/node/node_modules ## gofmt, go vet, golangci-lint, luacheck, shellcheck, actionlint
 	@$(need) luacheck shellcheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
 	for module in . bench chaos cmd/redislock examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done

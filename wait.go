@@ -16,7 +16,7 @@ const (
 	// to leave a queue.
 	callTimeout = 5 * time.Second
 	// foremostCheckIn is how often the first waiter that this Locker has for a lock calls at least,
-	// so that a dead waiter before it costs no more than this and handedLease: the 3 s of README.md.
+	// so that a dead waiter before it costs no more than this and handedLease: the 3 s of docs/guarantees.md.
 	// With more than manyLocks waited for it is crowdCheckIn, still sooner than a handed-over lease ends.
 	foremostCheckIn = time.Second
 	crowdCheckIn    = 1500 * time.Millisecond

@@ -132,6 +132,8 @@ func explain(err error) string {
 		return text + ". Remedy: another name or --prefix: another program uses this key"
 	case says("OOM"):
 		return text + ". Remedy: free memory, or raise maxmemory"
+	case says("LOCKARG expected"):
+		return text + ". Remedy: redislock verify: the function library is older than this program"
 	case says("CROSSSLOT", "MOVED"):
 		return text + ". Remedy: this is a node of a cluster, give its user +cluster|slots +cluster|shards"
 	case errors.As(err, &network), says("connection refused", "deadline exceeded", "connection reset", "EOF"):

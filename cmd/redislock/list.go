@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -152,10 +153,20 @@ func (l *lister) writeTable(w io.Writer, s Snapshot, width int) error {
 	return printTable(w, rows, fit(rows, width))
 }
 
-// printTable has the first column and that of owners on the left side.
+// printTable has text on the left side of its column. On a terminal the titles are bold, and checks that
+// failed are red.
 func printTable(w io.Writer, rows [][]string, widths []int) error {
-	for _, row := range rows {
-		if _, err := fmt.Fprintln(w, strings.TrimRight(line(row, widths, func(i int) bool { return rightIn(rows[0], i) }), " ")); err != nil {
+	coloured := widthOf(w) > 0 && os.Getenv("NO_COLOR") == ""
+	state := slices.Index(rows[0], "STATE")
+	for i, row := range rows {
+		text := strings.TrimRight(line(row, widths, func(i int) bool { return rightIn(rows[0], i) }), " ")
+		switch {
+		case coloured && i == 0:
+			text = bold.Render(text)
+		case coloured && state >= 0 && row[state] == stateFail:
+			text = bad.Render(text)
+		}
+		if _, err := fmt.Fprintln(w, text); err != nil {
 			return err
 		}
 	}

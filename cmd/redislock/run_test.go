@@ -228,6 +228,9 @@ var _ = Describe("run", func() {
 		Entry("64: an unknown flag", exitUsage, "unknown flag", "--no-such", "NAME", "--", "true"),
 		Entry("64: --try and --wait", exitUsage, "try", "--try", "--wait", "1s", "NAME", "--", "true"),
 		Entry("64: a password in --url", exitUsage, "ps.*REDIS_PASSWORD.*--password-file", "--url", "redis://u:secret@127.0.0.1", "NAME", "--", "true"),
+		Entry("64: --at-least is longer than --max-hold", exitUsage, "--at-least", "--at-least", "2s", "--max-hold", "1s", "NAME", "--", "true"),
+		Entry("64: --holders and --shared", exitUsage, "holders", "--holders", "2", "--shared", "NAME", "--", "true"),
+		Entry("64: no holders", exitUsage, "--holders 0", "--holders", "0", "NAME", "--", "true"),
 		Entry("64: a lease that is too long", exitUsage, "lease", "--lease", "9999999h", "NAME", "--", "true"),
 		Entry("69: nobody listens", exitUnavailable, "127.0.0.1:1.*refused.*Remedy", "--url", "redis://127.0.0.1:1", "NAME", "--", "true"),
 		Entry("69: nobody listens, for the time of the wait", exitUnavailable, "refused", "--wait", "50ms", "--url", "redis://127.0.0.1:1", "NAME", "--", "true"),
@@ -302,6 +305,39 @@ var _ = Describe("run", func() {
 		s = begin(cmd)
 		Expect(ends(s)).To(BeZero())
 		Expect(stdout(s)).To(Equal("on\n"))
+	})
+
+	It("holds the lock together with others, if it is asked to", func() {
+		hold := []string{"--", "sh", "-c", "echo on; exec sleep 1000"}
+		code := func(args ...string) int {
+			GinkgoHelper()
+			return ends(run(url, append(append([]string{"run", "--try", "--quiet"}, args...), name, "--", "true")...))
+		}
+		for i, how := range [][]string{{"--holders", "2"}, {"--shared"}} {
+			var holders []*gexec.Session
+			for range 2 {
+				s := run(url, append(append(append([]string{"run"}, how...), name), hold...)...)
+				Eventually(s.Out).Should(gbytes.Say("on"))
+				holders = append(holders, s)
+			}
+			Expect(code()).To(Equal(exitBusy))
+			Expect(code("--holders", "2")).To(Equal(exitBusy))
+			Expect(code("--holders", "3")).To(BeZero())
+			Expect(code("--shared")).To(BeZero())
+			for _, s := range holders {
+				s.Terminate()
+				Expect(ends(s)).To(Equal(exitSignal+int(syscall.SIGTERM)), "%d", i)
+			}
+			Expect(code()).To(BeZero())
+		}
+	})
+
+	It("keeps the lock --at-least so long, and not longer", func() {
+		Expect(ends(run(url, "run", "--at-least", "2s", name, "--", "true"))).To(BeZero())
+		Expect(ends(run(url, "run", "--try", "--quiet", name, "--", "true"))).To(Equal(exitBusy))
+		Eventually(func() int {
+			return ends(run(url, "run", "--try", "--quiet", name, "--", "true"))
+		}).Should(BeZero())
 	})
 
 	It("runs 60 at once in turn, on an empty server", spec.Longest, func() {

@@ -65,7 +65,7 @@ func TestTerminal(t *testing.T) {
 	g.Expect(busy()).To(BeZero())
 
 	// In a script, which stops as a whole.
-	types("clear; sh -c '$LOCK run orders -- cat; echo code=$?'")
+	types("clear; sh -c '$LOCK run orders -- cat; echo code=$?; read x; echo read $x'")
 	g.Eventually(busy).Should(Equal(exitBusy))
 	shell.press("C-z")
 	shell.shows(`Stopped .*echo code`, `prompt>`)
@@ -74,6 +74,8 @@ func TestTerminal(t *testing.T) {
 	shell.shows(`five\nfive\n`)
 	shell.press("C-d")
 	shell.shows(`\ncode=0\n`)
+	types("the terminal is the script's again")
+	shell.shows(`\nread the terminal is the script's again\n`)
 
 	// Where no shell watches over jobs, nothing is left stopped.
 	types("clear; exec $LOCK run orders -- cat")
@@ -85,4 +87,24 @@ func TestTerminal(t *testing.T) {
 	shell.shows(`seven\nseven\n`)
 	shell.press("C-c")
 	g.Eventually(shell.ended).Should(BeTrue())
+}
+
+// On a terminal, titles and failures stand out, and names have what room there is.
+func TestColours(t *testing.T) {
+	s, client := serve(t, "--maxmemory-policy", "volatile-lru")
+	g := NewWithT(t)
+	queue(t, client, "{a-name-of-26-characters---}", "ip-10-0-12-34.eu-west-1:12345:token", "w")
+	shell := openWith(t, "env", "REDIS_URL=redis://"+s.Addr(), "PS1=prompt> ", "LOCK="+program(), "bash", "--norc", "-i")
+	coloured := func() string {
+		out, _ := shell.tmux("capture-pane", "-p", "-e")
+		return out
+	}
+	shell.press("-l", "clear; $LOCK list; $LOCK verify; NO_COLOR=1 $LOCK list --json | head -c 8")
+	shell.press("Enter")
+	shell.shows(`\na-name-of-26-characters--- alone ip-10-.*… `, `eviction +FAIL`, `\{"time"`)
+	g.Expect(coloured()).To(SatisfyAll(MatchRegexp(`\x1b\[1mNAME`), MatchRegexp(`\x1b\[[0-9;]*31m[^\n]*eviction +FAIL`)))
+	shell.press("-l", "clear; NO_COLOR=1 $LOCK verify")
+	shell.press("Enter")
+	shell.shows(`eviction +FAIL`, `prompt>`)
+	g.Expect(coloured()).NotTo(ContainSubstring("31m"))
 }

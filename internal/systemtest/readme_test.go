@@ -102,14 +102,19 @@ var _ = Describe("The documents", func() {
 	})
 
 	It("have only targets of make that there are", func(ctx SpecContext) {
-		called := regexp.MustCompile("(?m)(?:^|`)(?:[A-Z_]+=\\S+ )*make ([a-z-]+)")
+		call := "(?:[A-Z_]+=\\S+\\s)*make\\s([a-z-]+)"
+		inText, inBlock := regexp.MustCompile("`"+call), regexp.MustCompile("(?m)^"+call)
 		output, err := exec.CommandContext(ctx, "git", "-C", top, "ls-files", "*.md").Output()
 		Expect(err).NotTo(HaveOccurred())
 		targets := []string{}
 		for _, file := range strings.Fields(string(output)) {
 			text, err := os.ReadFile(top + file)
 			Expect(err).NotTo(HaveOccurred())
-			for _, found := range called.FindAllStringSubmatch(string(text), -1) {
+			calls := inText.FindAllStringSubmatch(string(text), -1)
+			for _, blocks := range allBlocks(file) {
+				calls = append(calls, inBlock.FindAllStringSubmatch(strings.Join(blocks, ""), -1)...)
+			}
+			for _, found := range calls {
 				targets = append(targets, found[1])
 			}
 		}

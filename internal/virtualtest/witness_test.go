@@ -228,7 +228,8 @@ func (v view) fence(l *lock) int64 {
 	state := v.items(l.keys.State)
 	for i := 0; i < len(state); i += 2 {
 		if state[i] == "fence" {
-			n, _ := strconv.ParseInt(state[i+1], 10, 64)
+			fence, _, _ := strings.Cut(state[i+1], " ") // " shared" follows that of a lock that is held together
+			n, _ := strconv.ParseInt(fence, 10, 64)
 			return n
 		}
 	}

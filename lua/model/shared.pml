@@ -245,8 +245,7 @@ inline release(c) {
     :: alone == c -> alone = NONE
     :: else -> shares = shares & ~BIT(c); leave(c)
     fi;
-    let_in(NONE, false);
-    reply = DONE;
+    let_in(NONE, false); reply = DONE;
     check_passed_on()
 }
 

@@ -1,5 +1,6 @@
-// Command documents checks the Markdown files that git knows: prose has at most 100 columns, and
-// each link to a file or a heading leads there. It makes no call to the network.
+// Command documents checks the Markdown files that git knows: prose has at most 100 columns, README.md
+// has at most 200 lines, and each link to a file or a heading leads there. It makes no call to the
+// network.
 package main
 
 import (
@@ -12,7 +13,10 @@ import (
 	"unicode/utf8"
 )
 
-const columns = 100
+const (
+	columns     = 100
+	readmeLines = 200
+)
 
 var (
 	fence = regexp.MustCompile("^\\s*```")
@@ -48,6 +52,10 @@ func check(files []string) (found int) {
 			fmt.Fprintln(os.Stderr, err)
 			found++
 			continue
+		}
+		if n := len(lines) - 1; file == "README.md" && n > readmeLines {
+			fmt.Fprintf(os.Stderr, "%s: %d lines, more than %d\n", file, n, readmeLines)
+			found++
 		}
 		for i, line := range lines {
 			for _, fault := range faults(file, line) {
