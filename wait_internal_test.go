@@ -45,6 +45,27 @@ var _ = Describe("a waiter", func() {
 		Expect(l.Inspect(ctx, "x")).To(HaveField("Holder", ""))
 	})
 
+	It("whose lock another process goes on with does not give it up again", func(ctx SpecContext) {
+		for _, detach := range []bool{true, false} {
+			first, err := l.Acquire(ctx, "x")
+			Expect(err).NotTo(HaveOccurred())
+			w := begun(ctx)
+			Expect(first.Release(ctx)).To(Succeed())
+			Eventually(ctx, w.ended).Should(BeClosed())
+			lock, err := w.result()
+			Expect(err).NotTo(HaveOccurred())
+			if detach {
+				lock.Detach()
+			}
+			Expect(detach || lock.Release(ctx) == nil).To(BeTrue())
+			l.hub.mu.Lock()
+			_, past := l.hub.past[lock.Token()]
+			l.hub.mu.Unlock()
+			Expect(past).To(Equal(!detach))
+			Expect(l.Reset(ctx, "x")).To(Equal(detach))
+		}
+	})
+
 	It("that comes while the Locker is being closed is refused", func(ctx SpecContext) {
 		l.hub.refuse()
 		w := begun(ctx)

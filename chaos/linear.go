@@ -78,6 +78,8 @@ func judgeLinearizable(h *history, v *verdict, name string, ops []*op) {
 	var unknown []*op
 	for _, o := range ops {
 		switch {
+		case o.share != 0:
+			return // no mutex
 		case o.held:
 			holds = append(holds, o)
 		case !o.held && o.end == 0:

@@ -40,7 +40,7 @@
 
 local VERSION = '1.0.0'
 
-local call -- redis.call; there is none yet while this file is loaded
+local call, try -- redis.call and pcall: there are none yet while this file is loaded
 
 local CLAIM_MS = 2000       -- a handed-over lease, until its holder has called
 local HEAD_CHECK_MS = 1000  -- the first in the queue looks that often; the tenth, every 10 s
@@ -73,7 +73,7 @@ local LIST_BYTES = 2 ^ 20   -- and ends with the batch that exceeds this
 local ACQUIRE = {
   keys = { 'lock', 'queue', 'state', 'signal' },
   args = { 'TOKEN', 'LEASE_MS', 'WAIT_MS', 'HOLDERS' },
-  optional = 1,
+  least = 3,
 }
 local RELEASE = { keys = { 'lock', 'queue', 'state' }, args = { 'TOKEN' } }
 local EXTEND = { keys = { 'lock', 'queue', 'state' }, args = { 'TOKEN', 'LEASE_MS' } }
@@ -88,37 +88,50 @@ local NOTHING = { keys = {}, args = {} }
 -- more. '%d' is narrow on a 32-bit server, so it gets nine digits at a time.
 local function decimal(number)
   if number < 1000000000 then
-    return string.format('%d', number)
+    return ('%d'):format(number)
   end
   local low = number % 1000000000
-  return string.format('%d%09d', (number - low) / 1000000000, low)
+  return ('%d%09d'):format((number - low) / 1000000000, low)
 end
 
 -- A number that was read from a key, nil if it is none that this library wrote.
 local function stored(text)
-  local n = text and string.find(text, '^%d+$') and tonumber(text)
+  local n = text and text:find('^%d+$') and tonumber(text)
   return n and n < MAX_EXACT and n or nil
+end
+
+-- Whether a call is sure to be as it must be. misuse looks closer, and takes ten times as long.
+local function usual(usage, keys, args)
+  local lock, queue, state, signal = keys[1], keys[2], keys[3], keys[4]
+  local token, a, b, c = args[1], args[2], args[3], args[4]
+  return #keys == #usage.keys and (#args == #usage.args or #args == usage.least)
+    and lock ~= queue and lock ~= state and queue ~= state
+    and signal ~= lock and signal ~= queue and signal ~= state
+    and #lock + #queue + #state + #(signal or '') <= KEY_MAX
+    and token ~= '' and #(token or '') <= TOKEN_MAX
+    and (not a or #a <= 7 and (a == '0' or a:find('^[1-9]%d*$')))
+    and (not b or #b <= 7 and (b == '0' or b:find('^[1-9]%d*$')))
+    and (not c or #c <= 7 and (c == '0' or c:find('^[1-9]%d*$')))
 end
 
 -- The text of what is wrong with a call, nil if nothing is.
 local function misuse(usage, keys, args)
   if #keys ~= #usage.keys then
-    return string.format('expected %d keys (%s), got %d',
+    return ('expected %d keys (%s), got %d'):format(
       #usage.keys, table.concat(usage.keys, ' '), #keys)
   end
-  if #args ~= #usage.args and #args ~= #usage.args - (usage.optional or 0) then
-    return string.format('expected %d arguments (%s)%s, got %d', #usage.args,
-      table.concat(usage.args, ' '), usage.optional and ', the last one is optional' or '', #args)
+  if #args ~= #usage.args and #args ~= usage.least then
+    return ('expected %d arguments (%s)%s, got %d'):format(#usage.args,
+      table.concat(usage.args, ' '), usage.least and ', the last one is optional' or '', #args)
   end
   for i = 1, #keys do
     local key = keys[i]
     if #key > KEY_MAX then
-      return string.format('key %s must have %d bytes at most, has %d',
-        usage.keys[i], KEY_MAX, #key)
+      return ('key %s must have %d bytes at most, has %d'):format(usage.keys[i], KEY_MAX, #key)
     end
     for j = 1, i - 1 do
       if key == keys[j] then
-        return string.format('keys %s and %s must differ', usage.keys[j], usage.keys[i])
+        return ('keys %s and %s must differ'):format(usage.keys[j], usage.keys[i])
       end
     end
   end
@@ -128,14 +141,15 @@ local function misuse(usage, keys, args)
       if value == '' then
         return 'TOKEN must not be empty'
       elseif #value > TOKEN_MAX then
-        return string.format('TOKEN must have %d bytes at most, has %d', TOKEN_MAX, #value)
+        return ('TOKEN must have %d bytes at most, has %d'):format(TOKEN_MAX, #value)
       end
-    elseif #value > 13 or not string.find(value, '^%d+$') or value + 0 > NUMBER_MAX[name] then
-      return string.format('%s must be a whole number%s, %s at most, got "%s"',
+    elseif #value > 13 or not value:find('^%d+$') or value + 0 > NUMBER_MAX[name] then
+      return ('%s must be a whole number%s, %s at most, got "%s"'):format(
         name, name == 'HOLDERS' and '' or ' of milliseconds', decimal(NUMBER_MAX[name]),
-        (string.gsub(string.sub(value, 1, 40), '[^ -~]', '?')))
-    elseif value < '1' and value ~= '0' then
-      args[i] = decimal(value + 0) -- as Redis takes it
+        (value:sub(1, 40):gsub('[^ -~]', '?')))
+    end
+    if name ~= 'TOKEN' then
+      args[i] = value:gsub('^0+(%d)', '%1') -- Redis takes no number with a zero before it
     end
   end
 end
@@ -144,8 +158,8 @@ end
 -- it is, without the stack that a thrown one gets.
 local function public(usage, body)
   return function(keys, args)
-    call = redis.call
-    local wrong = misuse(usage, keys, args)
+    call, try = redis.call, redis.pcall
+    local wrong = not usual(usage, keys, args) and misuse(usage, keys, args)
     if wrong then
       return redis.error_reply('LOCKARG ' .. wrong)
     end
@@ -162,23 +176,23 @@ local function tell_time(c)
   if not c.now then
     local time = call('TIME')
     local micros = time[2]
-    c.micros_text = time[1] .. (#micros == 6 and micros or string.sub('00000' .. micros, -6))
+    c.micros_text = time[1] .. (#micros == 6 and micros or ('00000' .. micros):sub(-6))
     micros = time[1] * 1000000 + micros
     c.micros, c.now = micros, (micros - micros % 1000) / 1000
   end
 end
 
--- What comes after a number of a key, and not before the clock: max(number + 1, microseconds). Also
--- as text. To make a number of sixteen digits takes long, so texts of the same length are compared.
+-- What comes after a number of a key, and not before the clock: max(number + 1, microseconds). As
+-- text, and as number. To make a number of sixteen digits takes long, so texts are compared.
 local function after(c, text)
   local number = 0
   if text and (#text ~= #c.micros_text or text >= c.micros_text) then
     number = stored(text) or 0
   end
   if number < c.micros then
-    return c.micros, c.micros_text
+    return c.micros_text, c.micros
   end
-  return number + 1, decimal(number + 1)
+  return decimal(number + 1), number + 1
 end
 
 -- What the state says of a waiter. Without an entry (the hash was lost) its signal is nil, and it
@@ -186,7 +200,7 @@ end
 local function waiter_of(c, token, entry)
   local called, wait, lease, holders, signal
   if entry and #entry <= ENTRY_MAX then
-    called, wait, lease, holders, signal = string.match(entry, '^(%d+) (%d+) (%d+)/?(%d*) (.*)$')
+    called, wait, lease, holders, signal = entry:match('^(%d+) (%d+) (%d+)/?(%d*) (.*)$')
   end
   if called and #called <= 13 then
     called, wait, lease = called + 0, wait + 0, lease + 0
@@ -248,7 +262,7 @@ end
 -- Notes what the state says of the lock: the fence, and whether the lock was last held together.
 local function note_fence(c, text)
   if text and #text > 16 then
-    text = string.match(text, '^(%d+) shared$') or false
+    text = text:match('^(%d+) shared$') or false
     c.shared = text
   end
   c.fence, c.new = text, not text
@@ -268,7 +282,7 @@ local function read_front(c, last)
   local fields = { 'fence', c.last == nil and 'fence' or '@' .. c.token }
   for i = 1, #tokens do
     c.looks = c.looks - (#tokens[i] / 512) ^ 2
-    tokens[i] = string.sub(tokens[i], 1, TOKEN_MAX + 1) -- a longer one is none of ours
+    tokens[i] = tokens[i]:sub(1, TOKEN_MAX + 1) -- a longer one is none of ours
     fields[2 + i] = '@' .. tokens[i]
   end
   local values = call('HMGET', c.state, unpack(fields))
@@ -322,9 +336,9 @@ end
 -- c.holder of a lock that is held together.
 local SHARED = {}
 
--- How many hold the lock together. A share counts to the millisecond in which its lease ends.
+-- How many hold the lock together. A share has ended in the millisecond of its end.
 local function shares(c)
-  c.count = c.count or call('ZCOUNT', c.lock, decimal(c.now), '+inf')
+  c.count = c.count or call('ZCOUNT', c.lock, '(' .. decimal(c.now), '+inf')
   return c.count
 end
 
@@ -333,15 +347,15 @@ end
 -- happens only if it was lost.
 local function read_lock(c)
   if not c.shared then
-    local holder = redis.pcall('GETRANGE', c.lock, '0', TOKEN_MAX_TEXT)
-    if type(holder) == 'string' then
+    local holder = try('GETRANGE', c.lock, '0', TOKEN_MAX_TEXT)
+    if holder == '' or type(holder) == 'string' then
       c.holder = holder
       return
     end
   end
   tell_time(c)
   local ends = call('ZSCORE', c.lock, c.token)
-  c.share = ends and ends + 0 >= c.now
+  c.share = ends and ends + 0 > c.now
   c.holder = (c.share or shares(c) > 0) and SHARED or ''
 end
 
@@ -381,15 +395,25 @@ end
 -- Drops shares that have ended. They count no more, so a batch in each call that adds or removes
 -- one is enough.
 local function drop_ended(c)
-  local ended = call('ZRANGE', c.lock, '-inf', '(' .. decimal(c.now), 'BYSCORE',
+  local ended = call('ZRANGE', c.lock, '-inf', decimal(c.now), 'BYSCORE',
     'LIMIT', '0', BATCH)
   if #ended > 0 then
     call('ZREM', c.lock, unpack(ended))
   end
 end
 
+-- The fence of one that the lock is given to: a new one, unless it is held already. As text, and as
+-- number.
+local function next_fence(c)
+  local number = c.holder ~= '' and stored(c.fence)
+  if number then
+    return c.fence, number
+  end
+  return after(c, c.fence)
+end
+
 -- Gives the lock to a token that it fits, or has it keep it, for this lease (0: it never ends).
-local function grant(c, token, lease, holders, fence)
+local function grant(c, token, lease, lease_text, holders, fence)
   if fence ~= c.fence then
     call('HSET', c.state, 'fence', holders == 1 and fence or fence .. ' shared')
     c.fence = fence
@@ -398,7 +422,7 @@ local function grant(c, token, lease, holders, fence)
     if lease == 0 then
       call('SET', c.lock, token)
     else
-      call('SET', c.lock, token, 'PX', decimal(lease))
+      call('SET', c.lock, token, 'PX', lease_text)
     end
     c.holder = token
     return
@@ -417,12 +441,12 @@ end
 
 -- Whether a list is a signal list of this lock or prefix, by its name.
 local function is_signal_list(lock, list)
-  local prefix = string.match(list, '^(.-)%-signal:')
-  if prefix and string.sub(lock, 1, #prefix + 1) == prefix .. ':' then
+  local prefix = list:match('^(.-)%-signal:')
+  if prefix and lock:sub(1, #prefix + 1) == prefix .. ':' then
     return true
   end
-  local tag = string.match(lock, '{.-}')
-  return tag and tag ~= '{}' and string.find(list, tag, 1, true)
+  local tag = lock:match('{.-}')
+  return tag and tag ~= '{}' and list:find(tag, 1, true)
 end
 
 -- Tells a waiter that it was given the lock, until the end of this lease; with a fence of '0' that
@@ -437,14 +461,14 @@ local function tell(c, waiter, fence, lease)
     return false
   end
   -- The only step that can be refused comes first: nothing would be rolled back.
-  local unread = redis.pcall('RPUSH', list,
+  local unread = try('RPUSH', list,
     fence .. ' ' .. decimal(c.now + lease) .. ' ' .. waiter.token)
   if type(unread) == 'table' then
     return false
   end
   local deadline
   if unread > 1 then
-    deadline = tonumber(string.match(call('LINDEX', list, '0'), '^%d+ (%d+) .'))
+    deadline = tonumber(call('LINDEX', list, '0'):match('^%d+ (%d+) .'))
     if not deadline then -- somebody else's list
       call('RPOP', list)
       return false
@@ -478,16 +502,15 @@ local function let_in(c)
   local left = LET_IN_MAX
   while c.first and c.first ~= UNSEEN and c.first.token ~= c.token do
     local waiter, fence = c.first, '0'
-    local lease = waiter.lease > 0 and math.min(waiter.lease, CLAIM_MS) or CLAIM_MS
+    local lease = waiter.lease
+    if lease == 0 or lease > CLAIM_MS then
+      lease = CLAIM_MS
+    end
     if fits(c, waiter.holders) then
       if left == 0 then
         return
       end
-      if c.holder == SHARED and stored(c.fence) then
-        fence = c.fence
-      else
-        fence = select(2, after(c, c.fence))
-      end
+      fence = next_fence(c)
     elseif c.sharing and c.holder == SHARED and waiter.holders == 1 then
       c.look_at = waiter.called + CLAIM_MS + 1
       if c.now < c.look_at then
@@ -501,10 +524,10 @@ local function let_in(c)
     if told and fence == '0' then
       return
     elseif told then
-      grant(c, waiter.token, lease, waiter.holders, fence)
+      grant(c, waiter.token, lease, decimal(lease), waiter.holders, fence)
       leave(c, waiter.token)
       if waiter.holders == 1 then
-        keep_state(c, math.max(waiter.lease, waiter.wait))
+        keep_state(c, math.max(lease, waiter.lease, waiter.wait))
         c.first = false
         return
       end
@@ -526,16 +549,12 @@ end
 
 -- The caller has the lock for this lease, from now on: it fits, or the caller has had it before. If
 -- others share it, the next ones may fit as well. Returns the reply of lock_acquire.
-local function hold(c, lease, holders)
-  local fence, text
-  if c.holder == SHARED or c.holder == c.token then
-    fence, text = stored(c.fence), c.fence
-  end
-  if not fence then
-    fence, text = after(c, c.fence)
-  end
-  grant(c, c.token, lease, holders, text)
+local function hold(c, lease_text, holders)
+  local fence, number = next_fence(c)
+  local lease = lease_text + 0
+  grant(c, c.token, lease, lease_text, holders, fence)
   if c.holder == SHARED then
+    c.sharing = false -- nobody keeps the caller out any more
     if c.first then
       find_first(c)
       let_in(c)
@@ -545,7 +564,7 @@ local function hold(c, lease, holders)
   else
     keep_state(c, lease)
   end
-  return { 1, fence, lease == 0 and -1 or lease, c.now }
+  return { 1, number, lease == 0 and -1 or lease, c.now }
 end
 
 -- Hands on a lock that is free or held together. If nobody takes the free one, its keys go.
@@ -574,7 +593,7 @@ local function enqueue(c, signal, lease, wait, holders)
     last = call('ZRANGE', c.queue, '-1', '-1', 'WITHSCORES')[2] -- none, or the hash was lost
     position = not last and 1
   end
-  local _, place = after(c, last)
+  local place = after(c, last)
   local added = call('ZADD', c.queue, 'NX', place, c.token) == 1
   if not added then
     position = nil
@@ -595,7 +614,7 @@ local function enqueue(c, signal, lease, wait, holders)
   end
   position = position or call('ZCARD', c.queue)
 
-  local now = string.sub(c.micros_text, 1, -4)
+  local now = c.micros_text:sub(1, -4)
   if holders ~= 1 then
     lease = lease .. '/' .. holders
   end
@@ -648,7 +667,7 @@ local function acquire(keys, args)
 
   if c.holder == token then
     call('ZCARD', c.queue)
-    return hold(c, lease + 0, 1)
+    return hold(c, lease, 1)
   elseif c.holder == '' or c.holder == SHARED then
     read_front(c, '0')
     if wait ~= '0' and not c.share and (#c.tokens > 0 or c.holder == SHARED) then
@@ -656,15 +675,17 @@ local function acquire(keys, args)
     end
     find_first(c)
     if c.share then
-      return hold(c, lease + 0, 0)
+      return hold(c, lease, 0)
     end
-    c.sharing = holders ~= 1
-    let_in(c)
+    if c.first then
+      c.sharing = holders ~= 1
+      let_in(c)
+    end
     if fits(c, holders) and (not c.first or c.first.token == token) then
       if c.first then
         leave(c, token)
       end
-      return hold(c, lease + 0, holders)
+      return hold(c, lease, holders)
     end
   elseif wait ~= '0' then
     call('LLEN', signal)
@@ -697,7 +718,7 @@ local function acquire(keys, args)
   end
   if c.holder == SHARED and holders ~= 1 then
     if position == 1 and not fits(c, holders) then -- when enough shares have ended
-      local ends = call('ZRANGE', c.lock, decimal(c.now), '+inf', 'BYSCORE',
+      local ends = call('ZRANGE', c.lock, '(' .. decimal(c.now), '+inf', 'BYSCORE',
         'LIMIT', decimal(shares(c) - holders), '1', 'WITHSCORES')[2]
       check_in = math.min(check_in, ends - c.now + 1)
     elseif position == 2 and c.look_at then
@@ -761,7 +782,7 @@ local function extend(keys, args)
   if c.holder == SHARED then
     find_first(c)
     if c.share then
-      grant(c, c.token, lease + 0, 0, c.fence)
+      grant(c, c.token, lease + 0, lease, 0, c.fence)
     end
     c.token = '' -- a waiter like any other
     let_in(c)
@@ -823,7 +844,7 @@ local function inspect(keys)
     local places = call('ZRANGE', keys[2], from, from + BATCH - 1, 'WITHSCORES')
     local fields = {}
     for i = 1, #places, 2 do
-      fields[#fields + 1] = '@' .. string.sub(places[i], 1, TOKEN_MAX + 1)
+      fields[#fields + 1] = '@' .. places[i]:sub(1, TOKEN_MAX + 1)
     end
     local values = #fields > 0 and call('HMGET', keys[3], unpack(fields)) or {}
     for i = 1, #values do
@@ -849,12 +870,14 @@ local function inspect(keys)
   end
   note_fence(c, call('HGET', c.state, 'fence'))
   read_lock(c)
-  local held, holders, ttl = c.holder == '' and 0 or 1, {}, call('PTTL', c.lock)
-  if c.holder == SHARED then
+  local held, holders, ttl = 0, {}, -2
+  if type(c.holder) == 'string' and c.holder ~= '' then
+    held, ttl = 1, call('PTTL', c.lock)
+  elseif c.holder == SHARED then
     held, bytes = shares(c), 0
     for from = 0, math.min(held, LIST_MAX) - 1, BATCH do
-      local list = bytes <= LIST_BYTES and call('ZRANGE', c.lock, decimal(c.now), '+inf', 'BYSCORE',
-        'LIMIT', decimal(from), BATCH, 'WITHSCORES') or {}
+      local list = bytes <= LIST_BYTES and call('ZRANGE', c.lock, '(' .. decimal(c.now), '+inf',
+        'BYSCORE', 'LIMIT', from, BATCH, 'WITHSCORES') or {}
       for i = 1, #list, 2 do
         holders[#holders + 1] = { list[i], list[i + 1] == NEVER and -1 or list[i + 1] - c.now }
         bytes = bytes + #list[i]

@@ -47,6 +47,7 @@ holder() { $REDIS_CLI GET "lock:$tagged"; }
 held() { [ -n "$(holder)" ]; }
 free() { ! held; }
 waiting() { [ "$($REDIS_CLI ZCARD "lock-queue:$tagged")" = "$1" ]; }
+together() { [ "$($REDIS_CLI ZCARD "lock:$tagged")" = "$1" ]; }
 left() { $REDIS_CLI PTTL "lock:$tagged"; }
 left_below() { [ "$(left)" -lt "$1" ]; }
 left_above() { [ "$(left)" -gt "$1" ]; }
@@ -149,6 +150,35 @@ end mine" ]
   said 'the lock is lost'
   run ! said survived
   eventually gone "$child"
+}
+
+@test "held together: readers, whom a writer waits for, and so many at most" {
+  background -s "$name" sleep 60
+  first=$!
+  LOCK_HOLDERS=0 background "$name" sleep 60
+  second=$!
+  eventually together 2
+  run ./redislock.sh -n "$name" echo no
+  [ "$status" = 75 ]
+  background "$name" echo alone
+  writer=$!
+  eventually waiting 1
+  run ./redislock.sh -n -s "$name" echo no
+  [ "$status" = 75 ]
+  kill "$first" "$second"
+  wait "$writer"
+  said alone
+  background -c 2 "$name" sleep 60
+  first=$!
+  background -c 2 "$name" sleep 60
+  second=$!
+  eventually together 2
+  run ./redislock.sh -n -c 2 "$name" echo no
+  [ "$status" = 75 ]
+  run ./redislock.sh -n -c 3 "$name" echo third
+  [ "$output" = third ]
+  together 2
+  kill "$first" "$second"
 }
 
 @test "a signal reaches all that the command started, without ps, and the lock is given back when all have ended" {

@@ -279,3 +279,29 @@ func TestNeverMoreThanTheLimit(t *testing.T) {
 		}
 	})
 }
+
+// TestManyReaders: a thousand in one process behind a writer, over a slow network. One signal for each round trip
+// would take 50 s, and those that lie unread are for the dead.
+func TestManyReaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		locker, server := redislocktest.New(t)
+		writer := must[*redislock.Lock](t)(server.Locker().Acquire(t.Context(), name))
+		server.Delay(50 * time.Millisecond)
+		var all sync.WaitGroup
+		for range 1000 {
+			all.Go(func() {
+				if _, err := locker.Acquire(t.Context(), name, reader, redislock.WithWait(time.Hour)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		time.Sleep(10 * time.Second)
+		start := time.Now()
+		released(t, writer)
+		all.Wait()
+		took(t, start, 0, 3*time.Second)
+		if held := server.State(name).Held; held != 1000 {
+			t.Errorf("%d hold it", held)
+		}
+	})
+}

@@ -16,8 +16,8 @@ import redis
 SOON = 60  # seconds; generous, nothing is proved by being fast
 
 
-def eventually(condition, what="it did not come true"):
-    end = time.monotonic() + SOON
+def eventually(condition, what="it did not come true", within=SOON):
+    end = time.monotonic() + within
     while not (result := condition()):
         if time.monotonic() > end:
             raise AssertionError(what)
@@ -115,6 +115,8 @@ class Proxy:
         self.swallow_up = self.swallow_down = False  # bytes vanish, and the connection stays open
         self.accepted = 0
         self._frozen = set()
+        self._held = {}
+        self._flush = threading.Event()
         self.seen = b""  # what clients sent
         self._links = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -127,6 +129,13 @@ class Proxy:
     def freeze(self):
         """The present connections carry nothing any more, and stay open."""
         self._frozen.update(s for link in self._links for s in link)
+
+    def hold(self):
+        """What clients send on the present connections arrives only when it is flushed, also if they are closed."""
+        self._held = {down: b"" for down, _ in self._links}
+
+    def flush(self):
+        self._flush.set()
 
     def _accept(self):
         while True:
@@ -149,10 +158,17 @@ class Proxy:
             while data := source.recv(65536):
                 if swallow == "swallow_up":
                     self.seen += data
-                if not getattr(self, swallow) and source not in self._frozen:
+                if source in self._held:
+                    self._held[source] += data
+                elif not getattr(self, swallow) and source not in self._frozen:
                     to.sendall(data)
         except OSError:
             pass
+        if source in self._held:
+            self._flush.wait(SOON)
+            to.sendall(self._held[source])
+            to.shutdown(socket.SHUT_WR)
+            return
         for s in (source, to):
             try:
                 s.shutdown(socket.SHUT_RDWR)

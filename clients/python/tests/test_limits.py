@@ -103,6 +103,22 @@ def test_nothing_is_left_of_waits_that_ended_while_the_server_stood_still(server
     assert client.zcard("lock-queue:{" + name + "}") == 0
 
 
+def test_a_call_that_arrives_late_is_undone_behind_it(server, proxies, name):
+    """Its wait ended, its connection was given up, and the release on a new one has overtaken it."""
+    proxy, direct = proxies(server.port), server.client()
+    client = redis.Redis(port=proxy.port)
+    with Lock(client, name + "-other") as other:
+        engine = other._engine
+    proxy.hold()
+    with pytest.raises(Unavailable):
+        Lock(client, name, lease=None).acquire(timeout=0.05)
+    eventually(lambda: not engine._leavers)
+    assert Lock(direct, name).inspect().fence == 0
+    proxy.flush()
+    eventually(lambda: Lock(direct, name).inspect().fence > 0)  # now it has come
+    eventually(lambda: not Lock(direct, name).locked())
+
+
 def test_a_connection_that_gives_no_answer_is_given_up(server, proxies, name, in_thread):
     proxy = proxies(server.port)
     direct = server.client()

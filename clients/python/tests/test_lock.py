@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import math
 import os
+import pathlib
+import re
+import shlex
 import signal
 import threading
 import time
@@ -441,6 +444,25 @@ def test_rights_are_an_error_at_once(server, name):
     wrong = server.client(username="weak", password="wrong")
     with pytest.raises(ServerError, match="WRONGPASS"):
         Lock(wrong, name).acquire()
+
+
+def test_the_rights_of_the_documented_user_are_enough(server, name, in_thread):
+    text = (pathlib.Path(__file__).parents[3] / "SECURITY.md").read_text(encoding="utf-8")
+    [line] = re.findall(r"^redis-cli (ACL SETUSER lock-app (?:.*\\\n)*.*)$", text, re.MULTILINE)
+    admin = server.client()
+    admin.execute_command(*shlex.split(line.replace("\\\n", " ")))
+    Lock.load(admin)
+    client = server.client(username="lock-app", password="app-password")
+    with Lock(client, name, load=False) as holder:
+        waiter = Lock(client, name, lease=60)
+        result = in_thread(waiter.acquire)
+        eventually(lambda: holder.inspect().waiting == 1)
+        holder.extend()
+    assert result()
+    assert waiter.reset()
+    with Locks(client, [name, name + "2"]):
+        pass
+    assert admin.execute_command("ACL", "LOG") == []  # nothing was refused
 
 
 def test_errors_that_do_not_pass_are_raised_at_once(lock, client, name):

@@ -93,15 +93,18 @@ def test_the_fastapi_example(shared_server, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "fastapi", types.SimpleNamespace(FastAPI=FastAPI, HTTPException=HTTPException))
     [block] = [b for b in blocks() if "fastapi" in b]
-    names = {}
-    exec(compile(block.replace("Redis()", f"Redis(port={shared_server.port})"), "README.md", "exec"), names)
-    assert asyncio.run(names["pay"]("7"))["fence"] > 0
+
+    async def answer(port):
+        names = {}
+        exec(compile(block.replace("Redis()", f"Redis(port={port})"), "README.md", "exec"), names)
+        return await names["pay"]("7")
+
+    assert asyncio.run(answer(shared_server.port))["fence"] > 0
     with redislock.Lock(shared_server.client(), "order:7"), pytest.raises(HTTPException) as raised:
-        asyncio.run(names["pay"]("7"))
+        asyncio.run(answer(shared_server.port))
     assert raised.value.args[0] == 409
-    names["client"] = redis.asyncio.Redis(port=1)
     with pytest.raises(HTTPException) as raised:
-        asyncio.run(names["pay"]("7"))
+        asyncio.run(answer(1))
     assert raised.value.args[0] == 503
 
 

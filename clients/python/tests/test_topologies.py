@@ -141,6 +141,13 @@ def sentinel():
             s.close()
 
 
+def role_of(server):
+    try:
+        return server.client().role()[0]
+    except redis.ConnectionError:  # a server that changes its role closes connections
+        return None
+
+
 def test_sentinel(sentinel, name, in_thread):
     primary, replica, sentinels = sentinel
     addresses = [("127.0.0.1", s.port) for s in sentinels]
@@ -155,7 +162,7 @@ def test_sentinel(sentinel, name, in_thread):
     eventually(lambda: replica.client().zcard("lock-queue:{" + name + "}") == 1)
     sentinels[0].client().execute_command("SENTINEL", "FAILOVER", "main")
     for server, role in ((replica, b"master"), (primary, b"slave")):
-        eventually(lambda server=server, role=role: server.client().role()[0] == role)
+        eventually(lambda server=server, role=role: role_of(server) == role)
 
     def released():
         try:
@@ -234,21 +241,19 @@ def test_passwords_databases_and_sockets(name):
         server.close()
 
 
-def test_a_credential_provider(server, name):
-    if not hasattr(redis, "CredentialProvider"):
-        pytest.skip("this redis-py has none")
+if hasattr(redis, "CredentialProvider"):  # redis-py 4.3 has none
+    def test_a_credential_provider(server, name):
+        class Provider(redis.CredentialProvider):
+            threads = set()
 
-    class Provider(redis.CredentialProvider):
-        threads = set()
+            def get_credentials(self):
+                self.threads.add(threading.current_thread().name)
+                return "me", "mine"
 
-        def get_credentials(self):
-            self.threads.add(threading.current_thread().name)
-            return "me", "mine"
-
-    server.client().execute_command("ACL", "SETUSER", "me", "on", ">mine", "~*", "+@all")
-    with Lock(redis.Redis(port=server.port, credential_provider=Provider()), name) as held:
-        assert held.held
-    assert "redislock" not in Provider.threads  # it may block
+        server.client().execute_command("ACL", "SETUSER", "me", "on", ">mine", "~*", "+@all")
+        with Lock(redis.Redis(port=server.port, credential_provider=Provider()), name) as held:
+            assert held.held
+        assert "redislock" not in Provider.threads  # it may block
 
 
 def test_clients_with_the_same_address_share_an_engine(shared_server, client, name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.resources
 import re
 import secrets
@@ -44,7 +45,7 @@ class Node:
         self.connection: Connection | None = None
         self._dialing: asyncio.Task[Connection] | None = None
         self.verified = False
-        self._verifying: asyncio.Task[None] | None = None
+        self._verifying: dict[bool, asyncio.Task[None]] = {}  # by whether it may load
         self.used = 0.0
 
     def __str__(self) -> str:
@@ -104,13 +105,15 @@ class Node:
             raise unanswered(f"no connection to {self} within {patience:.3g} s", sent=False) from None
         if sending:
             sending(connection)
-        self.used = loop.time()
+        sent = self.used = loop.time()
         request = encode(*words)
         reply = connection.send(encode("ASKING"), request)[1] if asking else connection.send(request)[0]
         try:
             return await asyncio.wait_for(reply, max(0.001, end - loop.time()))
         except asyncio.TimeoutError:
-            connection.close(f"no answer from {self} within {patience:.3g} s")
+            # A call for a short lease is less patient. If others were answered meanwhile, they go on.
+            if patience > PATIENCE / 2 or connection.received < sent:
+                connection.close(f"no answer from {self} within {patience:.3g} s")
             raise unanswered(f"no answer from {self} within {patience:.3g} s", sent=True) from None
         except ErrorReply as e:
             fault = refused(str(e))
@@ -122,14 +125,14 @@ class Node:
     async def verify(self, load: bool) -> None:
         """Makes sure that the library is there, once for all who ask meanwhile."""
         while not self.verified:
-            if self._verifying is None:
-                self._verifying = asyncio.ensure_future(self._verify(load))
-                self._verifying.add_done_callback(self._verified)
-            await asyncio.shield(self._verifying)
+            if load not in self._verifying:
+                self._verifying[load] = asyncio.ensure_future(self._verify(load))
+                self._verifying[load].add_done_callback(functools.partial(self._verified, load))
+            await asyncio.shield(self._verifying[load])
 
-    def _verified(self, task: asyncio.Task[None]) -> None:
-        self._verifying = None
-        self.verified = not task.cancelled() and task.exception() is None
+    def _verified(self, load: bool, task: asyncio.Task[None]) -> None:
+        del self._verifying[load]
+        self.verified = self.verified or not task.cancelled() and task.exception() is None
 
     async def _verify(self, load: bool) -> None:
         have, want = "", version()

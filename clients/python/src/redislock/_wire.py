@@ -45,6 +45,7 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._parser = self._parse()
         next(self._parser)
+        self.received = loop.time()  # when the last bytes came
         self.why: str | None = None  # set when it is closed
         self.closed: asyncio.Future[None] = loop.create_future()
 
@@ -88,6 +89,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.why is None:
+            self.received = self._loop.time()
             self._buffer += data
             self._parser.send(None)
 
