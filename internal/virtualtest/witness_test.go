@@ -76,7 +76,7 @@ type wait struct {
 	queuedAt time.Time
 	aware    bool // its client was told of a place when the wait was over
 	// forged: the lock, the state or the last writes were lost, so the next call with a token of the caller's
-	// may be a grant, which another process that has it may give back. Or its fence is not the time of the grant.
+	// may be a grant, which another process that has it may give back.
 	forged    bool
 	called    int64     // server time, ms
 	calledAt  time.Time // ours
@@ -228,8 +228,7 @@ func (v view) fence(l *lock) int64 {
 	state := v.items(l.keys.State)
 	for i := 0; i < len(state); i += 2 {
 		if state[i] == "fence" {
-			fence, _, _ := strings.Cut(state[i+1], " ") // " shared" follows that of a lock that is held together
-			n, _ := strconv.ParseInt(fence, 10, 64)
+			n, _ := strconv.ParseInt(strings.TrimSuffix(state[i+1], " shared"), 10, 64)
 			return n
 		}
 	}
@@ -466,7 +465,6 @@ func (w *world) grant(l *lock, x, by *wait, beside map[string]int64) {
 		l.lastFence, l.lostFence = fence, false
 	}
 	x.grantedAs = fence
-	x.forged = x.forged || x.own && fence/1000 != w.ms() // another process may take it for its own, see isOurs
 	if g := (grant{x.token, fence}); l.granted[g] == 0 {
 		l.granted[g] = w.step
 	}
