@@ -17,6 +17,11 @@ func TestTerminal(t *testing.T) {
 		shell.press("-l", line)
 		shell.press("Enter")
 	}
+	foreground := func() {
+		t.Helper()
+		types("fg")
+		shell.shows(`fg\n[^\n]*run orders`) // from here on, the terminal is not in the shell's own mode
+	}
 	busy := func() int {
 		_, _, code := runOnce(url, "run", "--try", "--quiet", "orders", "--", "true")
 		return code
@@ -33,7 +38,7 @@ func TestTerminal(t *testing.T) {
 	g.Expect(busy()).To(Equal(exitBusy))
 	types("echo the shell goes on")
 	shell.shows(`\nthe shell goes on\n`)
-	types("fg")
+	foreground()
 	types("two")
 	shell.shows(`\ntwo\ntwo\n`)
 	shell.press("C-c")
@@ -48,7 +53,7 @@ func TestTerminal(t *testing.T) {
 	g.Eventually(busy).Should(Equal(exitBusy))
 	types("")
 	shell.shows(`Stopped .*run orders`)
-	types("fg")
+	foreground()
 	types("three")
 	shell.shows(`three\nthree\n`)
 	shell.press("C-d")
@@ -69,7 +74,7 @@ func TestTerminal(t *testing.T) {
 	g.Eventually(busy).Should(Equal(exitBusy))
 	shell.press("C-z")
 	shell.shows(`Stopped .*echo code`, `prompt>`)
-	types("fg")
+	foreground()
 	types("five")
 	shell.shows(`five\nfive\n`)
 	shell.press("C-d")
