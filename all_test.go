@@ -23,7 +23,7 @@ var _ = OnEachTopology("AcquireAll", func() {
 	})
 
 	It("takes locks of several slots, each once, and gives them back", func(ctx SpecContext) {
-		locks, err := locker.AcquireAll(ctx, []string{c, a, "{" + a + "}", b})
+		locks, err := locker.AcquireAll(ctx, []string{c, a, "{" + a + "}", b}, redislock.WithWait(Soon))
 		Expect(err).NotTo(HaveOccurred())
 		Expect(locks[1]).To(BeIdenticalTo(locks[2]))
 		for i, name := range []string{c, a, a, b} {
@@ -34,7 +34,7 @@ var _ = OnEachTopology("AcquireAll", func() {
 		for _, i := range []int{0, 1, 3} {
 			Expect(locks[i].Release(ctx)).To(Succeed())
 		}
-		Expect(locker.DoAll(ctx, []string{a, b, c}, func(context.Context, []*redislock.Lock) error { return nil })).To(Succeed())
+		Expect(locker.DoAll(ctx, []string{a, b, c}, func(context.Context, []*redislock.Lock) error { return nil }, redislock.WithWait(Soon))).To(Succeed())
 	})
 
 	It("holds none when one cannot be had", func(ctx SpecContext) {
@@ -42,9 +42,9 @@ var _ = OnEachTopology("AcquireAll", func() {
 		got := make(chan error, 1)
 		waiting, cancel := context.WithCancel(ctx)
 		go func() { got <- Second(locker.AcquireAll(waiting, []string{c, b, a})) }()
-		Eventually(ctx, WaitingFor(other, c)).Should(Equal(1))
+		Eventually(WaitingFor(other, c)).Should(Equal(1))
 		cancel()
-		Eventually(ctx, got).Should(Receive(And(MatchError(redislock.ErrNotAcquired), MatchError(context.Canceled))))
+		Eventually(got).Should(Receive(And(MatchError(redislock.ErrNotAcquired), MatchError(context.Canceled))))
 		for _, name := range []string{a, b} {
 			Expect(StateOf(other, name).Held).To(BeZero())
 		}
@@ -68,14 +68,14 @@ var _ = OnEachTopology("AcquireAll", func() {
 							}
 							rounds.Add(1)
 							return nil
-						})
+						}, redislock.WithWait(Soon))
 					}
 				}
 				done <- err
 			}()
 		}
 		for range 4 {
-			Eventually(ctx, done).Should(Receive(BeNil()))
+			Eventually(done).Should(Receive(BeNil()))
 		}
 		Expect(rounds.Load()).To(BeEquivalentTo(200), "all of them name a")
 	})

@@ -314,6 +314,7 @@ func TestRecipeSeveral(t *testing.T) {
 		locker, server := redislocktest.New(t)
 		server.Delay(2 * time.Millisecond)
 		lockers := []*redislock.Locker{locker, server.Locker()}
+		var mu sync.Mutex // for the race detector: it knows nothing of the locks
 		balance := map[string]int{}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()
@@ -323,9 +324,16 @@ func TestRecipeSeveral(t *testing.T) {
 			from, to := names[i%3], names[(i+i/3)%3]
 			all.Go(func() {
 				err := transfer(ctx, lockers[i%2], from, to, func(context.Context, int64, int64) error {
-					had := balance[from]
+					mu.Lock()
+					hadFrom, hadTo := balance[from], balance[to]
+					mu.Unlock()
 					time.Sleep(time.Millisecond)
-					balance[from] = had - 1
+					mu.Lock()
+					defer mu.Unlock()
+					if balance[from] != hadFrom || balance[to] != hadTo {
+						t.Errorf("%s to %s, beside another one", from, to)
+					}
+					balance[from]--
 					balance[to]++
 					return nil
 				})

@@ -1,6 +1,7 @@
 #!lua name=lock
 --
 -- redislock: a distributed lock with a queue. First come, first served; handed over, never dropped.
+-- One holds it alone, or several hold it together (HOLDERS).
 --
 -- Everything that decides who holds a lock happens in this file, atomically and on the server's
 -- clock. A client calls lock_acquire; while the first element of the reply is 0 it blocks in
@@ -8,27 +9,36 @@
 --
 -- The keys of one lock called NAME share the hash tag {NAME}, so they live in one cluster slot:
 --
---   lock:{NAME}         string  the token of the holder; its PX is the lease
+--   lock:{NAME}         string  held alone: the token of the holder; its PX is the lease
+--                       zset    held together: the tokens; score: when the lease of each ends, ms
+--                               (2^53: never). Its PX is the longest lease
 --   lock-queue:{NAME}   zset    the waiting tokens; score: microseconds of arrival, only growing
---   lock-state:{NAME}   hash    fence   the last fencing token that was given out
+--   lock-state:{NAME}   hash    fence   the last fencing token that was given out; ' shared' behind
+--                                       it, if to one who shares: so a call knows the type of the
+--                                       lock before it reads it
 --                               last    the last score in the queue
 --                               since   when the queue began, or this hash did because an older one
 --                                       was lost, ms: who is missing below has called then
---                               @TOKEN  CALLED_MS WAIT_MS LEASE_MS SIGNAL of a waiting token
---   SIGNAL              list    where a client is told; an element is FENCE DEADLINE_MS TOKEN.
---                               Its name is P-signal:... if the lock's is P:..., or it contains
---                               the lock's {NAME}
+--                               @TOKEN  CALLED_MS WAIT_MS LEASE_MS SIGNAL of a waiting token; of
+--                                       one who would share it, LEASE_MS/HOLDERS
+--   SIGNAL              list    where a client is told; an element is FENCE DEADLINE_MS TOKEN, a
+--                               FENCE of 0 only asks it to call. Its name is P-signal:... if the
+--                               lock's is P:..., or it contains the lock's {NAME}
 --
 -- What always holds:
 --
---   * Only the token in lock:{NAME} holds the lock. A signal is a hint and may get lost.
---   * Whoever finds the lock free gives it to the first live waiter, or takes it if that is itself
---     or nobody: so no one overtakes. It is free while somebody waits only until the next call
---     after a lease ran out, or where the first waiter could not be told.
+--   * Only the tokens in lock:{NAME} hold the lock. A signal is a hint and may get lost.
+--   * The lock fits one who wants it alone if nobody holds it; one with HOLDERS n > 1 also if fewer
+--     than n share it; one with HOLDERS 0 also if any number share it. No limit is stored.
+--   * Whoever finds that the lock fits the first live waiter gives it to that one, or takes it if
+--     that is itself or nobody: so no one overtakes. A lock stays free while somebody waits only
+--     until the next call after a lease ran out, or where the first waiter could not be told.
 --   * A lease that was handed over lasts CLAIM_MS at most until its holder has called again.
 --   * A waiter is dropped when it reaches the front, if WAIT_MS passed since its last call, or if
 --     its client left a signal unread past the deadline and has not called since; or if it
---     cannot be told and is CLAIM_MS late for a check-in while the lock is free.
+--     cannot be told and is CLAIM_MS late for a check-in while the lock could be its own.
+--   * Those who hold the lock together have one fence. Each share ends by itself; one that has
+--     ended is not counted, and dropped some time.
 --   * A signal goes only into a list that is one by its name and by its oldest element: whoever
 --     writes into lock-state cannot have a caller with more rights write elsewhere.
 --   * Fencing tokens grow: max(last + 1, server time in microseconds).
@@ -40,7 +50,7 @@
 
 local VERSION = '1.0.0'
 
-local call -- redis.call; there is none yet while this file is loaded
+local call, try -- redis.call and pcall: there are none yet while this file is loaded
 
 local CLAIM_MS = 2000       -- a handed-over lease, until its holder has called
 local HEAD_CHECK_MS = 1000  -- the first in the queue looks that often; the tenth, every 10 s
@@ -73,7 +83,7 @@ local LIST_BYTES = 2 ^ 20   -- and ends with the batch that exceeds this
 local ACQUIRE = {
   keys = { 'lock', 'queue', 'state', 'signal' },
   args = { 'TOKEN', 'LEASE_MS', 'WAIT_MS', 'HOLDERS' },
-  optional = 1,
+  least = 3,
 }
 local RELEASE = { keys = { 'lock', 'queue', 'state' }, args = { 'TOKEN' } }
 local EXTEND = { keys = { 'lock', 'queue', 'state' }, args = { 'TOKEN', 'LEASE_MS' } }
@@ -88,37 +98,50 @@ local NOTHING = { keys = {}, args = {} }
 -- more. '%d' is narrow on a 32-bit server, so it gets nine digits at a time.
 local function decimal(number)
   if number < 1000000000 then
-    return string.format('%d', number)
+    return ('%d'):format(number)
   end
   local low = number % 1000000000
-  return string.format('%d%09d', (number - low) / 1000000000, low)
+  return ('%d%09d'):format((number - low) / 1000000000, low)
 end
 
 -- A number that was read from a key, nil if it is none that this library wrote.
 local function stored(text)
-  local n = text and string.find(text, '^%d+$') and tonumber(text)
+  local n = text and text:find('^%d+$') and tonumber(text)
   return n and n < MAX_EXACT and n or nil
+end
+
+-- Whether a call is sure to be as it must be. misuse looks closer, and takes ten times as long.
+local function usual(usage, keys, args)
+  local lock, queue, state, signal = keys[1], keys[2], keys[3], keys[4]
+  local token, a, b, c = args[1], args[2], args[3], args[4]
+  return #keys == #usage.keys and (#args == #usage.args or #args == usage.least)
+    and lock ~= queue and lock ~= state and queue ~= state
+    and signal ~= lock and signal ~= queue and signal ~= state
+    and #lock + #queue + #state + #(signal or '') <= KEY_MAX
+    and token ~= '' and #(token or '') <= TOKEN_MAX
+    and (not a or #a <= 7 and (a == '0' or a:find('^[1-9]%d*$')))
+    and (not b or #b <= 7 and (b == '0' or b:find('^[1-9]%d*$')))
+    and (not c or #c <= 7 and (c == '0' or c:find('^[1-9]%d*$')))
 end
 
 -- The text of what is wrong with a call, nil if nothing is.
 local function misuse(usage, keys, args)
   if #keys ~= #usage.keys then
-    return string.format('expected %d keys (%s), got %d',
+    return ('expected %d keys (%s), got %d'):format(
       #usage.keys, table.concat(usage.keys, ' '), #keys)
   end
-  if #args ~= #usage.args and #args ~= #usage.args - (usage.optional or 0) then
-    return string.format('expected %d arguments (%s)%s, got %d', #usage.args,
-      table.concat(usage.args, ' '), usage.optional and ', the last one is optional' or '', #args)
+  if #args ~= #usage.args and #args ~= usage.least then
+    return ('expected %d arguments (%s)%s, got %d'):format(#usage.args,
+      table.concat(usage.args, ' '), usage.least and ', the last one is optional' or '', #args)
   end
   for i = 1, #keys do
     local key = keys[i]
     if #key > KEY_MAX then
-      return string.format('key %s must have %d bytes at most, has %d',
-        usage.keys[i], KEY_MAX, #key)
+      return ('key %s must have %d bytes at most, has %d'):format(usage.keys[i], KEY_MAX, #key)
     end
     for j = 1, i - 1 do
       if key == keys[j] then
-        return string.format('keys %s and %s must differ', usage.keys[j], usage.keys[i])
+        return ('keys %s and %s must differ'):format(usage.keys[j], usage.keys[i])
       end
     end
   end
@@ -128,14 +151,15 @@ local function misuse(usage, keys, args)
       if value == '' then
         return 'TOKEN must not be empty'
       elseif #value > TOKEN_MAX then
-        return string.format('TOKEN must have %d bytes at most, has %d', TOKEN_MAX, #value)
+        return ('TOKEN must have %d bytes at most, has %d'):format(TOKEN_MAX, #value)
       end
-    elseif #value > 13 or not string.find(value, '^%d+$') or value + 0 > NUMBER_MAX[name] then
-      return string.format('%s must be a whole number%s, %s at most, got "%s"',
+    elseif #value > 13 or not value:find('^%d+$') or value + 0 > NUMBER_MAX[name] then
+      return ('%s must be a whole number%s, %s at most, got "%s"'):format(
         name, name == 'HOLDERS' and '' or ' of milliseconds', decimal(NUMBER_MAX[name]),
-        (string.gsub(string.sub(value, 1, 40), '[^ -~]', '?')))
-    elseif value < '1' and value ~= '0' then
-      args[i] = decimal(value + 0) -- as Redis takes it
+        (value:sub(1, 40):gsub('[^ -~]', '?')))
+    end
+    if name ~= 'TOKEN' then
+      args[i] = value:gsub('^0+(%d)', '%1') -- Redis takes no number with a zero before it
     end
   end
 end
@@ -144,8 +168,8 @@ end
 -- it is, without the stack that a thrown one gets.
 local function public(usage, body)
   return function(keys, args)
-    call = redis.call
-    local wrong = misuse(usage, keys, args)
+    call, try = redis.call, redis.pcall
+    local wrong = not usual(usage, keys, args) and misuse(usage, keys, args)
     if wrong then
       return redis.error_reply('LOCKARG ' .. wrong)
     end
@@ -162,23 +186,23 @@ local function tell_time(c)
   if not c.now then
     local time = call('TIME')
     local micros = time[2]
-    c.micros_text = time[1] .. (#micros == 6 and micros or string.sub('00000' .. micros, -6))
+    c.micros_text = time[1] .. (#micros == 6 and micros or ('00000' .. micros):sub(-6))
     micros = time[1] * 1000000 + micros
     c.micros, c.now = micros, (micros - micros % 1000) / 1000
   end
 end
 
--- What comes after a number of a key, and not before the clock: max(number + 1, microseconds). Also
--- as text. To make a number of sixteen digits takes long, so texts of the same length are compared.
+-- What comes after a number of a key, and not before the clock: max(number + 1, microseconds). As
+-- text, and as number. To make a number of sixteen digits takes long, so texts are compared.
 local function after(c, text)
   local number = 0
   if text and (#text ~= #c.micros_text or text >= c.micros_text) then
     number = stored(text) or 0
   end
   if number < c.micros then
-    return c.micros, c.micros_text
+    return c.micros_text, c.micros
   end
-  return number + 1, decimal(number + 1)
+  return decimal(number + 1), number + 1
 end
 
 -- What the state says of a waiter. Without an entry (the hash was lost) its signal is nil, and it
@@ -186,7 +210,7 @@ end
 local function waiter_of(c, token, entry)
   local called, wait, lease, holders, signal
   if entry and #entry <= ENTRY_MAX then
-    called, wait, lease, holders, signal = string.match(entry, '^(%d+) (%d+) (%d+)/?(%d*) (.*)$')
+    called, wait, lease, holders, signal = entry:match('^(%d+) (%d+) (%d+)/?(%d*) (.*)$')
   end
   if called and #called <= 13 then
     called, wait, lease = called + 0, wait + 0, lease + 0
@@ -248,7 +272,7 @@ end
 -- Notes what the state says of the lock: the fence, and whether the lock was last held together.
 local function note_fence(c, text)
   if text and #text > 16 then
-    text = string.match(text, '^(%d+) shared$') or false
+    text = text:match('^(%d+) shared$') or false
     c.shared = text
   end
   c.fence, c.new = text, not text
@@ -268,7 +292,7 @@ local function read_front(c, last)
   local fields = { 'fence', c.last == nil and 'fence' or '@' .. c.token }
   for i = 1, #tokens do
     c.looks = c.looks - (#tokens[i] / 512) ^ 2
-    tokens[i] = string.sub(tokens[i], 1, TOKEN_MAX + 1) -- a longer one is none of ours
+    tokens[i] = tokens[i]:sub(1, TOKEN_MAX + 1) -- a longer one is none of ours
     fields[2 + i] = '@' .. tokens[i]
   end
   local values = call('HMGET', c.state, unpack(fields))
@@ -322,9 +346,9 @@ end
 -- c.holder of a lock that is held together.
 local SHARED = {}
 
--- How many hold the lock together. A share counts to the millisecond in which its lease ends.
+-- How many hold the lock together. A share has ended in the millisecond of its end.
 local function shares(c)
-  c.count = c.count or call('ZCOUNT', c.lock, decimal(c.now), '+inf')
+  c.count = c.count or call('ZCOUNT', c.lock, '(' .. decimal(c.now), '+inf')
   return c.count
 end
 
@@ -333,15 +357,15 @@ end
 -- happens only if it was lost.
 local function read_lock(c)
   if not c.shared then
-    local holder = redis.pcall('GETRANGE', c.lock, '0', TOKEN_MAX_TEXT)
-    if type(holder) == 'string' then
+    local holder = try('GETRANGE', c.lock, '0', TOKEN_MAX_TEXT)
+    if holder == '' or type(holder) == 'string' then
       c.holder = holder
       return
     end
   end
   tell_time(c)
   local ends = call('ZSCORE', c.lock, c.token)
-  c.share = ends and ends + 0 >= c.now
+  c.share = ends and ends + 0 > c.now and ends
   c.holder = (c.share or shares(c) > 0) and SHARED or ''
 end
 
@@ -363,10 +387,12 @@ local function keep_state(c, span)
     and call('PTTL', c.state) == -1 then
     span = math.max(span, call('PTTL', c.queue))
     call('PEXPIRE', c.state, decimal(span + MEMORY_MS))
+    c.new = false
   end
 end
 
--- The TTLs of a lock that is held together: its sorted set lives as long as the longest lease.
+-- The TTLs of a lock that is held together: its sorted set lives as long as the longest lease. If
+-- no lease is new (c.span), the state lives long enough.
 local function keep_shares(c)
   local ends = call('ZRANGE', c.lock, '-1', '-1', 'WITHSCORES')[2]
   if ends == NEVER then
@@ -374,22 +400,34 @@ local function keep_shares(c)
     keep_state(c, 0)
   else
     call('PEXPIREAT', c.lock, ends)
-    keep_state(c, math.max(ends - c.now, c.span or 1))
+    if c.span or c.new then
+      keep_state(c, math.max(ends - c.now, c.span or 1))
+    end
   end
 end
 
 -- Drops shares that have ended. They count no more, so a batch in each call that adds or removes
 -- one is enough.
 local function drop_ended(c)
-  local ended = call('ZRANGE', c.lock, '-inf', '(' .. decimal(c.now), 'BYSCORE',
+  local ended = call('ZRANGE', c.lock, '-inf', decimal(c.now), 'BYSCORE',
     'LIMIT', '0', BATCH)
   if #ended > 0 then
     call('ZREM', c.lock, unpack(ended))
   end
 end
 
+-- The fence of one that the lock is given to: a new one, unless it is held already. As text, and as
+-- number.
+local function next_fence(c)
+  local number = c.holder ~= '' and stored(c.fence)
+  if number then
+    return c.fence, number
+  end
+  return after(c, c.fence)
+end
+
 -- Gives the lock to a token that it fits, or has it keep it, for this lease (0: it never ends).
-local function grant(c, token, lease, holders, fence)
+local function grant(c, token, lease, lease_text, holders, fence)
   if fence ~= c.fence then
     call('HSET', c.state, 'fence', holders == 1 and fence or fence .. ' shared')
     c.fence = fence
@@ -398,7 +436,7 @@ local function grant(c, token, lease, holders, fence)
     if lease == 0 then
       call('SET', c.lock, token)
     else
-      call('SET', c.lock, token, 'PX', decimal(lease))
+      call('SET', c.lock, token, 'PX', lease_text)
     end
     c.holder = token
     return
@@ -417,12 +455,12 @@ end
 
 -- Whether a list is a signal list of this lock or prefix, by its name.
 local function is_signal_list(lock, list)
-  local prefix = string.match(list, '^(.-)%-signal:')
-  if prefix and string.sub(lock, 1, #prefix + 1) == prefix .. ':' then
+  local prefix = list:match('^(.-)%-signal:')
+  if prefix and lock:sub(1, #prefix + 1) == prefix .. ':' then
     return true
   end
-  local tag = string.match(lock, '{.-}')
-  return tag and tag ~= '{}' and string.find(list, tag, 1, true)
+  local tag = lock:match('{.-}')
+  return tag and tag ~= '{}' and list:find(tag, 1, true)
 end
 
 -- Tells a waiter that it was given the lock, until the end of this lease; with a fence of '0' that
@@ -437,14 +475,14 @@ local function tell(c, waiter, fence, lease)
     return false
   end
   -- The only step that can be refused comes first: nothing would be rolled back.
-  local unread = redis.pcall('RPUSH', list,
+  local unread = try('RPUSH', list,
     fence .. ' ' .. decimal(c.now + lease) .. ' ' .. waiter.token)
   if type(unread) == 'table' then
     return false
   end
   local deadline
   if unread > 1 then
-    deadline = tonumber(string.match(call('LINDEX', list, '0'), '^%d+ (%d+) .'))
+    deadline = tonumber(call('LINDEX', list, '0'):match('^%d+ (%d+) .'))
     if not deadline then -- somebody else's list
       call('RPOP', list)
       return false
@@ -475,19 +513,17 @@ end
 -- One that waits to hold the lock alone keeps out a caller that would share it (c.sharing). Having
 -- been silent for CLAIM_MS it is told to call: if it is dead, this signal will stay unread.
 local function let_in(c)
-  local left = LET_IN_MAX
   while c.first and c.first ~= UNSEEN and c.first.token ~= c.token do
     local waiter, fence = c.first, '0'
-    local lease = waiter.lease > 0 and math.min(waiter.lease, CLAIM_MS) or CLAIM_MS
+    local lease = waiter.lease
+    if lease == 0 or lease > CLAIM_MS then
+      lease = CLAIM_MS
+    end
     if fits(c, waiter.holders) then
-      if left == 0 then
+      if c.given == LET_IN_MAX then
         return
       end
-      if c.holder == SHARED and stored(c.fence) then
-        fence = c.fence
-      else
-        fence = select(2, after(c, c.fence))
-      end
+      fence = next_fence(c)
     elseif c.sharing and c.holder == SHARED and waiter.holders == 1 then
       c.look_at = waiter.called + CLAIM_MS + 1
       if c.now < c.look_at then
@@ -501,14 +537,15 @@ local function let_in(c)
     if told and fence == '0' then
       return
     elseif told then
-      grant(c, waiter.token, lease, waiter.holders, fence)
+      grant(c, waiter.token, lease, decimal(lease), waiter.holders, fence)
       leave(c, waiter.token)
       if waiter.holders == 1 then
-        keep_state(c, math.max(waiter.lease, waiter.wait))
+        keep_state(c, math.max(lease, waiter.lease, waiter.wait))
         c.first = false
         return
       end
-      c.span, left = math.max(c.span or 1, waiter.lease, waiter.wait), left - 1
+      c.span = math.max(c.span or 1, waiter.lease, waiter.wait)
+      c.given = (c.given or 0) + 1
     elseif unread_since or c.unblocks or silent(c, waiter) then
       if unread_since then
         c.dead = c.dead or {}
@@ -526,33 +563,31 @@ end
 
 -- The caller has the lock for this lease, from now on: it fits, or the caller has had it before. If
 -- others share it, the next ones may fit as well. Returns the reply of lock_acquire.
-local function hold(c, lease, holders)
-  local fence, text
-  if c.holder == SHARED or c.holder == c.token then
-    fence, text = stored(c.fence), c.fence
-  end
-  if not fence then
-    fence, text = after(c, c.fence)
-  end
-  grant(c, c.token, lease, holders, text)
+local function hold(c, lease_text, holders)
+  local fence, number = next_fence(c)
+  local lease = lease_text + 0
+  grant(c, c.token, lease, lease_text, holders, fence)
   if c.holder == SHARED then
+    c.sharing, c.span = false, c.span or 1 -- nobody keeps the caller out any more
     if c.first then
       find_first(c)
       let_in(c)
     end
-    drop_ended(c)
+    if c.count ~= 1 then
+      drop_ended(c)
+    end
     keep_shares(c)
   else
     keep_state(c, lease)
   end
-  return { 1, fence, lease == 0 and -1 or lease, c.now }
+  return { 1, number, lease == 0 and -1 or lease, c.now }
 end
 
 -- Hands on a lock that is free or held together. If nobody takes the free one, its keys go.
-local function pass_on(c)
+local function pass_on(c, released)
   find_first(c)
   let_in(c)
-  if c.span then
+  if c.holder == SHARED and (c.span or released) then
     keep_shares(c)
   elseif c.holder == '' then
     call('UNLINK', c.lock)
@@ -574,7 +609,7 @@ local function enqueue(c, signal, lease, wait, holders)
     last = call('ZRANGE', c.queue, '-1', '-1', 'WITHSCORES')[2] -- none, or the hash was lost
     position = not last and 1
   end
-  local _, place = after(c, last)
+  local place = after(c, last)
   local added = call('ZADD', c.queue, 'NX', place, c.token) == 1
   if not added then
     position = nil
@@ -595,7 +630,7 @@ local function enqueue(c, signal, lease, wait, holders)
   end
   position = position or call('ZCARD', c.queue)
 
-  local now = string.sub(c.micros_text, 1, -4)
+  local now = c.micros_text:sub(1, -4)
   if holders ~= 1 then
     lease = lease .. '/' .. holders
   end
@@ -648,33 +683,33 @@ local function acquire(keys, args)
 
   if c.holder == token then
     call('ZCARD', c.queue)
-    return hold(c, lease + 0, 1)
+    return hold(c, lease, 1)
   elseif c.holder == '' or c.holder == SHARED then
     read_front(c, '0')
-    if wait ~= '0' and not c.share and (#c.tokens > 0 or c.holder == SHARED) then
+    if wait ~= '0' and not c.share and (#c.tokens > 0 or not fits(c, holders)) then
       call('LLEN', signal)
     end
     find_first(c)
     if c.share then
-      return hold(c, lease + 0, 0)
+      return hold(c, lease, 0)
     end
-    c.sharing = holders ~= 1
-    let_in(c)
+    if c.first then
+      c.sharing = holders ~= 1
+      let_in(c)
+    end
     if fits(c, holders) and (not c.first or c.first.token == token) then
       if c.first then
         leave(c, token)
       end
-      return hold(c, lease + 0, holders)
+      return hold(c, lease, holders)
     end
   elseif wait ~= '0' then
     call('LLEN', signal)
   end
 
-  if wait == '0' then
-    if leave(c, token) and c.holder == SHARED then
-      find_first(c)
-      let_in(c)
-    end
+  if wait == '0' and leave(c, token) and c.holder == SHARED then
+    find_first(c)
+    let_in(c)
   end
   if c.span then
     keep_shares(c)
@@ -697,14 +732,14 @@ local function acquire(keys, args)
   end
   if c.holder == SHARED and holders ~= 1 then
     if position == 1 and not fits(c, holders) then -- when enough shares have ended
-      local ends = call('ZRANGE', c.lock, decimal(c.now), '+inf', 'BYSCORE',
+      local ends = call('ZRANGE', c.lock, '(' .. decimal(c.now), '+inf', 'BYSCORE',
         'LIMIT', decimal(shares(c) - holders), '1', 'WITHSCORES')[2]
       check_in = math.min(check_in, ends - c.now + 1)
     elseif position == 2 and c.look_at then
       check_in = math.min(check_in, c.look_at - c.now)
     end
   end
-  if c.holder == '' and c.first == UNSEEN then
+  if c.first == UNSEEN and (c.holder == '' or c.holder == SHARED) then
     check_in = 1 -- to go on
   end
   return { 0, position, math.max(1, check_in), c.now }
@@ -728,12 +763,13 @@ local function release(keys, args)
     return 1
   elseif c.share then
     call('ZREM', c.lock, c.token)
-    c.share, c.count, c.span = false, nil, 1
+    c.span = c.share == NEVER and 1 or nil -- the state gets its TTL back
+    c.share, c.count = false, nil
     drop_ended(c)
     if shares(c) == 0 then
-      c.holder, c.span = '', nil
+      c.holder = ''
     end
-    pass_on(c)
+    pass_on(c, true)
     return 1
   end
   local left = leave(c, c.token)
@@ -761,11 +797,12 @@ local function extend(keys, args)
   if c.holder == SHARED then
     find_first(c)
     if c.share then
-      grant(c, c.token, lease + 0, 0, c.fence)
+      grant(c, c.token, lease + 0, lease, 0, c.fence)
+      c.span = 1
     end
     c.token = '' -- a waiter like any other
     let_in(c)
-    if c.share or c.span then
+    if c.span then
       keep_shares(c)
     end
     return c.share and 1 or 0
@@ -823,7 +860,7 @@ local function inspect(keys)
     local places = call('ZRANGE', keys[2], from, from + BATCH - 1, 'WITHSCORES')
     local fields = {}
     for i = 1, #places, 2 do
-      fields[#fields + 1] = '@' .. string.sub(places[i], 1, TOKEN_MAX + 1)
+      fields[#fields + 1] = '@' .. places[i]:sub(1, TOKEN_MAX + 1)
     end
     local values = #fields > 0 and call('HMGET', keys[3], unpack(fields)) or {}
     for i = 1, #values do
@@ -849,12 +886,14 @@ local function inspect(keys)
   end
   note_fence(c, call('HGET', c.state, 'fence'))
   read_lock(c)
-  local held, holders, ttl = c.holder == '' and 0 or 1, {}, call('PTTL', c.lock)
-  if c.holder == SHARED then
+  local held, holders, ttl = 0, {}, -2
+  if type(c.holder) == 'string' and c.holder ~= '' then
+    held, ttl = 1, call('PTTL', c.lock)
+  elseif c.holder == SHARED then
     held, bytes = shares(c), 0
     for from = 0, math.min(held, LIST_MAX) - 1, BATCH do
-      local list = bytes <= LIST_BYTES and call('ZRANGE', c.lock, decimal(c.now), '+inf', 'BYSCORE',
-        'LIMIT', decimal(from), BATCH, 'WITHSCORES') or {}
+      local list = bytes <= LIST_BYTES and call('ZRANGE', c.lock, '(' .. decimal(c.now), '+inf',
+        'BYSCORE', 'LIMIT', from, BATCH, 'WITHSCORES') or {}
       for i = 1, #list, 2 do
         holders[#holders + 1] = { list[i], list[i + 1] == NEVER and -1 or list[i + 1] - c.now }
         bytes = bytes + #list[i]

@@ -52,6 +52,7 @@ type lock struct {
 	holder    string           // who holds it alone, "": nobody
 	holderEnd int64            // of that lease
 	shares    map[string]int64 // who hold it together, with the end of each lease; some may have run out
+	together  bool             // the last fence was given to one who shares
 	line      []place
 	lineEnd   int64
 	numbers   map[string]int64 // of the state: fence, last, since
@@ -110,9 +111,10 @@ type call struct {
 	may    func(key string) bool
 	unread map[string]int64 // lists of dead clients: the deadline of the signal that they never read
 
-	known    bool // the state has a fence
-	given    int  // so many were let in
-	unblocks bool // the first waiter loses its place if it cannot be told
+	known    bool  // the state has a fence
+	given    int   // so many were let in
+	span     int64 // the longest lease or place of these
+	unblocks bool  // the first waiter loses its place if it cannot be told
 }
 
 // Arguments of each function: how many keys and words it takes. lock_acquire takes one more, HOLDERS.
@@ -157,7 +159,7 @@ func (s *Server) Call(function string, keys, args []string, may func(string) boo
 	}
 	c := &call{Server: s, lock: s.at(keys), may: may, unread: map[string]int64{}}
 	_, c.known = c.numbers["fence"]
-	c.dropEnded()
+	s.DropEnded()
 	if len(args) > 0 {
 		c.token = args[0]
 	}
@@ -179,20 +181,21 @@ func (s *Server) Call(function string, keys, args []string, may func(string) boo
 func (c *call) acquire(signal string, lease, wait, holders int64) any {
 	if c.holds(c.token) {
 		if c.numbers["fence"] == 0 {
-			c.raiseFence()
+			c.raiseFence(c.holder == "")
 		}
 		c.hold(lease)
 		c.letIn()
+		c.keepState(max(lease, c.span))
 		return c.held(lease)
 	}
 	// The signal list counts only for one who may have to wait.
-	if wait > 0 && (c.isHeld() || len(c.line) > 0) && c.strange[signal] {
+	if wait > 0 && (!c.fits(holders) || len(c.line) > 0) && c.strange[signal] {
 		return Failure("WRONGTYPE")
 	}
 	next, due := c.letInAhead(holders)
 	if (next == "" || next == c.token) && c.fits(holders) {
 		c.leave()
-		c.raiseFenceIfFirst()
+		c.raiseFenceIfFirst(holders)
 		if holders != alone {
 			c.shares[c.token] = 0
 		} else {
@@ -200,13 +203,17 @@ func (c *call) acquire(signal string, lease, wait, holders int64) any {
 		}
 		c.hold(lease)
 		c.letIn()
+		c.keepState(max(lease, c.span))
 		return c.held(lease)
 	}
+	if wait == 0 && c.leave() && len(c.shares) > 0 {
+		c.letIn()
+	}
 	left := c.leaseLeft()
+	if c.span > 0 {
+		c.keepState(c.span)
+	}
 	if wait == 0 {
-		if c.leave() && len(c.shares) > 0 {
-			c.letIn()
-		}
 		return []any{int64(0), int64(0), left, c.now()}
 	}
 	position, fresh := c.enqueue(signal, lease, wait, holders)
@@ -233,8 +240,8 @@ func (c *call) release() int64 {
 	left := c.leave()
 	if c.holder == "" && len(c.shares) == 0 {
 		c.giveUp()
-	} else {
-		c.letIn()
+	} else if c.letIn(); c.span > 0 {
+		c.keepState(c.span)
 	}
 	if left {
 		return 2
@@ -250,6 +257,9 @@ func (c *call) extend(lease int64) (held int64) {
 	if len(c.shares) > 0 { // a lock that is free is left to the next acquire
 		c.token = "" // a waiter like any other
 		c.letIn()
+	}
+	if held == 1 || c.span > 0 {
+		c.keepState(max(lease*held, c.span))
 	}
 	return held
 }
@@ -299,8 +309,8 @@ func (c *call) inspect() any {
 	}
 }
 
-// over: a lease with this end has run out.
-func (c *call) over(end int64) bool { return end != 0 && c.now() > end }
+// over: a share with this end has run out. It ends a millisecond sooner than a key: PEXPIREAT takes no present time.
+func (s *Server) over(end int64) bool { return end != 0 && s.now() >= end }
 
 // left is what is left of a lease with this end, -1 if it never expires.
 func (c *call) left(end int64) int64 {
@@ -310,9 +320,11 @@ func (c *call) left(end int64) int64 {
 	return end - c.now()
 }
 
-// dropEnded drops the shares that have run out.
-func (c *call) dropEnded() {
-	maps.DeleteFunc(c.shares, func(_ string, end int64) bool { return c.over(end) })
+// DropEnded drops the shares that have run out. They count no more, but would again with an older clock.
+func (s *Server) DropEnded() {
+	for _, l := range s.locks {
+		maps.DeleteFunc(l.shares, func(_ string, end int64) bool { return s.over(end) })
+	}
 }
 
 func (c *call) isHeld() bool { return c.holder != "" || len(c.shares) > 0 }
@@ -436,12 +448,12 @@ func (c *call) leave() bool { return c.remove(c.token) }
 
 func (c *call) nextFence() int64 { return max(c.numbers["fence"]+1, c.Micros) }
 
-func (c *call) raiseFence() { c.numbers["fence"] = c.nextFence() }
+func (c *call) raiseFence(together bool) { c.numbers["fence"], c.together = c.nextFence(), together }
 
 // raiseFenceIfFirst: those who hold the lock together have one fence.
-func (c *call) raiseFenceIfFirst() {
+func (c *call) raiseFenceIfFirst(holders int64) {
 	if !c.isHeld() || c.numbers["fence"] == 0 {
-		c.raiseFence()
+		c.raiseFence(holders != alone)
 	}
 }
 
@@ -456,7 +468,6 @@ func (c *call) hold(lease int64) {
 	} else {
 		c.holderEnd = end
 	}
-	c.keepState(lease)
 }
 
 // keepState has the state outlive every lease, and a place or lease of so many ms. Its time only grows while the
@@ -475,7 +486,7 @@ func (c *call) keepState(span int64) {
 	} else if len(c.line) > 0 {
 		end = max(end, c.lineEnd)
 	}
-	c.stateEnd = end + Memory
+	c.stateEnd, c.known = end+Memory, true
 }
 
 // held is the reply to a caller that holds the lock.
@@ -512,7 +523,7 @@ func (c *call) letIn() (next string) {
 		case gone:
 			continue
 		}
-		c.numbers["fence"] = fence
+		c.numbers["fence"], c.together = fence, e.holders != alone
 		c.remove(token)
 		c.given++
 		end := c.now() + lease
@@ -521,7 +532,7 @@ func (c *call) letIn() (next string) {
 		} else {
 			c.shares[token] = end
 		}
-		c.keepState(max(e.lease, e.wait))
+		c.span = max(c.span, e.lease, e.wait)
 	}
 	return ""
 }
@@ -592,7 +603,7 @@ func (c *call) giveUp() {
 	c.holder = ""
 	c.letIn()
 	if c.isHeld() || len(c.line) > 0 {
-		c.keepState(1)
+		c.keepState(max(1, c.span))
 	} else {
 		c.stateEnd = c.now() + Memory // nobody uses it
 	}
@@ -632,6 +643,7 @@ func (c *call) enqueue(signal string, lease, wait, holders int64) (position int6
 			c.known = false
 			c.stateEnd = 0
 			c.numbers = map[string]int64{"fence": c.numbers["fence"]}
+			c.together = len(c.shares) > 0
 			clear(c.entries)
 		}
 	} else {
@@ -795,9 +807,13 @@ func (s *Server) Keys() []Key {
 		} else if len(l.shares) > 0 {
 			together := Key{l.lockKey, "zset", l.lockEnd(), nil}
 			for _, token := range l.inOrder() {
-				together.Items = append(together.Items, token, text(score(l.shares[token])))
+				if !s.over(l.shares[token]) { // else it is dropped sooner or later
+					together.Items = append(together.Items, token, text(score(l.shares[token])))
+				}
 			}
-			all = append(all, together)
+			if len(together.Items) > 0 {
+				all = append(all, together)
+			}
 		}
 		queue := Key{l.queueKey, "zset", l.lineEnd, nil}
 		for _, p := range l.line {
@@ -806,10 +822,16 @@ func (s *Server) Keys() []Key {
 		state := Key{l.stateKey, "hash", l.stateEnd, nil}
 		for name, n := range l.numbers {
 			state.Items = append(state.Items, name, text(n))
+			if name == "fence" && l.together {
+				state.Items[len(state.Items)-1] += " shared"
+			}
 		}
 		for token, e := range l.entries {
-			state.Items = append(state.Items, "@"+token,
-				text(e.called)+" "+text(e.wait)+" "+text(e.lease)+" "+e.signal)
+			lease := text(e.lease)
+			if e.holders != alone {
+				lease += "/" + text(e.holders)
+			}
+			state.Items = append(state.Items, "@"+token, text(e.called)+" "+text(e.wait)+" "+lease+" "+e.signal)
 		}
 		state.Sort()
 		for _, k := range []Key{queue, state} {

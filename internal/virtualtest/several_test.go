@@ -266,6 +266,32 @@ func TestDoAll(t *testing.T) {
 	})
 }
 
+// TestAllInAnOutage: neither call waits for each lock until it can be given back.
+func TestAllInAnOutage(t *testing.T) {
+	names := []string{"a", "b", "c", "d", "e", "f"}
+	synctest.Test(t, func(t *testing.T) {
+		locker, server := redislocktest.New(t)
+		server.Hold("f")
+		time.AfterFunc(time.Second, server.Down)
+		start := time.Now()
+		_, err := locker.AcquireAll(t.Context(), names, redislock.WithWait(5*time.Second))
+		is(t, err, redislock.ErrNotAcquired, context.DeadlineExceeded)
+		took(t, start, 5*time.Second, 7*time.Second)
+		server.Up()
+		time.Sleep(time.Minute)
+		isFree(t, server, names[:5]...)
+
+		start = time.Now()
+		err = locker.DoAll(t.Context(), names[:5], func(context.Context, []*redislock.Lock) error {
+			server.Down()
+			return nil
+		})
+		is(t, err, redislock.ErrUnavailable)
+		took(t, start, 5*time.Second, 10*time.Second)
+		server.Up()
+	})
+}
+
 // TestAllWithToken: one token for all of them.
 func TestAllWithToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -279,3 +279,66 @@ func TestNeverMoreThanTheLimit(t *testing.T) {
 		}
 	})
 }
+
+// TestManyReaders: a thousand in one process behind a writer, over a slow network. One signal for each round trip
+// would take 50 s, and those that lie unread are for the dead.
+func TestManyReaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		locker, server := redislocktest.New(t)
+		writer := must[*redislock.Lock](t)(server.Locker().Acquire(t.Context(), name))
+		server.Delay(50 * time.Millisecond)
+		var all sync.WaitGroup
+		for range 1000 {
+			all.Go(func() {
+				if _, err := locker.Acquire(t.Context(), name, reader, redislock.WithWait(time.Hour)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		time.Sleep(10 * time.Second)
+		start := time.Now()
+		released(t, writer)
+		all.Wait()
+		took(t, start, 0, 3*time.Second)
+		if held := server.State(name).Held; held != 1000 {
+			t.Errorf("%d hold it", held)
+		}
+	})
+}
+
+// TestWriterThatDies: one that died at the head costs the readers behind it seconds, one that answers slowly keeps its place.
+func TestWriterThatDies(t *testing.T) {
+	for _, dies := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			locker, server := redislocktest.New(t)
+			first := must[*redislock.Lock](t)(locker.Acquire(t.Context(), name, reader))
+			slow := server.Locker()
+			server.Delay(1500 * time.Millisecond)
+			var writer <-chan *redislock.Lock
+			if dies {
+				go func() { _, _ = slow.Acquire(t.Context(), name) }()
+				time.Sleep(2 * time.Second)
+				server.Kill(slow)
+			} else {
+				writer = waiting(t, slow)
+				time.Sleep(2 * time.Second)
+			}
+			server.Delay(time.Millisecond)
+			start := time.Now()
+			second := waiting(t, server.Locker(), reader)
+			if !dies {
+				server.Delay(1500 * time.Millisecond)
+				time.Sleep(time.Minute)
+				none(t, second)
+				released(t, first)
+				released(t, <-writer)
+				released(t, <-second)
+				return
+			}
+			lock := <-second
+			took(t, start, 0, 6*time.Second)
+			released(t, lock)
+			released(t, first)
+		})
+	}
+}

@@ -226,11 +226,23 @@ func (w *world) look(result rueidis.RedisResult) {
 		for _, item := range fields[3].([]any) {
 			k.Items = append(k.Items, text(item))
 		}
+		if strings.HasPrefix(k.Name, "lock:") && k.Kind == "zset" {
+			k.Items = slices.Concat(slices.DeleteFunc(slices.Collect(slices.Chunk(k.Items, 2)), w.over)...)
+			if len(k.Items) == 0 {
+				continue
+			}
+		}
 		k.Sort()
 		w.keys = append(w.keys, k)
 		w.names[k.Name] = true
 	}
 	slices.SortFunc(w.keys, func(a, b memory.Key) int { return strings.Compare(a.Name, b.Name) })
+}
+
+// over: a share, token and end, that has run out. lock.lua drops it sooner or later.
+func (w *world) over(share []string) bool {
+	end, err := strconv.ParseInt(share[1], 10, 64)
+	return err == nil && end <= w.now()
 }
 
 // compare has the reference make the same step, and fails the run unless reply and keys are the same then. It
@@ -372,7 +384,9 @@ type snapshot struct {
 }
 
 func (w *world) snapshot() snapshot {
-	return snapshot{w.keys, w.reference.Clone()}
+	s := snapshot{w.keys, w.reference.Clone()}
+	s.reference.DropEnded() // the keys are without them
+	return s
 }
 
 // failOver goes on with an older state, as a replica does that had not got the last writes.
@@ -451,6 +465,10 @@ func (w *world) pass(micros int64) {
 	if micros < w.micros {
 		// Who looks at a key that has run out removes it. Without that, it would be there again.
 		w.do(append([]string{"EXISTS", "-"}, slices.Sorted(maps.Keys(w.names))...)...)
+		for _, keys := range locks {
+			w.do("ZREMRANGEBYSCORE", keys[0], "-inf", strconv.FormatInt(w.now(), 10))
+		}
+		w.reference.DropEnded()
 	}
 	w.setClock(micros)
 	w.do("PING")

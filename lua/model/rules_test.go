@@ -60,7 +60,7 @@ func (s *step) holders(keys map[string]memory.Key) (ends map[string]int64, alone
 		if err != nil || end >= 1<<53 {
 			end = 0
 		}
-		if end == 0 || end >= s.now() {
+		if end == 0 || end > s.now() {
 			ends[k.Items[i]] = end
 		}
 	}
