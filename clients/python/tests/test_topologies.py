@@ -259,7 +259,7 @@ def test_tls(tls, certificate, name):
     for wrong in ({"host": "127.0.0.1", **options},  # the certificate is for another name
                   {"host": "localhost", "port": tls.port, "ssl": True}):  # and nobody here has signed it
         with pytest.raises(Unavailable, match="(?i)certificate"):
-            Lock(redis.Redis(**wrong), name).acquire(blocking=False)
+            Lock(redis.Redis(**wrong), name).acquire()  # it does not wait for that to pass
     with pytest.raises(ValueError, match="ssl_validate_ocsp"):
         Lock(redis.Redis(ssl_validate_ocsp=True, host="localhost", **options), name)
 
