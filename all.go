@@ -5,6 +5,8 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/seed-ee05a192/redislock/internal/wire"
 )
@@ -17,8 +19,8 @@ import (
 // the same *Lock. Release each lock once. Each has a Fence and a Context of its own.
 //
 // If a lock cannot be had, or may be lost while the next one is waited for, all are released in reverse
-// order, without a minimum hold. Then the error is that of Acquire; errors.Is also finds ErrLost in it if a lock
-// was lost.
+// order, without a minimum hold: in the background, if Redis does not answer within a second. Then the error is
+// that of Acquire; errors.Is also finds ErrLost in it if a lock was lost.
 //
 // The options are for each lock, but for WithWait, which bounds all waits together. WithToken gives all of
 // them one token.
@@ -43,13 +45,7 @@ func (l *Locker) DoAll(ctx context.Context, names []string, fn func(ctx context.
 	})
 	defer func() {
 		stop()
-		var verdict error // the same one of each lock would be long
-		for _, lock := range slices.Backward(taken) {
-			if v := lock.finish(ctx); verdict == nil || errors.Is(v, ErrLost) && !errors.Is(verdict, ErrLost) {
-				verdict = join(verdict, v)
-			}
-		}
-		err = join(err, verdict)
+		err = join(err, backward(taken, func(lock *Lock) error { return lock.finish(ctx) }))
 		end(nil)
 	}()
 	for _, lock := range taken {
@@ -72,14 +68,9 @@ func (l *Locker) obtainAll(ctx context.Context, op string, names []string, inDo 
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, r.limit)
 		defer cancel()
-		opts = append(slices.Clip(opts), func(r *request) { r.limited = false })
 	}
 	if taken, err = l.takeAll(ctx, op, order, inDo, opts); err != nil {
-		for _, lock := range slices.Backward(taken) {
-			if released := lock.abandon(ctx); !errors.Is(released, ErrNotHeld) {
-				err = join(err, released)
-			}
-		}
+		abandonAll(ctx, taken)
 		return nil, nil, err
 	}
 	for _, name := range names {
@@ -108,6 +99,45 @@ func (l *Locker) takeAll(ctx context.Context, op string, order []wire.Keys, inDo
 		}
 	}
 	return taken, nil
+}
+
+// abandonAll waits for that, but not for long.
+func abandonAll(ctx context.Context, locks []*Lock) {
+	through := make(chan struct{})
+	go func() {
+		defer close(through)
+		_ = backward(locks, func(lock *Lock) error { return lock.abandon(ctx) })
+	}()
+	select {
+	case <-through:
+	case <-time.After(undoWait):
+	}
+}
+
+// backward ends all locks, the last one first: one after the other while Redis answers, else the rest together.
+// It returns one error, and ErrLost with it if any lock was lost: the same of each lock would be long.
+func backward(locks []*Lock, end func(*Lock) error) (verdict error) {
+	var mu sync.Mutex
+	var rest sync.WaitGroup
+	one := func(lock *Lock) {
+		err := end(lock)
+		mu.Lock()
+		defer mu.Unlock()
+		if verdict == nil || errors.Is(err, ErrLost) && !errors.Is(verdict, ErrLost) {
+			verdict = join(verdict, err)
+		}
+	}
+	unanswered := false
+	for _, lock := range slices.Backward(locks) {
+		if unanswered {
+			rest.Go(func() { one(lock) })
+			continue
+		}
+		one(lock)
+		unanswered = errors.Is(verdict, ErrUnavailable)
+	}
+	rest.Wait()
+	return verdict
 }
 
 func byKey(a, b wire.Keys) int { return strings.Compare(a.Lock, b.Lock) }

@@ -349,7 +349,7 @@ func (l *Lock) Deadline() (time.Time, bool) {
 //
 // It returns nil if the lock was held until now (or until Close gave it back), and ErrNotHeld if it had
 // been lost or released: the sure sign of a loss, since Context ends with this call if it had not noticed
-// before.
+// before. WithMinHold keeps the lock from others for longer.
 func (l *Lock) Release(ctx context.Context) error {
 	if l == nil {
 		return fmt.Errorf("redislock: release: %w: the lock is nil", ErrNotHeld)
@@ -366,13 +366,14 @@ func (l *Lock) Detach() time.Time {
 	first := l.leave(releasing, nil)
 	l.mu.Unlock()
 	if first {
+		l.mayRequeue = false // who goes on with it may hold it for long
 		l.left(EventReleased, nil, deadline)
 	}
 	return deadline
 }
 
 // Extend has the lease end this long from now; renewal goes on with it. At least 1 ms, rounded up
-// to whole milliseconds, and cut short by WithMaxHold. It returns ErrNotHeld if the lock is lost or
+// to whole milliseconds, cut short by WithMaxHold, and no shorter than what is left of WithMinHold. It returns ErrNotHeld if the lock is lost or
 // released; Context ends then.
 //
 // An error of Redis means that nothing has changed. After any other error (ErrUnavailable) the call may

@@ -109,6 +109,20 @@ func (p *parser) line(line string) {
 		if len(args) >= 5 {
 			e.number, _ = strconv.ParseInt(args[4], 10, 64)
 		}
+	case command == "PEXPIRE" && len(args) == 3 && strings.HasPrefix(key, "lock:"):
+		e.kind, e.token = srvRenew, p.caller
+		e.number, _ = strconv.ParseInt(args[2], 10, 64)
+	case command == "ZADD" && len(args) == 4 && strings.HasPrefix(key, "lock:"):
+		e.kind, e.token = srvShare, args[3]
+		ends, _ := strconv.ParseInt(args[2], 10, 64)
+		e.number = ends - p.begun/1000
+	case command == "ZREM" && strings.HasPrefix(key, "lock:"):
+		for _, token := range args[2:] {
+			left := e
+			left.kind, left.token = srvLeave, token
+			p.h.addServer(left)
+		}
+		return
 	case command == "ZADD" && len(args) == 5:
 		e.kind, e.token = srvEnqueue, args[4]
 	case command == "HDEL":
@@ -122,7 +136,7 @@ func (p *parser) line(line string) {
 		e.kind = srvFree
 	case command == "HSET" && len(args) == 4 && args[2] == "fence":
 		e.kind = srvFence
-		e.number, _ = strconv.ParseInt(args[3], 10, 64)
+		e.number, _ = strconv.ParseInt(strings.TrimSuffix(args[3], " shared"), 10, 64)
 	default:
 		return
 	}

@@ -31,13 +31,19 @@ func codeBlocks(file, language string) (blocks []string) {
 }
 
 var _ = Describe("README.md", func() {
-	It("has only Go code that example_test.go compiles and runs", func() {
+	It("and docs/recipes.md have only Go code that tests compile and run", func() {
+		for file, test := range map[string]string{"docs/recipes.md": "recipes_test.go", "README.md": "example_test.go"} {
+			tests, err := os.ReadFile(top + test)
+			Expect(err).NotTo(HaveOccurred())
+			for _, block := range codeBlocks(file, "go") {
+				Expect(string(tests)).To(ContainSubstring(block))
+			}
+		}
+	})
+
+	It("has a log as the example writes it, but for what differs each time", func() {
 		examples, err := os.ReadFile(top + "example_test.go")
 		Expect(err).NotTo(HaveOccurred())
-		for _, block := range codeBlocks("README.md", "go") {
-			Expect(string(examples)).To(ContainSubstring(block))
-		}
-		// And the log that one of them writes, which leaves out what differs each time.
 		for _, line := range strings.SplitAfter(codeBlocks("README.md", "text")[0], "\n") {
 			line = regexp.MustCompile(` lock\.(fence|waited|held)=\S+`).ReplaceAllString(line, "")
 			Expect(string(examples)).To(ContainSubstring(line))

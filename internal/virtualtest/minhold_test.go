@@ -2,6 +2,11 @@ package virtualtest
 
 import (
 	"context"
+	"log/slog"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -189,12 +194,17 @@ func TestMinHoldWhile(t *testing.T) {
 		lasts(t, server, 50*time.Second)
 		deadline, _ := lock.Deadline()
 		took(t, deadline.Add(-time.Minute), 10*time.Second, 10*time.Second)
-		for range 600 { // renewed and released at any moment, it is kept
+		for range 600 {
 			time.Sleep(99 * time.Millisecond)
 			if left := time.Minute - time.Since(start); server.State(name).TTL < left {
 				t.Fatalf("%v are left, not %v", server.State(name).TTL, left)
 			}
 		}
+		if err := lock.Release(t.Context()); err != nil {
+			t.Error(err)
+		}
+
+		lock = must[*redislock.Lock](t)(locker.Acquire(t.Context(), name, redislock.WithMinHold(time.Minute), redislock.WithLease(3*time.Second)))
 		server.Lose(name)
 		lost := time.Now()
 		<-lock.Context().Done()
@@ -277,14 +287,108 @@ func TestMinHoldIsChecked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		locker, server := redislocktest.New(t, redislock.Options{MaxHold: time.Minute})
 		server.Refuse() // nothing is sent
-		for d, text := range map[time.Duration]string{-1: "-1ns", 2 * time.Minute: "the maximum hold, 1m0s", 1 << 62: "at most"} {
+		for d, text := range map[time.Duration]string{-1: "-1ns", 2 * time.Minute: "the maximum hold, 1m0s"} {
 			_, err := locker.TryAcquire(t.Context(), name, redislock.WithMinHold(d))
 			isNot(t, err, redislock.ErrUnavailable)
 			says(t, err, text)
 		}
+		_, err := locker.TryAcquire(t.Context(), name, redislock.WithMinHold(math.MaxInt64), redislock.WithoutMaxHold())
+		says(t, err, "at most 2190000h")
 		server.Up()
 		lock := must[*redislock.Lock](t)(locker.Acquire(t.Context(), name, redislock.WithMinHold(2*time.Minute), redislock.WithoutMaxHold(), redislock.WithMinHold(0)))
 		_ = lock.Release(t.Context())
 		lasts(t, server, 0)
 	})
+}
+
+// TestMinHoldAtRandom: whatever holders do, and whatever becomes of their calls, no two grants are closer than that. A
+// fencing token is the time of its grant.
+func TestMinHoldAtRandom(t *testing.T) {
+	const minHold = time.Second
+	for seed := range uint64(10) {
+		synctest.Test(t, func(t *testing.T) {
+			_, server := redislocktest.New(t)
+			quiet := redislock.Options{Logger: slog.New(slog.DiscardHandler)}
+			over, stop := context.WithTimeout(t.Context(), 5*time.Minute)
+			defer stop()
+			var mu sync.Mutex
+			var fences []int64
+			work := func(rnd *rand.Rand, locker *redislock.Locker) (dead bool) {
+				opts := []redislock.Option{redislock.WithMinHold(minHold), redislock.WithLease(time.Duration(1+rnd.IntN(3000)) * time.Millisecond)}
+				if rnd.IntN(3) == 0 {
+					opts = append(opts, redislock.WithMaxHold(minHold+time.Duration(rnd.IntN(1000))*time.Millisecond))
+				}
+				switch rnd.IntN(12) {
+				case 0:
+					opts = append(opts, redislock.WithoutRenewal())
+				case 1:
+					opts = append(opts, redislock.WithReplicas(1, time.Second))
+				case 2:
+					opts = append(opts, redislock.WithWait(time.Duration(rnd.IntN(3))*time.Second))
+				}
+				if rnd.IntN(4) == 0 {
+					server.LoseReply()
+				}
+				lock, err := locker.Acquire(over, name, opts...)
+				if err != nil {
+					return false
+				}
+				mu.Lock()
+				fences = append(fences, lock.Fence())
+				mu.Unlock()
+				time.Sleep(time.Duration(rnd.IntN(1500)) * time.Millisecond)
+				if rnd.IntN(4) == 0 {
+					server.LoseReply()
+				}
+				switch rnd.IntN(8) {
+				case 0:
+					server.Kill(locker)
+					return true
+				case 1:
+					locker.Close()
+					return true
+				case 2:
+					lock.Detach()
+				case 3:
+					_ = lock.Extend(over, time.Duration(1+rnd.IntN(2000))*time.Millisecond)
+				}
+				_ = lock.Release(over)
+				_ = lock.Release(over)
+				return false
+			}
+			var all sync.WaitGroup
+			for user := range uint64(4) {
+				rnd := rand.New(rand.NewPCG(seed, user))
+				all.Go(func() {
+					locker := server.Locker(quiet)
+					for over.Err() == nil {
+						if work(rnd, locker) {
+							locker = server.Locker(quiet)
+						}
+						time.Sleep(time.Duration(1+rnd.IntN(300)) * time.Millisecond)
+					}
+				})
+			}
+			rnd := rand.New(rand.NewPCG(seed, 99))
+			for over.Err() == nil {
+				time.Sleep(time.Duration(rnd.IntN(5000)) * time.Millisecond)
+				server.Delay(time.Duration(rnd.IntN(100)) * time.Millisecond)
+				if rnd.IntN(4) == 0 {
+					server.Down()
+					time.Sleep(time.Duration(rnd.IntN(4000)) * time.Millisecond)
+					server.Up()
+				}
+			}
+			all.Wait()
+			slices.Sort(fences)
+			for i := 1; i < len(fences); i++ {
+				if d := time.Duration(fences[i]-fences[i-1]) * time.Microsecond; d < minHold {
+					t.Errorf("seed %d: two grants in %v", seed, d)
+				}
+			}
+			if len(fences) < 60 {
+				t.Errorf("seed %d: %d grants", seed, len(fences))
+			}
+		})
+	}
 }

@@ -17,7 +17,10 @@ import (
 
 func says(t *testing.T, err error, text string) {
 	t.Helper()
-	if err == nil || !strings.Contains(err.Error(), text) {
+	if err == nil {
+		t.Fatal("no error")
+	}
+	if !strings.Contains(err.Error(), text) {
 		t.Errorf("%v: it does not say %q", err, text)
 	}
 }
@@ -40,7 +43,7 @@ func TestAllInOrder(t *testing.T) {
 		other := server.Hold(second)
 		got := make(chan []*redislock.Lock, 1)
 		go func() {
-			locks, err := locker.AcquireAll(t.Context(), []string{second, first, "{" + second + "}", second})
+			locks, err := locker.AcquireAll(t.Context(), []string{second, first, "{" + second + "}", second}, redislock.WithWait(time.Hour))
 			if err != nil {
 				t.Error(err)
 			}
@@ -132,7 +135,7 @@ func TestAllOrNothing(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			locker, server := redislocktest.New(t)
 			other := server.Hold("c")
-			done := wait(t, locker)
+			done := wait(t, locker, redislock.WithWait(time.Hour))
 			server.Lose("a")
 			err := <-done
 			is(t, err, redislock.ErrLost, redislock.ErrNotAcquired)
@@ -143,12 +146,14 @@ func TestAllOrNothing(t *testing.T) {
 	})
 	t.Run("one is over as the last is granted", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			locker, server := redislocktest.New(t)
-			other := server.Hold("c")
-			done := wait(t, locker, redislock.WithMaxHold(10*time.Second))
-			time.Sleep(9500 * time.Millisecond) // both at the notice
-			other.Release()
-			is(t, <-done, redislock.ErrLost)
+			_, server := redislocktest.New(t)
+			locker := server.Locker(redislock.Options{Observe: func(_ context.Context, e redislock.Event) {
+				if e.Kind == redislock.EventAcquired && e.Name == "c" {
+					server.Lose("a")
+					time.Sleep(time.Minute) // until that is known
+				}
+			}})
+			is(t, <-wait(t, locker), redislock.ErrLost)
 			isFree(t, server, names...)
 		})
 	})
@@ -156,7 +161,7 @@ func TestAllOrNothing(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			locker, server := redislocktest.New(t)
 			other := server.Hold("c")
-			done := wait(t, locker)
+			done := wait(t, locker, redislock.WithWait(time.Hour))
 			locker.Close()
 			is(t, <-done, redislock.ErrClosed)
 			other.Release()
@@ -246,6 +251,44 @@ func TestDoAll(t *testing.T) {
 		})
 		is(t, err, redislock.ErrClosed)
 		isFree(t, server, names...)
+
+		locker = server.Locker()
+		err = locker.DoAll(t.Context(), names, func(ctx context.Context, _ []*redislock.Lock) error {
+			server.Lose("a")
+			<-ctx.Done()
+			go locker.Close()
+			time.Sleep(time.Second)
+			return nil
+		})
+		if !errors.Is(err, redislock.ErrLost) || !errors.Is(err, redislock.ErrClosed) {
+			t.Error(err)
+		}
+	})
+}
+
+// TestAllInAnOutage: neither call waits for each lock until it can be given back.
+func TestAllInAnOutage(t *testing.T) {
+	names := []string{"a", "b", "c", "d", "e", "f"}
+	synctest.Test(t, func(t *testing.T) {
+		locker, server := redislocktest.New(t)
+		server.Hold("f")
+		time.AfterFunc(time.Second, server.Down)
+		start := time.Now()
+		_, err := locker.AcquireAll(t.Context(), names, redislock.WithWait(5*time.Second))
+		is(t, err, redislock.ErrNotAcquired, context.DeadlineExceeded)
+		took(t, start, 5*time.Second, 7*time.Second)
+		server.Up()
+		time.Sleep(time.Minute)
+		isFree(t, server, names[:5]...)
+
+		start = time.Now()
+		err = locker.DoAll(t.Context(), names[:5], func(context.Context, []*redislock.Lock) error {
+			server.Down()
+			return nil
+		})
+		is(t, err, redislock.ErrUnavailable)
+		took(t, start, 5*time.Second, 10*time.Second)
+		server.Up()
 	})
 }
 
