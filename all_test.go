@@ -42,9 +42,9 @@ var _ = OnEachTopology("AcquireAll", func() {
 		got := make(chan error, 1)
 		waiting, cancel := context.WithCancel(ctx)
 		go func() { got <- Second(locker.AcquireAll(waiting, []string{c, b, a})) }()
-		Eventually(ctx, WaitingFor(other, c)).Should(Equal(1))
+		Eventually(WaitingFor(other, c)).Should(Equal(1))
 		cancel()
-		Eventually(ctx, got).Should(Receive(And(MatchError(redislock.ErrNotAcquired), MatchError(context.Canceled))))
+		Eventually(got).Should(Receive(And(MatchError(redislock.ErrNotAcquired), MatchError(context.Canceled))))
 		for _, name := range []string{a, b} {
 			Expect(StateOf(other, name).Held).To(BeZero())
 		}
@@ -75,7 +75,7 @@ var _ = OnEachTopology("AcquireAll", func() {
 			}()
 		}
 		for range 4 {
-			Eventually(ctx, done).Should(Receive(BeNil()))
+			Eventually(done).Should(Receive(BeNil()))
 		}
 		Expect(rounds.Load()).To(BeEquivalentTo(200), "all of them name a")
 	})

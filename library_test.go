@@ -34,7 +34,7 @@ var signatures = []signature{
 // textOf says which text of lua/lock.lua has which version.
 const (
 	textOf  = "1.0.0"
-	textSum = "5bb719312e6bbaee227dc9cec6eb09a975fb90bb154e540d36172285fbeff52e"
+	textSum = "26769276dd62b7a9fdf1c011b6c0c218feea706f855319aae169705b297fc940"
 )
 
 // libraryAt is a lock of this spec's own, at a server that has the library.

@@ -48,7 +48,7 @@ var _ = OnEachTopology("WithMinHold", func() {
 		held := MustAcquire(ctx, other, name)
 		got := Acquiring(ctx, locker, name, 1, redislock.WithMinHold(time.Minute))
 		Expect(held.Release(ctx)).To(Succeed())
-		Eventually(ctx, got).Should(Receive())
+		Eventually(got).Should(Receive())
 		Expect(StateOf(other, name).TTL).To(BeNumerically("~", time.Minute, 20*time.Second))
 	})
 
@@ -59,15 +59,15 @@ var _ = OnEachTopology("WithMinHold", func() {
 		next := Acquiring(ctx, locker, name, 2)
 		Expect(held.Release(ctx)).To(Succeed())
 		var lock *redislock.Lock
-		Eventually(ctx, got).Should(Receive(&lock))
+		Eventually(got).Should(Receive(&lock))
 		Expect(lock.Release(ctx)).To(Succeed())
 
 		list := StateOf(other, name).Waiters[0].Signal
 		Redis(client, "RPUSH", list, fmt.Sprint(lock.Fence(), " ", time.Now().Add(time.Second).UnixMilli(), " ", lock.Token()))
-		Eventually(ctx, func() (int64, error) { return Redis(client, "LLEN", list).ToInt64() }).Should(BeZero())
-		Consistently(ctx, next, "100ms").ShouldNot(Receive())
+		Eventually(func() (int64, error) { return Redis(client, "LLEN", list).ToInt64() }).Should(BeZero())
+		Consistently(next, "100ms").ShouldNot(Receive())
 		Expect(StateOf(other, name).Holder).To(Equal(lock.Token()))
 		Expect(other.Reset(ctx, name)).To(BeTrue())
-		Eventually(ctx, next).Should(Receive())
+		Eventually(next).Should(Receive())
 	})
 })

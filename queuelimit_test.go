@@ -2,7 +2,6 @@ package redislock_test
 
 import (
 	"strings"
-	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -19,10 +18,10 @@ var _ = OnEachTopology("WithQueueLimit", func() {
 		first := Acquiring(ctx, other, name, 1)
 		second := Acquiring(ctx, locker, name, 2, redislock.WithQueueLimit(2))
 		Expect(Second(locker.Acquire(ctx, name, redislock.WithQueueLimit(2)))).To(MatchError(redislock.ErrQueueFull))
-		Eventually(ctx, WaitingFor(other, name)).Should(Equal(2))
+		Eventually(WaitingFor(other, name)).Should(Equal(2))
 		Expect(held.Release(ctx)).To(Succeed())
-		Expect((<-first).Release(ctx)).To(Succeed())
-		Expect((<-second).Release(ctx)).To(Succeed())
+		Expect(soon(first).Release(ctx)).To(Succeed())
+		Expect(soon(second).Release(ctx)).To(Succeed())
 	})
 
 	It("goes by the first answer: a waiter whose place was lost waits on", func(ctx SpecContext) {
@@ -38,12 +37,12 @@ var _ = OnEachTopology("WithQueueLimit", func() {
 			}
 			got <- err
 		}()
-		Eventually(ctx, WaitingFor(locker, name)).Should(Equal(1))
+		Eventually(WaitingFor(locker, name)).Should(Equal(1))
 		l.Pipeline([]string{"DEL", l.Queue}, l.Command("lock_acquire", "a", Long, Long), l.Command("lock_acquire", "b", Long, Long))
-		Eventually(ctx, WaitingFor(locker, name)).Should(Equal(3))
+		Eventually(WaitingFor(locker, name)).Should(Equal(3))
 		for _, token := range []string{"h", "a", "b"} {
 			Expect(l.Release(token)).To(Equal(int64(1)))
 		}
-		Eventually(ctx, got).WithTimeout(time.Minute).Should(Receive(BeNil()))
+		Eventually(got).Should(Receive(BeNil()))
 	})
 })

@@ -282,6 +282,22 @@ func TestServerGrantsTwice(t *testing.T) {
 	s.expect(t, judgeIntervals)
 }
 
+// The old primary lets its holder release, beside that of the new one.
+func TestTwoPrimaries(t *testing.T) {
+	s := newStory()
+	s.client(1, evCall, "w0.0.0.0")
+	s.client(1.1, evGot, "w0.0.0.0", got(1_000_500, 2.1))
+	s.client(1.2, evCall, "w1.0.0.0")
+	s.client(1.5, evGot, "w1.0.0.0", got(1_400_000, 2.5))
+	s.client(1.6, evRelease, "w0.0.0.0")
+	s.client(1.6, evReleased, "w0.0.0.0")
+	s.client(1.9, evRelease, "w1.0.0.0")
+	s.client(1.9, evReleased, "w1.0.0.0")
+	s.expect(t, judgeIntervals, judgeLinear, judgeContexts)
+	s.fault(fault{kind: stopPrimary, lossy: true, worker: everyone, from: 1_200_000_000, to: 1_300_000_000, quiet: 1_450_000_000})
+	s.expect(t)
+}
+
 // shares says how many may hold the lock together.
 func shares(n int) func(*Event) { return func(e *Event) { e.Share = n } }
 

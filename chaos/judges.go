@@ -200,6 +200,8 @@ func judgeOverlaps(h *history, v *verdict, name string, ops []*op) {
 	}
 }
 
+const lostGrant = "a failover lost the grant"
+
 // excuseOverlap: the server forgot the first lease between the two grants.
 func excuseOverlap(h *history, name string, from, to int64) string {
 	for _, f := range h.faults {
@@ -209,7 +211,7 @@ func excuseOverlap(h *history, name string, from, to int64) string {
 		case f.kind == resetLock && f.name == name && f.overlaps(from, to):
 			return "the lock was reset"
 		case f.forgets(from, to):
-			return "a failover lost the grant"
+			return lostGrant
 		}
 	}
 	return ""

@@ -1,6 +1,7 @@
 #!lua name=lock
 --
 -- redislock: a distributed lock with a queue. First come, first served; handed over, never dropped.
+-- One holds it alone, or several hold it together (HOLDERS).
 --
 -- Everything that decides who holds a lock happens in this file, atomically and on the server's
 -- clock. A client calls lock_acquire; while the first element of the reply is 0 it blocks in
@@ -8,27 +9,36 @@
 --
 -- The keys of one lock called NAME share the hash tag {NAME}, so they live in one cluster slot:
 --
---   lock:{NAME}         string  the token of the holder; its PX is the lease
+--   lock:{NAME}         string  held alone: the token of the holder; its PX is the lease
+--                       zset    held together: the tokens; score: when the lease of each ends, ms
+--                               (2^53: never). Its PX is the longest lease
 --   lock-queue:{NAME}   zset    the waiting tokens; score: microseconds of arrival, only growing
---   lock-state:{NAME}   hash    fence   the last fencing token that was given out
+--   lock-state:{NAME}   hash    fence   the last fencing token that was given out; ' shared' behind
+--                                       it, if to one who shares: so a call knows the type of the
+--                                       lock before it reads it
 --                               last    the last score in the queue
 --                               since   when the queue began, or this hash did because an older one
 --                                       was lost, ms: who is missing below has called then
---                               @TOKEN  CALLED_MS WAIT_MS LEASE_MS SIGNAL of a waiting token
---   SIGNAL              list    where a client is told; an element is FENCE DEADLINE_MS TOKEN.
---                               Its name is P-signal:... if the lock's is P:..., or it contains
---                               the lock's {NAME}
+--                               @TOKEN  CALLED_MS WAIT_MS LEASE_MS SIGNAL of a waiting token; of
+--                                       one who would share it, LEASE_MS/HOLDERS
+--   SIGNAL              list    where a client is told; an element is FENCE DEADLINE_MS TOKEN, a
+--                               FENCE of 0 only asks it to call. Its name is P-signal:... if the
+--                               lock's is P:..., or it contains the lock's {NAME}
 --
 -- What always holds:
 --
---   * Only the token in lock:{NAME} holds the lock. A signal is a hint and may get lost.
---   * Whoever finds the lock free gives it to the first live waiter, or takes it if that is itself
---     or nobody: so no one overtakes. It is free while somebody waits only until the next call
---     after a lease ran out, or where the first waiter could not be told.
+--   * Only the tokens in lock:{NAME} hold the lock. A signal is a hint and may get lost.
+--   * The lock fits one who wants it alone if nobody holds it; one with HOLDERS n > 1 also if fewer
+--     than n share it; one with HOLDERS 0 also if any number share it. No limit is stored.
+--   * Whoever finds that the lock fits the first live waiter gives it to that one, or takes it if
+--     that is itself or nobody: so no one overtakes. A lock stays free while somebody waits only
+--     until the next call after a lease ran out, or where the first waiter could not be told.
 --   * A lease that was handed over lasts CLAIM_MS at most until its holder has called again.
 --   * A waiter is dropped when it reaches the front, if WAIT_MS passed since its last call, or if
 --     its client left a signal unread past the deadline and has not called since; or if it
---     cannot be told and is CLAIM_MS late for a check-in while the lock is free.
+--     cannot be told and is CLAIM_MS late for a check-in while the lock could be its own.
+--   * Those who hold the lock together have one fence. Each share ends by itself; one that has
+--     ended is not counted, and dropped some time.
 --   * A signal goes only into a list that is one by its name and by its oldest element: whoever
 --     writes into lock-state cannot have a caller with more rights write elsewhere.
 --   * Fencing tokens grow: max(last + 1, server time in microseconds).
@@ -351,11 +361,13 @@ local function read_lock(c)
     if holder == '' or type(holder) == 'string' then
       c.holder = holder
       return
+    elseif not holder.err:find('^WRONGTYPE') then -- refused
+      error(holder)
     end
   end
   tell_time(c)
   local ends = call('ZSCORE', c.lock, c.token)
-  c.share = ends and ends + 0 > c.now
+  c.share = ends and ends + 0 > c.now and ends
   c.holder = (c.share or shares(c) > 0) and SHARED or ''
 end
 
@@ -377,18 +389,22 @@ local function keep_state(c, span)
     and call('PTTL', c.state) == -1 then
     span = math.max(span, call('PTTL', c.queue))
     call('PEXPIRE', c.state, decimal(span + MEMORY_MS))
+    c.new = false
   end
 end
 
--- The TTLs of a lock that is held together: its sorted set lives as long as the longest lease.
+-- The TTLs of a lock that is held together: its sorted set lives as long as the longest lease. If
+-- no lease is new (c.span), the state lives long enough.
 local function keep_shares(c)
   local ends = call('ZRANGE', c.lock, '-1', '-1', 'WITHSCORES')[2]
   if ends == NEVER then
     call('PERSIST', c.lock)
     keep_state(c, 0)
   else
-    call('PEXPIREAT', c.lock, ends)
-    keep_state(c, math.max(ends - c.now, c.span or 1))
+    call('PEXPIRE', c.lock, decimal(ends - c.now))
+    if c.span or c.new then
+      keep_state(c, math.max(ends - c.now, c.span or 1))
+    end
   end
 end
 
@@ -499,7 +515,6 @@ end
 -- One that waits to hold the lock alone keeps out a caller that would share it (c.sharing). Having
 -- been silent for CLAIM_MS it is told to call: if it is dead, this signal will stay unread.
 local function let_in(c)
-  local left = LET_IN_MAX
   while c.first and c.first ~= UNSEEN and c.first.token ~= c.token do
     local waiter, fence = c.first, '0'
     local lease = waiter.lease
@@ -507,7 +522,7 @@ local function let_in(c)
       lease = CLAIM_MS
     end
     if fits(c, waiter.holders) then
-      if left == 0 then
+      if c.given == LET_IN_MAX then
         return
       end
       fence = next_fence(c)
@@ -531,7 +546,8 @@ local function let_in(c)
         c.first = false
         return
       end
-      c.span, left = math.max(c.span or 1, waiter.lease, waiter.wait), left - 1
+      c.span = math.max(c.span or 1, waiter.lease, waiter.wait)
+      c.given = (c.given or 0) + 1
     elseif unread_since or c.unblocks or silent(c, waiter) then
       if unread_since then
         c.dead = c.dead or {}
@@ -554,12 +570,14 @@ local function hold(c, lease_text, holders)
   local lease = lease_text + 0
   grant(c, c.token, lease, lease_text, holders, fence)
   if c.holder == SHARED then
-    c.sharing = false -- nobody keeps the caller out any more
+    c.sharing, c.span = false, c.span or 1 -- nobody keeps the caller out any more
     if c.first then
       find_first(c)
       let_in(c)
     end
-    drop_ended(c)
+    if c.count ~= 1 then
+      drop_ended(c)
+    end
     keep_shares(c)
   else
     keep_state(c, lease)
@@ -568,10 +586,10 @@ local function hold(c, lease_text, holders)
 end
 
 -- Hands on a lock that is free or held together. If nobody takes the free one, its keys go.
-local function pass_on(c)
+local function pass_on(c, released)
   find_first(c)
   let_in(c)
-  if c.span then
+  if c.holder == SHARED and (c.span or released) then
     keep_shares(c)
   elseif c.holder == '' then
     call('UNLINK', c.lock)
@@ -631,8 +649,8 @@ local function enqueue(c, signal, lease, wait, holders)
   else
     call('PEXPIRE', c.queue, wait, 'GT')
     call('HSET', c.state, '@' .. c.token, entry, 'last', place)
-    if c.new then
-      call('HSETNX', c.state, 'since', now)
+    if c.new and not call('HGET', c.state, 'since') then
+      call('HSET', c.state, 'since', now)
     end
   end
   return position
@@ -670,7 +688,7 @@ local function acquire(keys, args)
     return hold(c, lease, 1)
   elseif c.holder == '' or c.holder == SHARED then
     read_front(c, '0')
-    if wait ~= '0' and not c.share and (#c.tokens > 0 or c.holder == SHARED) then
+    if wait ~= '0' and not c.share and (#c.tokens > 0 or not fits(c, holders)) then
       call('LLEN', signal)
     end
     find_first(c)
@@ -691,11 +709,9 @@ local function acquire(keys, args)
     call('LLEN', signal)
   end
 
-  if wait == '0' then
-    if leave(c, token) and c.holder == SHARED then
-      find_first(c)
-      let_in(c)
-    end
+  if wait == '0' and leave(c, token) and c.holder == SHARED then
+    find_first(c)
+    let_in(c)
   end
   if c.span then
     keep_shares(c)
@@ -725,7 +741,7 @@ local function acquire(keys, args)
       check_in = math.min(check_in, c.look_at - c.now)
     end
   end
-  if c.holder == '' and c.first == UNSEEN then
+  if c.first == UNSEEN and (c.holder == '' or c.holder == SHARED) then
     check_in = 1 -- to go on
   end
   return { 0, position, math.max(1, check_in), c.now }
@@ -749,12 +765,13 @@ local function release(keys, args)
     return 1
   elseif c.share then
     call('ZREM', c.lock, c.token)
-    c.share, c.count, c.span = false, nil, 1
+    c.span = c.share == NEVER and 1 or nil -- the state gets its TTL back
+    c.share, c.count = false, nil
     drop_ended(c)
     if shares(c) == 0 then
-      c.holder, c.span = '', nil
+      c.holder = ''
     end
-    pass_on(c)
+    pass_on(c, true)
     return 1
   end
   local left = leave(c, c.token)
@@ -783,10 +800,11 @@ local function extend(keys, args)
     find_first(c)
     if c.share then
       grant(c, c.token, lease + 0, lease, 0, c.fence)
+      c.span = 1
     end
     c.token = '' -- a waiter like any other
     let_in(c)
-    if c.share or c.span then
+    if c.span then
       keep_shares(c)
     end
     return c.share and 1 or 0

@@ -189,7 +189,7 @@ func (c *call) acquire(signal string, lease, wait, holders int64) any {
 		return c.held(lease)
 	}
 	// The signal list counts only for one who may have to wait.
-	if wait > 0 && (c.isHeld() || len(c.line) > 0) && c.strange[signal] {
+	if wait > 0 && (!c.fits(holders) || len(c.line) > 0) && c.strange[signal] {
 		return Failure("WRONGTYPE")
 	}
 	next, due := c.letInAhead(holders)
@@ -206,10 +206,10 @@ func (c *call) acquire(signal string, lease, wait, holders int64) any {
 		c.keepState(max(lease, c.span))
 		return c.held(lease)
 	}
-	left := c.leaseLeft()
 	if wait == 0 && c.leave() && len(c.shares) > 0 {
 		c.letIn()
 	}
+	left := c.leaseLeft()
 	if c.span > 0 {
 		c.keepState(c.span)
 	}

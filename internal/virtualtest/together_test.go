@@ -305,3 +305,40 @@ func TestManyReaders(t *testing.T) {
 		}
 	})
 }
+
+// TestWriterThatDies: one that died at the head costs the readers behind it seconds, one that answers slowly keeps its place.
+func TestWriterThatDies(t *testing.T) {
+	for _, dies := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			locker, server := redislocktest.New(t)
+			first := must[*redislock.Lock](t)(locker.Acquire(t.Context(), name, reader))
+			slow := server.Locker()
+			server.Delay(1500 * time.Millisecond)
+			var writer <-chan *redislock.Lock
+			if dies {
+				go func() { _, _ = slow.Acquire(t.Context(), name) }()
+				time.Sleep(2 * time.Second)
+				server.Kill(slow)
+			} else {
+				writer = waiting(t, slow)
+				time.Sleep(2 * time.Second)
+			}
+			server.Delay(time.Millisecond)
+			start := time.Now()
+			second := waiting(t, server.Locker(), reader)
+			if !dies {
+				server.Delay(1500 * time.Millisecond)
+				time.Sleep(time.Minute)
+				none(t, second)
+				released(t, first)
+				released(t, <-writer)
+				released(t, <-second)
+				return
+			}
+			lock := <-second
+			took(t, start, 0, 6*time.Second)
+			released(t, lock)
+			released(t, first)
+		})
+	}
+}
