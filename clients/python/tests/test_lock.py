@@ -460,7 +460,7 @@ def test_the_rights_of_the_documented_user_are_enough(server, name, in_thread):
         holder.extend()
     assert result()
     assert waiter.reset()
-    with Locks(client, [name, name + "2"]):
+    with Locks(client, [name, name + "2"], shared=True):
         pass
     assert admin.execute_command("ACL", "LOG") == []  # nothing was refused
 
