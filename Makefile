@@ -25,7 +25,7 @@ check: ## build, vet and the fast tests, for the inner loop
 	@internal/tools/check
 
 test: clients/node/dist/index.js ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
-	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis python3-pytest python3-pytest-asyncio python3-setuptools python3-wheel openssl node bats ps valgrind
+	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis python3-pytest python3-pytest-asyncio python3-setuptools python3-wheel openssl node bats busybox ps valgrind
 	@internal/tools/test $(ARGS)
 
 clients/node/node_modules: clients/node/package-lock.json

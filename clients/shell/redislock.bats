@@ -68,9 +68,10 @@ said() { grep -q "$1" "$out"; }
   [ "$output" -gt "$fence" ]
 }
 
-@test "sourced by sh and bash under set -eu, with a shell function as command" {
-  for shell in sh bash; do
-    run "$shell" -c 'set -eu; . ./redislock.sh; name=mine; f() { echo "$name $1"; return 4; }
+@test "sourced by sh, bash and busybox under set -eu, with a shell function as command" {
+  for shell in sh bash 'busybox sh'; do
+    # shellcheck disable=SC2086  # two words
+    run $shell -c 'set -eu; . ./redislock.sh; name=mine; f() { echo "$name $1"; return 4; }
       with_lock "$1" f arg || echo "status $?"; with_lock "$1" true; echo "end $name"' - "$name"
     [ "$output" = "mine arg
 status 4
@@ -103,8 +104,9 @@ end mine" ]
   waiting 0
   kill "$first"
   wait
-  for shell in sh bash; do # getopts begins anew, also in a command that is a shell function
-    LOCK_OWNER='' run "$shell" -c 'set -eu; . ./redislock.sh
+  for shell in sh bash 'busybox sh'; do # getopts begins anew, also in a command that is a shell function
+    # shellcheck disable=SC2086  # two words
+    LOCK_OWNER='' run $shell -c 'set -eu; . ./redislock.sh
       f() { getopts ab: option "$@"; echo "$option $OPTARG $LOCK_TOKEN"; }
       with_lock -n -l 9 "$1" f -b it; with_lock -w 5 "$1" true' - "$name"
     [[ $status == 0 && $output =~ ^"b it "[0-9a-f]{32}$ ]]
@@ -181,15 +183,27 @@ end mine" ]
   kill "$first" "$second"
 }
 
-@test "a signal reaches all that the command started, without ps, and the lock is given back when all have ended" {
+# in_image NAME COMMAND...: background with the sh of that PATH, whatever #! says.
+in_image() {
+  out=$BATS_TEST_TMPDIR/out
+  sh ./redislock.sh "$@" >"$out" 2>&1 3>&- &
+  jobs="$jobs $!"
+}
+
+# image [PROGRAM]: a PATH as in a small image, without ps. All in it is that program, as in Alpine.
+image() {
   path=$BATS_TEST_TMPDIR/bin
   mkdir "$path"
-  for program in awk cut date env grep od redis-cli sh sleep timeout tr uname; do
-    ln -s "$(command -v $program)" "$path"
+  ln -s "$(command -v redis-cli)" "$path"
+  for program in awk cut date env grep od sh sleep timeout tr uname; do
+    ln -s "$(command -v "${1:-$program}")" "$path/$program"
   done
+}
+
+# A signal, in an image: to a grandchild that takes its time, whose parent has ended.
+signal_reaches_all() {
   ready=$BATS_TEST_TMPDIR/ready go=$BATS_TEST_TMPDIR/go
-  # A grandchild that takes its time, whose parent has ended.
-  PATH=$path LOCK_LEASE=60 background "$name" sh -c '
+  PATH=$path LOCK_LEASE=60 in_image "$name" sh -c '
     sh -c "$1" - "$2" "$3" &
     exec sleep 60' - '
       (trap "echo told; until [ -e \"$2\" ]; do sleep 0.1; done; echo stopped; exit" TERM
@@ -209,6 +223,16 @@ end mine" ]
   [ "$status" = 143 ]
   said stopped
   free
+}
+
+@test "a signal reaches all that the command started, without ps, and the lock is given back when all have ended" {
+  image
+  signal_reaches_all
+}
+
+@test "the same where all there is comes from busybox" {
+  image busybox
+  signal_reaches_all
 }
 
 @test "the command is ended before the lease, if the server is silent" {

@@ -339,7 +339,7 @@ _lock_kill() {
 _lock_family() {
   if [ -r /proc/self/status ]; then
     grep '^PPid:' /proc/[0-9]*/status
-    grep -lF "LOCK_TOKEN=$_lock_token" /proc/[0-9]*/environ
+    grep -zlF "LOCK_TOKEN=$_lock_token" /proc/[0-9]*/environ # (busybox stops at the first NUL without -z)
   else
     ps -A -o pid= -o ppid=
   fi 2>/dev/null | awk -v top="$1" '
