@@ -75,15 +75,15 @@ export class Hold {
     return this.#lose(ending(this.#lease))
   }
 
-  /** What to send to confirm or to renew. undefined: nothing. */
+  /** What to send to confirm or to renew. undefined: nothing, and perhaps ring() is due. */
   renews(now: number): number | undefined {
     return now < this.wakeAt ? undefined : this.extends(now, this.#lease.length)
   }
 
   /** What to send so that the lease ends `length` from now. undefined: the lock is not held any more. */
   extends(now: number, length: number): number | undefined {
-    this.ring(now)
-    const term = this.isHeld ? ask(this.#lease, now, length) : undefined
+    const isHeld = now < this.noticeAt && this.isHeld
+    const term = isHeld ? ask(this.#lease, now, length) : undefined
     if (!term) return undefined
     this.#before = this.#lease
     this.#next = { term, length }

@@ -185,7 +185,8 @@ export class Lock {
       this.#arm()
       // Soon enough for another try on a new connection.
       const ms = Math.min(CALL_MS, Math.max(50, left / 2))
-      if (asked !== undefined) await this.#send(asked, { ms, holds: false })
+      if (asked === undefined) this.#ring()
+      else await this.#send(asked, { ms, holds: false })
     }).catch(() => {}) // it is tried again
   }
 

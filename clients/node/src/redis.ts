@@ -55,7 +55,8 @@ export function driverOf(client: unknown): Driver {
     }
     if (typeof c.sendCommand === 'function') {
       if (typeof c.nodeClient === 'function') return new NodeRedisCluster(c)
-      if (duplicates || typeof c.execute === 'function') return new NodeRedis(c)
+      const leases = typeof c.execute === 'function' || typeof c.getSentinelNode === 'function'
+      if (duplicates || leases) return new NodeRedis(c)
     }
   }
   throw unsupported()

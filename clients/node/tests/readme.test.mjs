@@ -16,7 +16,10 @@ const blocks = [...readFileSync(`${cwd}README.md`, 'utf8').matchAll(/^```js\n(.*
 
 const isInstalled = (name) => {
   try {
-    return Boolean(require.resolve(name))
+    // The blocks are for redis 5 and newer: destroy() was called disconnect().
+    return name !== 'redis' || !require('redis/package.json').version.startsWith('4.')
+      ? Boolean(require.resolve(name))
+      : false
   } catch {
     return false
   }

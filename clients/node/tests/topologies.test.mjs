@@ -16,11 +16,9 @@ import {
 } from './support.mjs'
 
 const owned = (t, client, options) => {
+  t.after(() => close(client))
   const locker = new Locker(client, options)
-  t.after(async () => {
-    await locker.close()
-    close(client)
-  })
+  t.after(() => locker.close())
   return locker
 }
 
