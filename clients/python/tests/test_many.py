@@ -211,7 +211,7 @@ def test_a_fork_while_threads_wait(server, name):
             status = 1
             try:
                 other = Lock(client, name)
-                assert other.acquire(timeout=0.2) is False
+                assert other.acquire(timeout=1) is False
                 with Lock(client, name + "-child"):
                     pass
                 status = 0

@@ -78,7 +78,7 @@ async def test_a_cluster_for_asyncio(cluster, name):
     client = redis.asyncio.RedisCluster(host="127.0.0.1", port=cluster[0].port)
     try:
         async with AsyncLock(client, name) as held:
-            assert await AsyncLock(client, name).acquire(timeout=0.05) is False
+            assert await AsyncLock(client, name).acquire(timeout=1) is False
             assert (await held.inspect()).held == 1
     finally:
         await (client.aclose() if hasattr(client, "aclose") else client.close())
