@@ -228,7 +228,7 @@ func (v view) fence(l *lock) int64 {
 	state := v.items(l.keys.State)
 	for i := 0; i < len(state); i += 2 {
 		if state[i] == "fence" {
-			n, _ := strconv.ParseInt(state[i+1], 10, 64)
+			n, _ := strconv.ParseInt(strings.TrimSuffix(state[i+1], " shared"), 10, 64)
 			return n
 		}
 	}
