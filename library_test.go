@@ -34,7 +34,7 @@ var signatures = []signature{
 // textOf says which text of lua/lock.lua has which version.
 const (
 	textOf  = "1.0.0"
-	textSum = "052aec060550c0f394f9eed80ddfb0434b06cb63e5793716160cdd1786edf104"
+	textSum = "26769276dd62b7a9fdf1c011b6c0c218feea706f855319aae169705b297fc940"
 )
 
 // libraryAt is a lock of this spec's own, at a server that has the library.

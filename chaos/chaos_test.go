@@ -332,6 +332,15 @@ func TestHeldTogether(t *testing.T) {
 	s.client(3, evCall, "w2.0.0.0", shares(-1))
 	s.client(3.1, evGot, "w2.0.0.0", got(999_999, 4))
 	s.expect(t, judgeIntervals)
+	lossy := fault{kind: manualFailover, lossy: true, worker: everyone, from: 2 * second, to: 2 * second, quiet: 2 * second}
+	s.fault(lossy)
+	s.expect(t)
+
+	s = tell(-1, -1) // one alone has no such excuse
+	s.client(3, evCall, "w2.0.0.0")
+	s.client(3.1, evGot, "w2.0.0.0", got(999_999, 4))
+	s.fault(lossy)
+	s.expect(t, judgeIntervals)
 }
 
 // One of those who share the lock, as the server grants it.

@@ -13,7 +13,8 @@ import (
 //	b  two leases at once, unless both share the lock and no more do than the later one asked for; if between the two grants the lock's key was deleted, the lock was reset, or
 //	   a failover may have lost the first grant (Sentinel's, or an election in a cluster: Redis
 //	   replicates asynchronously). A client that was stopped holds the lock until its own deadline,
-//	   whatever it believes later. Tokens out of order: nothing
+//	   whatever it believes later. Tokens out of order: that failover, for one who joins those that share
+//	   the lock since before
 //	c  a waiter that was overtaken: if a failover may have lost its place. One that was dropped: that too;
 //	   while it was dead, stopped or cut off (not counted: it is no live waiter); if its queue or state
 //	   key was deleted, or the server itself was stopped or killed while it waited. Where MONITOR was
@@ -118,7 +119,7 @@ func judge(h *history) *verdict {
 	sort.Strings(names)
 	for _, name := range names {
 		judgeOverlaps(h, v, name, byName[name])
-		judgeClientFences(v, name, byName[name])
+		judgeClientFences(h, v, name, byName[name])
 		judgeStalls(h, v, name, byName[name])
 		judgeLinearizable(h, v, name, byName[name])
 		judgeAlive(h, v, name, byName[name])
@@ -218,8 +219,9 @@ func excuseOverlap(h *history, name string, from, to int64) string {
 }
 
 // Judge b, second half, by what clients saw: whoever asked after another had got the lock has the
-// greater token, and no token comes twice. Nothing excuses it.
-func judgeClientFences(v *verdict, name string, ops []*op) {
+// greater token, and no token comes twice, but for those who hold it together. Only this is excused: one who
+// joins those that a failover has brought back gets their token, and later ones were lost with it.
+func judgeClientFences(h *history, v *verdict, name string, ops []*op) {
 	var holds []*op
 	owner := map[int64]*op{}
 	for _, o := range ops {
@@ -243,6 +245,10 @@ func judgeClientFences(v *verdict, name string, ops []*op) {
 			}
 		}
 		if newest != nil && (newest.fence > o.fence || newest.fence == o.fence && (newest.share == 0 || o.share == 0)) {
+			if o.share != 0 && excuseOverlap(h, name, newest.end, o.end) == lostGrant {
+				v.excused["b: it joined those who hold the lock since before, a failover lost a later token"]++
+				continue
+			}
 			v.fail(judgeIntervals, name, newest.call, o.end, "%s asked when %s had token %d and got %d", o.id, newest.id, newest.fence, o.fence)
 		}
 	}

@@ -361,6 +361,8 @@ local function read_lock(c)
     if holder == '' or type(holder) == 'string' then
       c.holder = holder
       return
+    elseif not holder.err:find('^WRONGTYPE') then -- refused
+      error(holder)
     end
   end
   tell_time(c)
@@ -399,7 +401,7 @@ local function keep_shares(c)
     call('PERSIST', c.lock)
     keep_state(c, 0)
   else
-    call('PEXPIREAT', c.lock, ends)
+    call('PEXPIRE', c.lock, decimal(ends - c.now))
     if c.span or c.new then
       keep_state(c, math.max(ends - c.now, c.span or 1))
     end
@@ -647,8 +649,8 @@ local function enqueue(c, signal, lease, wait, holders)
   else
     call('PEXPIRE', c.queue, wait, 'GT')
     call('HSET', c.state, '@' .. c.token, entry, 'last', place)
-    if c.new then
-      call('HSETNX', c.state, 'since', now)
+    if c.new and not call('HGET', c.state, 'since') then
+      call('HSET', c.state, 'since', now)
     end
   end
   return position

@@ -245,11 +245,11 @@ func verifyInfo(info map[string]string) []check {
 var rights = []struct{ user, keys, commands string }{
 	{"app", "~PREFIX:* ~PREFIX-queue:* ~PREFIX-state:* ~PREFIX-signal:*",
 		"+fcall +fcall_ro +blpop +getrange +set +unlink +pttl +pexpire +persist +time " +
-			"+zadd +zcard +zrange +zrank +zrem +zremrangebyrank +hget +hmget +hset +hdel +hlen " +
+			"+zadd +zcard +zcount +zrange +zrank +zrem +zremrangebyrank +zscore +hget +hmget +hset +hdel +hlen " +
 			"+llen +lindex +lpop +rpop +rpush"},
 	{"loader", "", "+function|load +fcall_ro"},
 	{"observer", "%R~PREFIX:* %R~PREFIX-queue:* %R~PREFIX-state:*",
-		"+fcall_ro +scan +getrange +pttl +time +zcard +zrange +hget +hmget"},
+		"+fcall_ro +scan +getrange +pttl +time +zcard +zcount +zrange +zscore +hget +hmget"},
 }
 
 func newACL(s *server) *cobra.Command {

@@ -32,16 +32,13 @@ func TestMain(m *testing.M) {
 	}
 	SetDefaultEventuallyTimeout(spec.Soon)
 	SetDefaultEventuallyPollingInterval(20 * time.Millisecond)
+	program() // now, as no test's time limit is made for it
 	code := m.Run()
-	if built {
-		_ = os.RemoveAll(filepath.Dir(program()))
-	}
+	_ = os.RemoveAll(filepath.Dir(program()))
 	os.Exit(code)
 }
 
 func TestSuite(t *testing.T) { spec.Run(t, "redislock") }
-
-var built bool
 
 // program is the file of this command, static as users get it.
 var program = sync.OnceValue(func() string {
@@ -49,7 +46,6 @@ var program = sync.OnceValue(func() string {
 	if err != nil {
 		panic(err)
 	}
-	built = true
 	file := filepath.Join(dir, "redislock")
 	cmd := exec.Command("go", "build", "-o", file, ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

@@ -190,7 +190,7 @@ func (v view) items(key string) []string {
 	return nil
 }
 
-// holders are who hold the lock on the server, each with the end of its lease, 0: never. It needs mu.
+// holders are who hold the lock on the server, each with the last millisecond of its lease, 0: never. It needs mu.
 func (w *world) holders(l *lock) map[string]int64 {
 	ends := map[string]int64{}
 	k := w.look().byName[l.keys.Lock]
@@ -202,11 +202,11 @@ func (w *world) holders(l *lock) map[string]int64 {
 		now := w.ms()
 		for pair := range slices.Chunk(k.Items, 2) {
 			end, err := strconv.ParseInt(pair[1], 10, 64)
-			if err != nil || end >= 1<<53 {
-				end = 0
-			}
-			if end == 0 || end >= now {
-				ends[pair[0]] = end
+			switch {
+			case err != nil || end >= 1<<53:
+				ends[pair[0]] = 0
+			case end > now:
+				ends[pair[0]] = end - 1
 			}
 		}
 	}

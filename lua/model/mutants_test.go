@@ -19,7 +19,8 @@ import (
 // are in internal/virtualtest.
 type mutant struct {
 	name, old, new string
-	keysOnly       bool // lock.pml does not have it: it shows in the keys alone
+	keysOnly       bool   // lock.pml and shared.pml do not have it: it shows in the keys alone
+	rule           string // that finds it, also without the reference
 }
 
 var mutants = []mutant{
@@ -65,6 +66,61 @@ var mutants = []mutant{
 	{name: "expired-not-passed-on",
 		old: "      let_in(c)\n    end\n    if fits(c, holders) and",
 		new: "    end\n    if fits(c, holders) and"},
+
+	// Those of shared.pml.
+	{name: "reader-overtakes", rule: "somebody is overtaken",
+		old: "if fits(c, holders) and (not c.first or c.first.token == token) then",
+		new: "if fits(c, holders) then"},
+	{name: "too-many", rule: "too many hold the lock",
+		old: "return holders == 0 or holders > 1 and shares(c) < holders",
+		new: "return holders == 0 or holders > 1 and shares(c) <= holders"},
+	{name: "writer-joins", rule: "a lease is taken away",
+		old: "return holders == 0 or holders > 1 and shares(c) < holders",
+		new: "return holders < 2 or shares(c) < holders"},
+	{name: "joins-a-writer", rule: "a lease is taken away",
+		old: "  elseif c.holder == '' or c.holder == SHARED then\n    read_front(c, '0')",
+		new: "  elseif c.holder == '' or c.holder == SHARED or holders == 0 then\n    if c.holder ~= SHARED then\n      c.holder, c.replaces = '', true\n    end\n    read_front(c, '0')"},
+	{name: "fence-for-each", rule: "those who hold the lock together have two fences",
+		old: "local number = c.holder ~= '' and stored(c.fence)",
+		new: "local number = c.holder == c.token and stored(c.fence)"},
+	{name: "fence-of-the-last", rule: "the fence does not grow",
+		old: "local number = c.holder ~= '' and stored(c.fence)",
+		new: "local number = stored(c.fence)"},
+	{name: "release-takes-all", rule: "a lease is taken away",
+		old: "    call('ZREM', c.lock, c.token)\n",
+		new: "    call('DEL', c.lock)\n"},
+	{name: "one-at-a-time", rule: "room is not given to the first in line",
+		old: "local LET_IN_MAX = 100",
+		new: "local LET_IN_MAX = 1"},
+	{name: "leaver-lets-nobody-in", rule: "room is not given to the first in line",
+		old: "    pass_on(c)\n  end\n  return left and 2 or 0",
+		new: "    local _ = c.holder == '' and pass_on(c)\n  end\n  return left and 2 or 0"},
+	{name: "extend-hands-nothing-on", rule: "room is not given to the first in line",
+		old: "    c.token = '' -- a waiter like any other\n    let_in(c)\n"},
+	{name: "asking-again-changes", rule: "a lease is taken away",
+		old: "      return hold(c, lease, 0)",
+		new: "      return hold(c, lease, holders)"},
+	{name: "dead-writer-blocks",
+		old: "elseif c.sharing and c.holder == SHARED and waiter.holders == 1 then",
+		new: "elseif false then"},
+	{name: "asked-is-dead", rule: "a waiter has lost its place",
+		old: "    if told and fence == '0' then\n      return\n",
+		new: "    if told and fence == '0' then\n      drop_first(c, { waiter.token }, 1)\n"},
+	{name: "reset-spares-some", rule: "a handed-over lease does not start short",
+		old: "    if c.replaces then\n      call('UNLINK', c.lock)\n    end\n"},
+
+	{name: "others-renewed", keysOnly: true, rule: "a lease ends by somebody else's call",
+		old: "  call('ZADD', c.lock, lease == 0 and NEVER or decimal(c.now + lease), token)",
+		new: "  for _, t in ipairs(call('ZRANGE', c.lock, '0', '-1')) do\n    call('ZADD', c.lock, decimal(c.now + lease), t)\n  end\n  call('ZADD', c.lock, lease == 0 and NEVER or decimal(c.now + lease), token)"},
+	{name: "set-ends-with-the-last-call", keysOnly: true, rule: "the lock does not end with the longest lease",
+		old: "call('ZRANGE', c.lock, '-1', '-1', 'WITHSCORES')[2]\n  if ends == NEVER",
+		new: "call('ZRANGE', c.lock, '0', '0', 'WITHSCORES')[2]\n  if ends == NEVER"},
+	{name: "ended-shares-count", keysOnly: true, rule: "room is not given to the first in line",
+		old: "call('ZCOUNT', c.lock, '(' .. decimal(c.now), '+inf')",
+		new: "call('ZCARD', c.lock)"},
+	{name: "holders-forgotten", keysOnly: true, rule: "too many hold the lock",
+		old: "    lease = lease .. '/' .. holders\n",
+		new: "    lease = lease .. '/0'\n"},
 
 	{name: "reset-leaves-block",
 		old: "c.unblocks = '', true, free",
@@ -128,7 +184,27 @@ func TestMutants(t *testing.T) {
 	}
 }
 
-// TestMutantsOfTheModel: those here, and those of the server in lock.pml, have the same names.
+// TestRules has the mistakes found that the rules know, by them alone.
+func TestRules(t *testing.T) {
+	srv := begin(t)
+	srv.judged = true
+	for _, m := range mutants {
+		if m.rule == "" {
+			continue
+		}
+		t.Run(m.name, func(t *testing.T) {
+			if err := srv.load(m.source(t)); err != nil {
+				t.Fatal(err)
+			}
+			found, steps := hunt(t, srv, 400, callsRun(srv))
+			if found != m.rule {
+				t.Errorf("found after %d steps: %q", steps, found)
+			}
+		})
+	}
+}
+
+// TestMutantsOfTheModel: those here, and those of the server in lock.pml and shared.pml, have the same names.
 func TestMutantsOfTheModel(t *testing.T) {
 	text, err := os.ReadFile("mutants")
 	if err != nil {
@@ -140,7 +216,10 @@ func TestMutantsOfTheModel(t *testing.T) {
 			here = append(here, m.name)
 		}
 	}
-	text, _, _ = bytes.Cut(text, []byte("# In the client"))
+	text, shared, _ := bytes.Cut(text, []byte("# In the client"))
+	_, shared, _ = bytes.Cut(shared, []byte("# Of shared.pml, in the server"))
+	shared, _, _ = bytes.Cut(shared, []byte("# Of shared.pml, in the client"))
+	text = append(bytes.Clone(text), shared...)
 	for _, found := range regexp.MustCompile(`(?m)^([a-z-]+) .*\n- `).FindAllSubmatch(text, -1) {
 		there = append(there, string(found[1]))
 	}

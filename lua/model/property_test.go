@@ -567,6 +567,17 @@ func calls(w *world) map[string]func(*rapid.T) {
 				w.fcall(w.srv.client, "lock_acquire", keys, args...)
 			}
 		},
+		"behind a writer": func(t *rapid.T) {
+			keys := append(slices.Clone(lock()), one(t, "list", lists...))
+			w.fcall(w.srv.client, "lock_acquire", keys, "a", "30000", "0", "0")
+			w.fcall(w.srv.client, "lock_acquire", keys, "b", "30000", "30000")
+			reader := func() { w.fcall(w.srv.client, "lock_acquire", keys, "c", "30000", "30000", "0") }
+			reader()
+			for range one(t, "calls", 1, 2, 3) {
+				w.pass(w.micros + one(t, "silence", int64(2_001), 2_001, 1_000, 2_000)*millisecond)
+				reader()
+			}
+		},
 		"accident": func(t *rapid.T) {
 			switch one(t, "accident", "sooner", "sooner", "sooner", "delete", "delete", "delete", "spoil", "stuff", "stuff", "load", "save", "fail over", "version", "misuse", "misuse") {
 			case "sooner":

@@ -8,6 +8,7 @@ import { BusyError, Locker, UnavailableError } from '../dist/index.mjs'
 import {
   aborted,
   close,
+  command,
   eventually,
   freePort,
   ioredis,
@@ -139,11 +140,13 @@ for (const [kind, connect] of Object.entries(kinds)) {
       const server = await Server.start(t)
       const { link, locker } = await linked(t, server)
       const name = newName()
+      const client = await connect(server.url)
+      t.after(() => close(client))
       const lock = await locker.acquire(name, { lease: 5000 })
       link.mode = 'swallow'
       link.silence()
       await aborted(lock.signal)
-      const left = Number(await server.cli('PTTL', `lock:{${name}}`))
+      const left = Number(await command(client, 'PTTL', `lock:{${name}}`))
       assert(left > 0, `${left} ms are left`) // it was told at about 500
     })
 

@@ -240,6 +240,10 @@ export function close(client) {
   else client.disconnect().catch(() => {})
 }
 
+/** A command by one of the clients. */
+export const command = (client, ...args) =>
+  client.call ? client.call(...args) : client.sendCommand(args)
+
 /** How many connections of others have this command as their last. */
 export async function blockedOn(server, command) {
   const list = await server.cli('CLIENT', 'LIST')

@@ -43,9 +43,9 @@ async def test_with(lock):
         assert (await first.inspect()).holder == first.token
         assert await lock().locked()
         assert await lock().acquire(blocking=False) is False
-        assert await lock().acquire(timeout=0.05) is False
+        assert await lock().acquire(timeout=1) is False
         with pytest.raises(NotAcquired, match="busy"):
-            async with lock(timeout=0.05):
+            async with lock(timeout=1):
                 pass
         with pytest.raises(AlreadyAcquired):
             await first.acquire()
@@ -113,9 +113,9 @@ async def test_the_flag_is_right_while_the_loop_is_busy(lock):
 
 
 async def test_renewal_goes_on_while_the_loop_is_busy(lock, ttl):
-    async with lock(lease=3) as held:
-        eventually(lambda: ttl() < 2500)
-        eventually(lambda: ttl() > 2500)
+    async with lock(lease=6) as held:
+        eventually(lambda: ttl() < 5000)
+        eventually(lambda: ttl() > 5000)
         assert held.held
 
 
@@ -181,7 +181,7 @@ async def test_several_names(client, name):
     async with AsyncLocks(client, [b, a, a]) as locks:
         assert [lock.name for lock in locks] == [a, b]
         assert len(locks) == 2
-        assert not await AsyncLocks(client, [a, name]).acquire(timeout=0.05)
+        assert not await AsyncLocks(client, [a, name]).acquire(timeout=1)
         assert not await AsyncLocks(client, [name, b]).acquire(blocking=False)
         assert not await AsyncLock(client, name).locked()
         task = asyncio.ensure_future(AsyncLocks(client, [name, b]).acquire())
@@ -193,7 +193,7 @@ async def test_several_names(client, name):
         await until(lambda: client.exists("lock:{" + name + "}") == 0)
     assert not await AsyncLock(client, a).locked()
     with pytest.raises(NotAcquired):
-        async with AsyncLock(client, b), AsyncLocks(client, [a, b], timeout=0.05):
+        async with AsyncLock(client, b), AsyncLocks(client, [a, b], timeout=1):
             pass
     assert not await AsyncLock(client, a).locked()
 

@@ -128,6 +128,37 @@ def test_fifty_in_two_processes_with_kills_and_cancels(server, name, kind):
     assert client.zcard("lock-queue:{" + name + "}") == 0
 
 
+def test_the_child_of_a_fork_does_not_keep_the_connections_of_its_dead_parent(server, name):
+    """Else the server would go on to tell a dead waiter."""
+    code = ("import os, sys, threading, time, redis\n"
+            "from redislock import Lock\n"
+            "client = redis.Redis(port=int(sys.argv[1]))\n"
+            "with Lock(client, sys.argv[2]) as holder:\n"
+            "    threading.Thread(target=Lock(client, sys.argv[2]).acquire, daemon=True).start()\n"
+            "    while not holder.inspect().waiting: time.sleep(0.01)\n"
+            "    if os.fork() == 0:\n"
+            "        print('child', os.getpid(), flush=True)\n"
+            "        time.sleep(600)\n"
+            "    time.sleep(600)\n")
+    parent = subprocess.Popen([sys.executable, "-c", code, str(server.port), name], env=ENV, stdout=subprocess.PIPE,
+                              text=True)
+    direct = server.client()
+    child = None
+    try:
+        child = int(parent.stdout.readline().split()[1])
+        eventually(lambda: direct.info("clients")["blocked_clients"] == 1)
+        parent.kill()
+        parent.wait(SOON)
+        eventually(lambda: len(direct.client_list()) == 1)
+        os.kill(child, 0)  # it lives
+    finally:
+        parent.kill()
+        parent.wait(SOON)
+        parent.stdout.close()
+        if child:
+            os.kill(child, signal.SIGKILL)
+
+
 def test_the_default_executor_is_not_needed(server, name):
     """20 tasks wait while all threads of the loop's executor are taken."""
     served = []
@@ -180,7 +211,7 @@ def test_a_fork_while_threads_wait(server, name):
             status = 1
             try:
                 other = Lock(client, name)
-                assert other.acquire(timeout=0.2) is False
+                assert other.acquire(timeout=1) is False
                 with Lock(client, name + "-child"):
                     pass
                 status = 0

@@ -28,6 +28,12 @@ def test_the_library_is_that_of_the_repository():
     assert f"local VERSION = '{version()}'" in text
 
 
+def test_the_library_is_printed_for_the_one_who_loads_it():
+    run = subprocess.run([sys.executable, "-m", "redislock"], cwd=HERE.parent / "src", capture_output=True, text=True,
+                         check=True, timeout=SOON)
+    assert run.stdout == source()
+
+
 def test_the_limits_are_those_of_the_library():
     text = source()
     for name, value in (("TOKEN_MAX", protocol.MAX_TOKEN), ("CLAIM_MS", int(protocol.HANDED))):

@@ -78,7 +78,7 @@ async def test_a_cluster_for_asyncio(cluster, name):
     client = redis.asyncio.RedisCluster(host="127.0.0.1", port=cluster[0].port)
     try:
         async with AsyncLock(client, name) as held:
-            assert await AsyncLock(client, name).acquire(timeout=0.05) is False
+            assert await AsyncLock(client, name).acquire(timeout=1) is False
             assert (await held.inspect()).held == 1
     finally:
         await (client.aclose() if hasattr(client, "aclose") else client.close())
@@ -95,32 +95,74 @@ def test_a_client_that_does_not_know_that_it_is_in_a_cluster(cluster, name, in_t
     waiter.release()
 
 
+class Move:
+    """Moves the slot of a name to another node, in steps, and back at the end."""
+
+    def __init__(self, cluster, name):
+        self.cluster = cluster
+        self.source = owner(cluster, name)
+        self.target = next(s for s in cluster if s is not self.source)
+        self.a, self.b = self.source.client(), self.target.client()
+        self.slot = self.a.execute_command("CLUSTER", "KEYSLOT", name)
+        self.ids = [c.execute_command("CLUSTER", "MYID").decode() for c in (self.a, self.b)]
+
+    def begin(self):
+        self.b.execute_command("CLUSTER", "SETSLOT", self.slot, "IMPORTING", self.ids[0])
+        self.a.execute_command("CLUSTER", "SETSLOT", self.slot, "MIGRATING", self.ids[1])
+
+    def migrate(self):
+        for key in self.a.execute_command("CLUSTER", "GETKEYSINSLOT", self.slot, 100):
+            self.a.execute_command("MIGRATE", "127.0.0.1", self.target.port, key, 0, 5000)
+
+    def end(self):
+        for c in (self.b, self.a):
+            c.execute_command("CLUSTER", "SETSLOT", self.slot, "NODE", self.ids[1])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for key in self.b.execute_command("CLUSTER", "GETKEYSINSLOT", self.slot, 100):
+            self.b.delete(key)
+        for c in (self.a, self.b, *(s.client() for s in self.cluster)):
+            c.execute_command("CLUSTER", "SETSLOT", self.slot, "NODE", self.ids[0])
+
+
 def test_a_slot_that_moves(cluster, clustered, name, in_thread):
-    source, slot = owner(cluster, name), cluster[0].client().execute_command("CLUSTER", "KEYSLOT", name)
-    target = next(s for s in cluster if s is not source)
-    a, b = source.client(), target.client()
     Lock.load(clustered)
-    ids = [c.execute_command("CLUSTER", "MYID").decode() for c in (a, b)]
-    holder, waiter = Lock(clustered, name), Lock(clustered, name)
-    holder.acquire()
-    result = in_thread(waiter.acquire)
-    eventually(lambda: a.zcard("lock-queue:{" + name + "}") == 1)
-    try:
-        b.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
-        a.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
-        for key in a.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
-            a.execute_command("MIGRATE", "127.0.0.1", target.port, key, 0, 5000)
-        for c in (b, a):
-            c.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+    with Move(cluster, name) as move:
+        holder, waiter = Lock(clustered, name), Lock(clustered, name)
+        holder.acquire()
+        result = in_thread(waiter.acquire)
+        eventually(lambda: move.a.zcard("lock-queue:{" + name + "}") == 1)
+        move.begin()
+        move.migrate()
+        move.end()
         holder.release()
         assert result()
-        assert b.get("lock:{" + name + "}").decode() == waiter.token
+        assert move.b.get("lock:{" + name + "}").decode() == waiter.token
         waiter.release()
-    finally:  # back, for the other tests
-        for key in b.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
-            b.delete(key)
-        for c in (a, b, *(s.client() for s in cluster)):
-            c.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[0])
+
+
+def test_moved_and_ask_are_followed(cluster, clustered, name):
+    Lock.load(clustered)
+    with Move(cluster, name) as move, Lock(clustered, name, lease=60) as holder:
+        waiting = holder._engine.obtain(Lock(clustered, name)._request(True, None))
+        eventually(lambda: move.a.zcard("lock-queue:{" + name + "}") == 1)
+        server = holder._engine.server
+
+        def address():
+            words = ["FCALL_RO", "lock_inspect", 3, *holder._keys[1:4]]
+            reply = holder._engine.run(server.call(holder._keys, *words)).result(SOON)  # one call: nobody tries again
+            assert reply[1].decode() == holder.token
+            return server._slots[move.slot][1]
+
+        move.begin()
+        move.migrate()
+        assert address() == move.source.port  # ASK
+        move.end()
+        assert address() == move.target.port  # MOVED
+        holder._engine.abandon(waiting).result(SOON)
 
 
 @pytest.fixture
@@ -217,7 +259,7 @@ def test_tls(tls, certificate, name):
     for wrong in ({"host": "127.0.0.1", **options},  # the certificate is for another name
                   {"host": "localhost", "port": tls.port, "ssl": True}):  # and nobody here has signed it
         with pytest.raises(Unavailable, match="(?i)certificate"):
-            Lock(redis.Redis(**wrong), name).acquire(blocking=False)
+            Lock(redis.Redis(**wrong), name).acquire()  # it does not wait for that to pass
     with pytest.raises(ValueError, match="ssl_validate_ocsp"):
         Lock(redis.Redis(ssl_validate_ocsp=True, host="localhost", **options), name)
 

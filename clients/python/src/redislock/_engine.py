@@ -298,13 +298,15 @@ class Engine:
         popper.count += 1
 
     def _unlisten(self, w: Waiting) -> None:
-        popper = self._poppers.get(w.heard) if w.heard is not None else None
-        w.heard = None
-        if popper is None:
+        signals, w.heard = w.heard, None
+        popper = self._poppers.get(signals) if signals is not None else None
+        if signals is None or popper is None:
             return
         popper.count -= 1
         if popper.count == 0 and len(self._poppers) > 1 and popper.task is not None:
-            popper.task.cancel()  # a connection is worth more than a list for each lock
+            # A connection is worth more than a list for each lock. A new waiter must not count on this one.
+            del self._poppers[signals]
+            popper.task.cancel()
 
     async def _pop(self, signals: bytes, popper: Popper, keys: Keys) -> None:
         connection: Connection | None = None

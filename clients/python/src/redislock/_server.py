@@ -168,7 +168,7 @@ class Node:
         has = f"has version {have}" if have else "has none"
         return Fault(LibraryError(
             f"{self}: {reason} ({has}, need {version()} of the function library \"lock\"; to load it: "
-            "redis-cli -x FUNCTION LOAD REPLACE < lua/lock.lua, on each primary)"), passes=False, answered=True)
+            "python -m redislock | redis-cli -x FUNCTION LOAD REPLACE, on each primary)"), passes=False, answered=True)
 
     def close(self, why: str) -> None:
         if self.connection is not None:

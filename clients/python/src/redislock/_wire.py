@@ -12,12 +12,13 @@ import os
 import socket
 import ssl
 import threading
+import weakref
 from collections import deque
 from collections.abc import Generator
 from typing import Any, Callable, Union
 
 from ._config import Address, Login
-from ._errors import refused, unanswered
+from ._errors import Fault, Unavailable, refused, unanswered
 
 Word = Union[bytes, str, int]
 
@@ -37,8 +38,7 @@ def encode(*words: Word) -> bytes:
 class Connection(asyncio.Protocol):
     """Use dial to get one."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
-        self.sock = sock  # for the child of a fork, which closes its copy
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._pending: deque[asyncio.Future[object]] = deque()
@@ -159,6 +159,8 @@ async def dial(address: Address | str, login: Login, limit: float) -> Connection
         return await asyncio.wait_for(_dial(address, login), limit)
     except asyncio.TimeoutError:
         raise unanswered(f"no connection to {place(address)} within {limit:g} s", sent=False) from None
+    except ssl.SSLCertVerificationError as e:  # nobody waits for that to pass
+        raise Fault(Unavailable(f"no connection to {place(address)}: {e}"), passes=False, answered=True) from None
     except (OSError, ssl.SSLError) as e:
         raise unanswered(f"no connection to {place(address)}: {e}", sent=False) from None
 
@@ -170,9 +172,7 @@ def place(address: Address | str) -> str:
 async def _dial(address: Address | str, login: Login) -> Connection:
     loop = asyncio.get_running_loop()
     sock = await _connected(loop, address)
-    connection = Connection(loop, sock)
-    _live.add(connection)
-    connection.closed.add_done_callback(lambda _: _live.discard(connection))
+    connection = Connection(loop)
     try:
         context = login.context()
         words = login.credentials() if login.credential_provider is None else await in_thread(login.credentials)
@@ -204,6 +204,7 @@ async def _connected(loop: asyncio.AbstractEventLoop, address: Address | str) ->
     trouble: OSError = OSError("no address")
     for family, to in places:
         sock = socket.socket(family, socket.SOCK_STREAM)
+        _sockets.add(sock)
         sock.setblocking(False)
         try:
             await loop.sock_connect(sock, to)
@@ -254,15 +255,14 @@ async def in_thread(call: Callable[[], Any]) -> Any:
     return await done
 
 
-_live: set[Connection] = set()
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
     # The child has copies of its parent's sockets. A copy that is left open hides the death of the
     # parent from the server, which then tells a dead waiter.
-    for connection in list(_live):
-        connection.sock.close()
-    _live.clear()
+    for sock in list(_sockets):
+        sock.close()
 
 
 if hasattr(os, "register_at_fork"):
