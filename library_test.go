@@ -34,7 +34,7 @@ var signatures = []signature{
 // textOf says which text of lua/lock.lua has which version.
 const (
 	textOf  = "1.0.0"
-	textSum = "26769276dd62b7a9fdf1c011b6c0c218feea706f855319aae169705b297fc940"
+	textSum = "31011a9510d14e294eb541aafe59a56d0ae221aad561a2b9b963cb5902c232cc"
 )
 
 // libraryAt is a lock of this spec's own, at a server that has the library.

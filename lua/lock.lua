@@ -332,7 +332,7 @@ local function find_first(c)
       local waiter = waiter_of(c, token, values[2 + i])
       local unread_since = c.dead and c.dead[waiter.signal or '']
       local dead = unread_since and waiter.called <= unread_since and token ~= c.token
-      if not dead and not lapsed(c, waiter) and #token <= TOKEN_MAX then
+      if not dead and not lapsed(c, waiter) and #token <= TOKEN_MAX and token ~= '' then
         drop_first(c, tokens, i - 1)
         c.first = waiter
         return
@@ -397,7 +397,7 @@ end
 -- no lease is new (c.span), the state lives long enough.
 local function keep_shares(c)
   local ends = call('ZRANGE', c.lock, '-1', '-1', 'WITHSCORES')[2]
-  if ends == NEVER then
+  if ends + 0 >= MAX_EXACT then
     call('PERSIST', c.lock)
     keep_state(c, 0)
   else
@@ -422,7 +422,7 @@ end
 -- number.
 local function next_fence(c)
   local number = c.holder ~= '' and stored(c.fence)
-  if number then
+  if number and number > 0 then
     return c.fence, number
   end
   return after(c, c.fence)
@@ -449,7 +449,8 @@ local function grant(c, token, lease, lease_text, holders, fence)
     end
     c.holder, c.count = SHARED, 0
   end
-  call('ZADD', c.lock, lease == 0 and NEVER or decimal(c.now + lease), token)
+  -- The score is the first millisecond without it: a lease is never shorter than it says.
+  call('ZADD', c.lock, lease == 0 and NEVER or decimal(c.now + lease + 1), token)
   if c.count and not (c.share and token == c.token) then
     c.count = c.count + 1
   end
@@ -736,7 +737,7 @@ local function acquire(keys, args)
     if position == 1 and not fits(c, holders) then -- when enough shares have ended
       local ends = call('ZRANGE', c.lock, '(' .. decimal(c.now), '+inf', 'BYSCORE',
         'LIMIT', decimal(shares(c) - holders), '1', 'WITHSCORES')[2]
-      check_in = math.min(check_in, ends - c.now + 1)
+      check_in = math.min(check_in, ends - c.now)
     elseif position == 2 and c.look_at then
       check_in = math.min(check_in, c.look_at - c.now)
     end
@@ -897,12 +898,12 @@ local function inspect(keys)
       local list = bytes <= LIST_BYTES and call('ZRANGE', c.lock, '(' .. decimal(c.now), '+inf',
         'BYSCORE', 'LIMIT', from, BATCH, 'WITHSCORES') or {}
       for i = 1, #list, 2 do
-        holders[#holders + 1] = { list[i], list[i + 1] == NEVER and -1 or list[i + 1] - c.now }
+        holders[#holders + 1] = { list[i], list[i + 1] + 0 >= MAX_EXACT and -1 or list[i + 1] - c.now - 1 }
         bytes = bytes + #list[i]
       end
     end
     local longest = call('ZRANGE', c.lock, '-1', '-1', 'WITHSCORES')
-    c.holder, ttl = longest[1], longest[2] == NEVER and -1 or longest[2] - c.now
+    c.holder, ttl = longest[1], longest[2] + 0 >= MAX_EXACT and -1 or longest[2] - c.now - 1
   end
   return {
     'holder', c.holder,

@@ -296,12 +296,14 @@ func (c *call) inspect() any {
 		if !c.over(c.shares[token]) {
 			holder, held = token, held+1
 			if held <= listMax {
-				holders = append(holders, []any{token, c.left(c.shares[token])})
+				holders = append(holders, []any{token, c.shareLeft(token)})
 			}
 		}
 	}
-	if held > 0 {
+	if c.holder != "" {
 		ttl = c.leaseLeft()
+	} else if held > 0 {
+		ttl = c.shareLeft(holder)
 	}
 	return []any{
 		"holder", holder, "fence", c.numbers["fence"], "ttl_ms", ttl,
@@ -309,7 +311,7 @@ func (c *call) inspect() any {
 	}
 }
 
-// over: a share with this end has run out. It ends a millisecond sooner than a key: PEXPIREAT takes no present time.
+// over: a share with this end has run out.
 func (s *Server) over(end int64) bool { return end != 0 && s.now() >= end }
 
 // left is what is left of a lease with this end, -1 if it never expires.
@@ -325,6 +327,22 @@ func (s *Server) DropEnded() {
 	for _, l := range s.locks {
 		maps.DeleteFunc(l.shares, func(_ string, end int64) bool { return s.over(end) })
 	}
+}
+
+// endOfShare is the first millisecond without it. Of a key, it is the last one with it.
+func endOfShare(end int64) int64 {
+	if end == 0 {
+		return 0
+	}
+	return end + 1
+}
+
+// shareLeft is what is left of a share, -1 if it never expires.
+func (c *call) shareLeft(token string) int64 {
+	if c.shares[token] == 0 {
+		return -1
+	}
+	return c.shares[token] - 1 - c.now()
 }
 
 func (c *call) isHeld() bool { return c.holder != "" || len(c.shares) > 0 }
@@ -386,7 +404,7 @@ func (c *call) roomIn(holders int64) int64 {
 		return c.leaseLeft()
 	}
 	leases := c.inOrder()
-	return c.left(c.shares[leases[int64(len(leases))-holders]])
+	return c.shareLeft(leases[int64(len(leases))-holders])
 }
 
 // entryOf is what is known of a waiter. If that was lost, it has a claim's time from when the state began.
@@ -464,7 +482,7 @@ func (c *call) hold(lease int64) {
 		end = c.now() + lease
 	}
 	if _, shares := c.shares[c.token]; shares {
-		c.shares[c.token] = end
+		c.shares[c.token] = endOfShare(end)
 	} else {
 		c.holderEnd = end
 	}
@@ -530,7 +548,7 @@ func (c *call) letIn() (next string) {
 		if e.holders == alone {
 			c.holder, c.holderEnd = token, end
 		} else {
-			c.shares[token] = end
+			c.shares[token] = endOfShare(end)
 		}
 		c.span = max(c.span, e.lease, e.wait)
 	}

@@ -553,7 +553,7 @@ func (v *verdict) letIn() error {
 			return fmt.Errorf("a share for %q, which cannot be told", token)
 		case int64(end) > v.after.micros/1000+claim+slack:
 			return fmt.Errorf("a share is handed over for longer than %d ms", claim)
-		case !slices.Contains(v.after.keys[parts[3]].items, fmt.Sprintf("%d %d %s", v.newFence(), int64(end), token)):
+		case !slices.Contains(v.after.keys[parts[3]].items, fmt.Sprintf("%d %d %s", v.newFence(), int64(end)-1, token)):
 			return fmt.Errorf("a share for %q without a signal", token)
 		}
 	}

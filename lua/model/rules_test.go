@@ -48,7 +48,7 @@ func byName(keys []memory.Key) map[string]memory.Key {
 	return all
 }
 
-// holders are who hold the lock, with the end of each lease, 0: never.
+// holders are who hold the lock, with the last millisecond of each lease, 0: never.
 func (s *step) holders(keys map[string]memory.Key) (ends map[string]int64, alone bool) {
 	k := keys[s.keys[0]]
 	if k.Kind == "string" {
@@ -57,11 +57,11 @@ func (s *step) holders(keys map[string]memory.Key) (ends map[string]int64, alone
 	ends = map[string]int64{}
 	for i := 0; i+1 < len(k.Items); i += 2 {
 		end, err := strconv.ParseInt(k.Items[i+1], 10, 64)
-		if err != nil || end >= 1<<53 {
-			end = 0
-		}
-		if end == 0 || end > s.now() {
-			ends[k.Items[i]] = end
+		switch {
+		case err != nil || end >= 1<<53:
+			ends[k.Items[i]] = 0
+		case end > s.now():
+			ends[k.Items[i]] = end - 1
 		}
 	}
 	return ends, false
@@ -262,10 +262,14 @@ func (s *step) timeLimits(holds map[string]int64) {
 			longest = 1 << 53
 		}
 	}
+	key := longest // the set outlives the last share by a millisecond
+	if lock.Kind == "zset" {
+		key++
+	}
 	switch {
 	case s.after[s.keys[1]].Kind != "" && s.after[s.keys[1]].End == 0:
 		s.fail("something has no end", "the queue")
-	case len(holds) > 0 && longest != 1<<53 && lock.End != longest, longest == 1<<53 && lock.End != 0:
+	case len(holds) > 0 && longest != 1<<53 && lock.End != key, longest == 1<<53 && lock.End != 0:
 		s.fail("the lock does not end with the longest lease", "but at %d, not at %d", lock.End, longest)
 	case state.Kind != "" && state.End == 0 && longest != 1<<53 && !orphan:
 		s.fail("something has no end", "the state")

@@ -49,7 +49,8 @@ class Link {
   call(args: string[], { ms, holds }: Patience): Promise<unknown> {
     let lost: (cause: unknown) => void = () => {}
     const broken = new Promise<never>((_, reject) => {
-      lost = (cause) => reject(new CallError(cause, { passes: true, mayArrive: true }))
+      // A reply here is to the login: nothing else was carried out then.
+      lost = (cause) => reject(classify(cause))
     })
     this.#calls.add(lost)
     const reply = this.#socket.send(args).catch((error) => {

@@ -28,7 +28,7 @@ async function within(ms, promise, error) {
 
 for (const [kind, connect] of Object.entries(kinds)) {
   if (kind.endsWith('RESP2')) continue // nothing here is of the protocol
-  describe(kind, { timeout: 600_000, concurrency: 4 }, () => {
+  describe(kind, { timeout: 300_000, concurrency: 4 }, () => {
     /** A Locker whose connections go through a link. */
     async function linked(t, server, options) {
       const link = await Link.start(t, server.port)
@@ -190,7 +190,7 @@ for (const [kind, connect] of Object.entries(kinds)) {
       await server.cli('-a', 'right', '--no-auth-warning', 'CONFIG', 'SET', 'requirepass', 'other')
       const late = new Locker(client)
       t.after(() => late.close())
-      await assert.rejects(late.acquire(newName()), {
+      await assert.rejects(late.acquire(newName(), { wait: 30_000 }), {
         code: 'LOCK_REPLY',
         message: /WRONGPASS|NOAUTH/,
       })
