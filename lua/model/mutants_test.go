@@ -82,7 +82,7 @@ var mutants = []mutant{
 		new: "  elseif c.holder == '' or c.holder == SHARED or holders == 0 then\n    if c.holder ~= SHARED then\n      c.holder, c.replaces = '', true\n    end\n    read_front(c, '0')"},
 	{name: "fence-for-each", rule: "those who hold the lock together have two fences",
 		old: "local number = c.holder ~= '' and stored(c.fence)",
-		new: "local number = c.holder == c.token and stored(c.fence)"},
+		new: "local number = c.holder ~= '' and c.holder == c.token and stored(c.fence)"},
 	{name: "fence-of-the-last", rule: "the fence does not grow",
 		old: "local number = c.holder ~= '' and stored(c.fence)",
 		new: "local number = stored(c.fence)"},
