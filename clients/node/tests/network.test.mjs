@@ -16,6 +16,7 @@ import {
   Link,
   newName,
   Server,
+  SOON,
 } from './support.mjs'
 
 /** Rejects with this, within so many ms and a second. A machine that is busy gets two more. */
@@ -201,7 +202,7 @@ for (const [kind, connect] of Object.entries(kinds)) {
       const script = fileURLToPath(new URL('./forgets.mjs', import.meta.url))
       const child = spawn(process.execPath, [script, kind, server.url], { stdio: 'inherit' })
       t.after(() => child.kill('SIGKILL'))
-      const [code] = await once(child, 'exit')
+      const [code] = await once(child, 'exit', { signal: AbortSignal.timeout(SOON) })
       assert.equal(code, 0)
       assert.equal(Number(await server.cli('EXISTS', 'lock:{forgotten}')), 1)
     })
