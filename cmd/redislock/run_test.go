@@ -57,7 +57,7 @@ var _ = Describe("run", func() {
 		})
 
 		It("the process that keeps the lock is stopped", func() {
-			holder := family(url, pids, name, "--lease", "3s")
+			holder := family(url, pids, name, "--lease", "10s")
 			next := nextHolder(url, name, pids)
 			Eventually(waiting).Should(Equal(1))
 			Expect(syscall.Kill(keeperFor(holder), syscall.SIGSTOP)).To(Succeed())
@@ -87,7 +87,11 @@ var _ = Describe("run", func() {
 	})
 
 	It("ends a command whose lock was taken away, and has told it before", func() {
-		holder := run(url, "run", "--lease", "1s", name, "--", "sh", "-c", "trap 'echo told; exit 0' TERM; echo on; while :; do sleep 0.1; done")
+		cmd := command(url, "run", name, "--", "sh", "-c", "trap 'echo told; exit 0' TERM; echo on; read x")
+		stdin, err := cmd.StdinPipe() // it blocks there, and need not start anything to be told
+		Expect(err).NotTo(HaveOccurred())
+		defer stdin.Close()
+		holder := begin(cmd)
 		Eventually(holder.Out).Should(gbytes.Say("on"))
 		Expect(locker.Reset(context.Background(), name)).To(BeTrue())
 		Expect(ends(holder)).To(Equal(exitLost))
