@@ -34,7 +34,7 @@ var signatures = []signature{
 // textOf says which text of lua/lock.lua has which version.
 const (
 	textOf  = "1.0.0"
-	textSum = "31011a9510d14e294eb541aafe59a56d0ae221aad561a2b9b963cb5902c232cc"
+	textSum = "767b454345f6801b2b51dc3357ce129ae784bec439dff253611b1c55fed72982"
 )
 
 // libraryAt is a lock of this spec's own, at a server that has the library.

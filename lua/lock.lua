@@ -898,7 +898,8 @@ local function inspect(keys)
       local list = bytes <= LIST_BYTES and call('ZRANGE', c.lock, '(' .. decimal(c.now), '+inf',
         'BYSCORE', 'LIMIT', from, BATCH, 'WITHSCORES') or {}
       for i = 1, #list, 2 do
-        holders[#holders + 1] = { list[i], list[i + 1] + 0 >= MAX_EXACT and -1 or list[i + 1] - c.now - 1 }
+        local ends = list[i + 1] + 0
+        holders[#holders + 1] = { list[i], ends >= MAX_EXACT and -1 or ends - c.now - 1 }
         bytes = bytes + #list[i]
       end
     end

@@ -65,7 +65,6 @@ var breaks = []struct{ name, text, instead string }{
 	{"numbers that begin with digits", `value:find('^%d+$')`, `value:find('^%d+')`},
 	{"numbers that begin with digits, usual ones", `(a == '0' or a:find('^[1-9]%d*$'))`, `(a == '0' or a:find('^[1-9]%d*'))`},
 	{"bytes of the caller in errors", `(value:sub(1, 40):gsub('[^ -~]', '?'))`, `value`},
-	{"holder as it is", `try('GETRANGE', c.lock, '0', TOKEN_MAX_TEXT)`, `try('GET', c.lock) or ''`},
 	{"tokens of any length", `#value > TOKEN_MAX`, `false`},
 	{"keys of any length", `#key > KEY_MAX`, `false`},
 	{"numbers of any size", ` or value + 0 > NUMBER_MAX[name]`, ``},

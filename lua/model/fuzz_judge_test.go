@@ -627,6 +627,8 @@ func (v *verdict) inspected() error {
 			return fmt.Errorf("not a waiter, or not in this order: %v", one)
 		case slices.Min(numbers) < 0 || numbers[1] > numberMost["WAIT_MS"] || numbers[2] > numberMost["LEASE_MS"]:
 			return fmt.Errorf("a waiter with a number out of its bounds: %v", one)
+		case strings.IndexByte(v.before.hash(v.hash)["@"+token], ' ') > 13 && numbers[1] > claim:
+			return fmt.Errorf("a place that lasts by a time that is none: %v", one)
 		case signal != "" && !strings.HasSuffix(v.before.hash(v.hash)["@"+token], " "+signal):
 			return fmt.Errorf("another signal: %v", one)
 		}
