@@ -53,6 +53,8 @@ class Server:
                 self.process = subprocess.Popen(words, stdout=log, stderr=log)
             if self._answers(tls):
                 return
+            self.process.kill()
+            self.process.wait(SOON)
         raise AssertionError("no server came up")
 
     def _answers(self, tls):
