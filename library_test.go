@@ -34,7 +34,7 @@ var signatures = []signature{
 // textOf says which text of lua/lock.lua has which version.
 const (
 	textOf  = "1.0.0"
-	textSum = "767b454345f6801b2b51dc3357ce129ae784bec439dff253611b1c55fed72982"
+	textSum = "2651f874a98e26afdce263b6cb1cc06c3d4e3089f14652bbf9086c309bdb7f15"
 )
 
 // libraryAt is a lock of this spec's own, at a server that has the library.

@@ -735,8 +735,8 @@ local function acquire(keys, args)
   end
   if c.holder == SHARED and holders ~= 1 then
     if position == 1 and not fits(c, holders) then -- when enough shares have ended
-      local ends = call('ZRANGE', c.lock, '(' .. decimal(c.now), '+inf', 'BYSCORE',
-        'LIMIT', decimal(shares(c) - holders), '1', 'WITHSCORES')[2]
+      local rank = decimal(-holders) -- from the longest share
+      local ends = call('ZRANGE', c.lock, rank, rank, 'WITHSCORES')[2]
       check_in = math.min(check_in, ends - c.now)
     elseif position == 2 and c.look_at then
       check_in = math.min(check_in, c.look_at - c.now)
