@@ -62,7 +62,6 @@ type lease struct {
 	length      time.Duration // to renew for
 	begin       time.Time     // of the first term
 	maxHold     time.Duration // from then on; wire.Never: no limit
-	grain       time.Duration // see request.grain
 	keepUntil   time.Time     // nobody else may have the lock before (WithMinHold)
 	renew       bool
 	unconfirmed bool          // handed over, and short until the server knows that we are there
@@ -79,14 +78,7 @@ func newLease(r *request, g grant, now time.Time) lease {
 		renew:       r.renew,
 		unconfirmed: g.unconfirmed,
 		doubt:       g.doubt,
-		grain:       r.grain(),
 	}
-}
-
-// sure is a term that ends no later than the server's.
-func (l lease) sure(t term) term {
-	t.from = t.from.Add(-l.grain)
-	return t
 }
 
 // left is what is left of the maximum hold, in the server's unit.
@@ -123,7 +115,7 @@ func (l lease) ask(now time.Time, length time.Duration) (term, bool) {
 
 // asked is the lease while a call for a term is under way: if it ends sooner, the server may have it.
 func (l lease) asked(t term) lease {
-	if t = l.sure(t); t.deadline().Before(l.term.deadline()) {
+	if t.deadline().Before(l.term.deadline()) {
 		l.term = t
 	}
 	return l
@@ -132,7 +124,7 @@ func (l lease) asked(t term) lease {
 // confirmed is the lease after the server has begun a term.
 func (l lease) confirmed(t term) lease {
 	l.unconfirmed = false
-	l.term = l.sure(t).atMost(l.doubt).atMost(max(0, l.left(t.from)))
+	l.term = t.atMost(l.doubt).atMost(max(0, l.left(t.from)))
 	return l
 }
 

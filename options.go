@@ -339,14 +339,6 @@ func checkLease(d time.Duration) error {
 // firstLease is the lease to ask for, which must not outlast the maximum hold.
 func (r *request) firstLease() time.Duration { return min(max(r.lease, r.minHold), r.maxHold) }
 
-// grain is how much sooner than asked for the server may end a share: it counts in whole milliseconds.
-func (r *request) grain() time.Duration {
-	if r.holders == 1 {
-		return 0
-	}
-	return time.Millisecond
-}
-
 // handed is the lease that a lock is handed over with.
 func (r *request) handed() time.Duration { return min(r.firstLease(), handedLease) }
 

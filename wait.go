@@ -198,7 +198,7 @@ func (w *waiter) answered(reply wire.Acquired, err error) {
 		told = nil // of this grant, or of an older one
 		// Asked twice: it was queued, if only by a call whose answer was lost.
 		// The lease counts from before the request was sent: whatever was slow, the server's ends later.
-		w.take(grant{fence: reply.Fence, term: term{reply.Sent.Add(-w.grain()), reply.Lease}, queued: w.asked > 1 && !w.try(), ours: w.isOurs(reply)})
+		w.take(grant{fence: reply.Fence, term: term{reply.Sent, reply.Lease}, queued: w.asked > 1 && !w.try(), ours: w.isOurs(reply)})
 	case w.try():
 		w.end(w.wrap(ErrNotAcquired))
 	default:
