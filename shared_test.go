@@ -180,7 +180,7 @@ var _ = OnEachTopology("the function library", func() {
 			Expect(l.Share("h", Long, 0, 2)).To(Hold())
 			Expect(l.Share("a", Long, Long, 2)).To(Queued(1))
 			Expect(l.Share("b", Long, Long, 2)).To(Queued(2))
-			l.Past(ctx, l.Now()+30)
+			l.Past(ctx, l.Now()+31)
 			Expect(l.Call(function, args...).Error()).NotTo(HaveOccurred())
 			confirmed("a", "h")
 			Expect(l.Inspect().Waiters).To(Equal([]string{"b"}))

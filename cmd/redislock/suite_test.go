@@ -38,7 +38,10 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func TestSuite(t *testing.T) { spec.Run(t, "redislock") }
+func TestSuite(t *testing.T) {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) // so no child ignores it, as under nohup
+	spec.Run(t, "redislock")
+}
 
 // program is the file of this command, static as users get it.
 var program = sync.OnceValue(func() string {
