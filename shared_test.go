@@ -176,11 +176,11 @@ var _ = OnEachTopology("the function library", func() {
 		})
 
 		DescribeTable("and any call hands it on", func(ctx SpecContext, function string, args ...any) {
-			Expect(l.Share("dead", 30, 0, 2)).To(Hold())
+			Expect(l.Share("dead", 500, 0, 2)).To(Hold())
 			Expect(l.Share("h", Long, 0, 2)).To(Hold())
 			Expect(l.Share("a", Long, Long, 2)).To(Queued(1))
 			Expect(l.Share("b", Long, Long, 2)).To(Queued(2))
-			l.Past(ctx, l.Now()+31)
+			l.Past(ctx, l.Now()+501)
 			Expect(l.Call(function, args...).Error()).NotTo(HaveOccurred())
 			confirmed("a", "h")
 			Expect(l.Inspect().Waiters).To(Equal([]string{"b"}))
