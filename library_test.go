@@ -34,7 +34,7 @@ var signatures = []signature{
 // textOf says which text of lua/lock.lua has which version.
 const (
 	textOf  = "1.0.0"
-	textSum = "2651f874a98e26afdce263b6cb1cc06c3d4e3089f14652bbf9086c309bdb7f15"
+	textSum = "1a3827f3ffc8851f857331ed9dc8f1274415fce75f2c6f9ef4d6fe0a79eea415"
 )
 
 // libraryAt is a lock of this spec's own, at a server that has the library.

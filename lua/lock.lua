@@ -711,6 +711,7 @@ local function acquire(keys, args)
   end
 
   if wait == '0' and leave(c, token) and c.holder == SHARED then
+    c.sharing = false -- nobody keeps the caller out: it has given up
     find_first(c)
     let_in(c)
   end
