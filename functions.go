@@ -1,6 +1,7 @@
 package redislock
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -79,12 +80,16 @@ func (f *functions) list(k wire.Keys) string {
 	return f.all
 }
 
-func (f *functions) Acquire(ctx context.Context, k wire.Keys, token string, lease, wait time.Duration) (wire.Acquired, error) {
+func (f *functions) Acquire(ctx context.Context, k wire.Keys, token string, lease, wait time.Duration, holders int) (wire.Acquired, error) {
 	const function = "lock_acquire"
 	list := f.list(k)
-	r := f.call(ctx, "FCALL", function, []string{k.Lock, k.Queue, k.State, list}, token, leaseMillis(lease), millis(wait))
+	args := []string{token, leaseMillis(lease), millis(wait), strconv.Itoa(holders)}
+	if holders == 1 {
+		args = args[:3] // an older library does not know the fourth
+	}
+	r := f.call(ctx, "FCALL", function, []string{k.Lock, k.Queue, k.State, list}, args...)
 	if code(r.Error()) == "CROSSSLOT" && f.perLock.CompareAndSwap(false, true) {
-		return f.Acquire(ctx, k, token, lease, wait) // the client did not say that this is a cluster
+		return f.Acquire(ctx, k, token, lease, wait, holders) // the client did not say that this is a cluster
 	}
 	n, err := ints(r)
 	if err == nil && len(n) != 4 {
@@ -194,12 +199,12 @@ func parseState(r answer) (state wire.State, err error) {
 	if err != nil {
 		return state, err
 	}
-	holder, list := fields["holder"], fields["waiters"]
+	holder, list, together := fields["holder"], fields["waiters"], fields["holders"]
 	if state.Holder, err = holder.ToString(); err != nil {
 		return state, err
 	}
 	if state.Holder != "" {
-		state.TTL = max(ttl, -1)
+		state.TTL, state.Held = max(ttl, -1), 1
 	}
 	waiters, err := list.ToArray()
 	for i := 0; i < len(waiters) && err == nil; i++ {
@@ -207,7 +212,31 @@ func parseState(r answer) (state wire.State, err error) {
 		waiter, err = parseWaiter(&waiters[i])
 		state.Waiters = append(state.Waiters, waiter)
 	}
+	if _, knows := fields["held"]; !knows || err != nil { // an older library
+		return state, err
+	}
+	state.Held = int(number("held"))
+	holders, bad := together.ToArray()
+	for err = errors.Join(err, bad); len(holders) > 0 && err == nil; holders = holders[1:] {
+		var h wire.Holder
+		h, err = parseHolder(&holders[0])
+		state.Holders = append(state.Holders, h)
+	}
 	return state, err
+}
+
+func parseHolder(entry *rueidis.RedisMessage) (h wire.Holder, err error) {
+	fields, err := entry.ToArray()
+	if err != nil || len(fields) < 2 {
+		return h, errors.Join(err, fmt.Errorf("a holder of %d fields", len(fields)))
+	}
+	ms, err := fields[1].AsInt64()
+	if err != nil {
+		return h, err
+	}
+	h.TTL = max(time.Duration(ms)*time.Millisecond, -1)
+	h.Token, err = fields[0].ToString()
+	return h, err
 }
 
 func parseWaiter(entry *rueidis.RedisMessage) (w wire.Waiter, err error) {
@@ -221,6 +250,14 @@ func parseWaiter(entry *rueidis.RedisMessage) (w wire.Waiter, err error) {
 			return w, err
 		}
 		*span = time.Duration(ms) * time.Millisecond
+	}
+	w.Holders = 1
+	if len(fields) > 5 { // an older library does not know it
+		holders, err := fields[5].AsInt64()
+		if err != nil {
+			return w, err
+		}
+		w.Holders = int(holders)
 	}
 	if w.Token, err = fields[0].ToString(); err == nil {
 		w.Signal, err = fields[4].ToString()
@@ -238,7 +275,7 @@ func (f *functions) Pop(ctx context.Context, list string, most int) ([]wire.Sign
 	block := f.client.B().Blpop().Key(list).Timeout(blockFor.Seconds()).Build()
 	var results []rueidis.RedisResult
 	sent := time.Now()
-	if most > 1 && !f.perLock.Load() {
+	if most > 1 {
 		results = f.client.DoMulti(ctx, block, f.client.B().Lpop().Key(list).Count(int64(min(most, popMax))).Build())
 	} else {
 		results = []rueidis.RedisResult{f.client.Do(ctx, block)}
@@ -292,11 +329,13 @@ func (f *functions) Locks(ctx context.Context, prefix string) ([]string, error) 
 	var mu sync.Mutex
 	var keys []string
 	errs := primaries(ctx, f.client, 0, func(ctx context.Context, _ string, node rueidis.Client) error {
-		found, err := scan(ctx, node, globEscape(prefix)+"*")
+		// Held alone, a lock is a string; held together, a sorted set.
+		alone, err1 := scan(ctx, node, globEscape(prefix)+"*", "string")
+		together, err2 := scan(ctx, node, globEscape(prefix)+"*", "zset")
 		mu.Lock()
 		defer mu.Unlock()
-		keys = append(keys, found...)
-		return err
+		keys = append(append(keys, alone...), together...)
+		return cmp.Or(err1, err2)
 	})
 	mu.Lock()
 	defer mu.Unlock()
@@ -306,12 +345,12 @@ func (f *functions) Locks(ctx context.Context, prefix string) ([]string, error) 
 	return keys, nil
 }
 
-// scan returns every string key of a node that matches the pattern, some more than once.
-func scan(ctx context.Context, node rueidis.Client, pattern string) (keys []string, err error) {
+// scan returns every key of a node that is of this type and matches the pattern, some more than once.
+func scan(ctx context.Context, node rueidis.Client, pattern, kind string) (keys []string, err error) {
 	var cursor uint64
 	for {
 		page, err := node.Do(ctx, node.B().Scan().Cursor(cursor).
-			Match(pattern).Count(1000).Type("string").Build()).AsScanEntry()
+			Match(pattern).Count(1000).Type(kind).Build()).AsScanEntry()
 		keys = append(keys, page.Elements...)
 		if cursor = page.Cursor; err != nil || cursor == 0 {
 			return keys, err

@@ -58,7 +58,7 @@ func newLock(w *waiter) *Lock {
 		holding: holding{
 			releases: make(chan struct{}, 1),
 			extends:  make(chan struct{}, 1),
-			lease:    newLease(w.request, w.grant),
+			lease:    newLease(w.request, w.grant, time.Now()),
 		},
 	}
 	lock.ctx, lock.end = context.WithCancelCause(lock.calls)
@@ -118,9 +118,12 @@ func (l *Lock) leave(to stage, cause error) (first bool) {
 
 // left tells of the end, and has Close wait no longer.
 // Until ended, a signal for the lock does not have it given back: whoever was told of a loss has until
-// the deadline to stop, and another process until then to go on after Detach.
+// the deadline to stop, another process until then to go on after Detach, and a minimum hold is kept.
 func (l *Lock) left(kind EventKind, err error, ended time.Time) {
 	defer l.locker.bg.Done()
+	if keep := l.current().keepUntil; keep.After(ended) {
+		ended = keep
+	}
 	if l.mayRequeue {
 		l.locker.hub.remember(l.keys, l.token, ended)
 	}
@@ -180,14 +183,32 @@ func (l *Lock) giveBack(ctx context.Context, byClose bool) (err error) {
 	return err
 }
 
-// release tells the server, as long as it takes within callTimeout.
+// abandon is Release for a lock that its caller does not get: no minimum hold is kept.
+func (l *Lock) abandon(ctx context.Context) error {
+	l.mu.Lock()
+	l.lease.keepUntil = time.Time{}
+	l.mu.Unlock()
+	return l.Release(ctx)
+}
+
+// release tells the server, as long as it takes within callTimeout. During a minimum hold it has the lease
+// end with that.
 func (l *Lock) release(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
-	var reply wire.Released
+	var held bool
 	err := retrying(ctx, func() (err error) {
-		inTime := time.Now().Before(l.current().term.deadline())
-		reply, err = l.locker.server.Release(ctx, l.keys, l.token)
+		now, lease := time.Now(), l.current()
+		inTime := now.Before(lease.term.deadline())
+		if left := lease.toKeep(now); left > 0 {
+			var reply wire.Extended
+			reply, err = l.locker.server.Extend(ctx, l.keys, l.token, left)
+			held = reply.Held
+		} else {
+			var reply wire.Released
+			reply, err = l.locker.server.Release(ctx, l.keys, l.token)
+			held = reply == wire.WasHeld
+		}
 		// The call may have been carried out although its reply is lost.
 		l.replyLost = l.replyLost || inTime && wire.MayArrive(err)
 		return err
@@ -195,7 +216,7 @@ func (l *Lock) release(ctx context.Context) error {
 	switch {
 	case err != nil:
 		return l.wrap("release", fmt.Errorf("%w (it ends by itself with its lease)", err))
-	case reply == wire.WasHeld, l.replyLost:
+	case held, l.replyLost:
 		return nil
 	}
 	return l.wrap("release", ErrNotHeld)
@@ -343,7 +364,7 @@ func (l *Lock) replicate(ctx context.Context, n int, timeout time.Duration) erro
 		return nil
 	}
 	err = l.wrap("acquire", err)
-	if released := l.Release(ctx); released != nil && !errors.Is(released, ErrNotHeld) {
+	if released := l.abandon(ctx); released != nil && !errors.Is(released, ErrNotHeld) {
 		err = join(err, released)
 	}
 	return err

@@ -62,17 +62,19 @@ type lease struct {
 	length      time.Duration // to renew for
 	begin       time.Time     // of the first term
 	maxHold     time.Duration // from then on; wire.Never: no limit
+	keepUntil   time.Time     // nobody else may have the lock before (WithMinHold)
 	renew       bool
 	unconfirmed bool          // handed over, and short until the server knows that we are there
 	doubt       time.Duration // wire.Never: all calls were answered
 }
 
-func newLease(r *request, g grant) lease {
+func newLease(r *request, g grant, now time.Time) lease {
 	return lease{
 		term:        g.term.atMost(r.maxHold),
 		length:      r.lease,
 		begin:       g.term.from,
 		maxHold:     r.maxHold,
+		keepUntil:   now.Add(r.minHold),
 		renew:       r.renew,
 		unconfirmed: g.unconfirmed,
 		doubt:       g.doubt,
@@ -87,6 +89,9 @@ func (l lease) left(now time.Time) time.Duration {
 	return l.begin.Add(l.maxHold).Sub(now).Truncate(time.Millisecond)
 }
 
+// toKeep is what is left of the minimum hold, 0 if nothing is.
+func (l lease) toKeep(now time.Time) time.Duration { return max(0, l.keepUntil.Sub(now)) }
+
 // next is when to call lock_extend, to confirm or to renew. False: not again.
 func (l lease) next(now time.Time) (time.Time, bool) {
 	switch {
@@ -95,16 +100,17 @@ func (l lease) next(now time.Time) (time.Time, bool) {
 	case !l.renew, l.term.length == wire.Never, l.isLast():
 		return now, false
 	}
-	return l.term.from.Add(l.term.length / 3), true
+	return l.term.from.Add(min(l.term.length, l.length) / 3), true
 }
 
 // isLast tells whether the lease ends with the maximum hold, but for the rounding.
 func (l lease) isLast() bool { return l.left(l.term.deadline()) <= time.Millisecond }
 
-// ask is the term to ask for. False: nothing is left of the maximum hold.
+// ask is the term to ask for. False: nothing is left of the maximum hold. A minimum hold comes first: it
+// counts from the reply to the grant, so it may end a round trip later than a maximum hold of the same length.
 func (l lease) ask(now time.Time, length time.Duration) (term, bool) {
 	left := l.left(now)
-	return term{now, min(length, left)}, left > 0
+	return term{now, max(min(length, left), l.toKeep(now))}, left > 0
 }
 
 // asked is the lease while a call for a term is under way: if it ends sooner, the server may have it.

@@ -24,21 +24,22 @@ type leavers struct {
 
 // leaver is a wait that is over, and what it may have left behind.
 type leaver struct {
-	keys  wire.Keys
-	token string
-	lease time.Duration
-	ours  bool          // a lock held with the token is this wait's, and is given back
-	lives time.Duration // how long a place or a lease lasts after its last call
-	until time.Time     // there is nothing left to give up
-	past  bool          // it is remembered
-	done  chan struct{} // closed when it is given up
+	keys    wire.Keys
+	token   string
+	lease   time.Duration
+	holders int
+	ours    bool          // a lock held with the token is this wait's, and is given back
+	lives   time.Duration // how long a place or a lease lasts after its last call
+	until   time.Time     // there is nothing left to give up
+	past    bool          // it is remembered
+	done    chan struct{} // closed when it is given up
 }
 
 // prepare is for a wait that is over. Its caller has had Close wait for something, and this has it wait
 // for the leaver, too.
 func (s *leavers) prepare(w *waiter, ours bool) *leaver {
 	v := &leaver{
-		keys: w.keys, token: w.token, lease: w.firstLease(), ours: ours, past: !w.ownToken,
+		keys: w.keys, token: w.token, lease: w.firstLease(), holders: w.holders, ours: ours, past: !w.ownToken,
 		lives: max(w.kept, min(w.firstLease(), time.Hour)), done: make(chan struct{}),
 	}
 	s.l.bg.Add(1)
@@ -132,7 +133,7 @@ func (s *leavers) call(v *leaver) error {
 	defer cancel()
 	if !v.ours {
 		// Somebody else may hold the lock with this token: this only leaves the queue.
-		reply, err := s.l.server.Acquire(ctx, v.keys, v.token, v.lease, 0)
+		reply, err := s.l.server.Acquire(ctx, v.keys, v.token, v.lease, 0, v.holders)
 		if err != nil || !reply.Held || reply.Fence/1000 != reply.Now {
 			return err
 		}

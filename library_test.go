@@ -19,21 +19,22 @@ type signature struct {
 	function   string
 	keys, args []string
 	flags      []string
+	optional   int // so many of the arguments can be left out
 }
 
 var signatures = []signature{
-	{"lock_acquire", []string{"lock", "queue", "state", "signal"}, []string{"TOKEN", "LEASE_MS", "WAIT_MS"}, nil},
-	{"lock_release", []string{"lock", "queue", "state"}, []string{"TOKEN"}, []string{"allow-oom"}},
-	{"lock_extend", []string{"lock", "queue", "state"}, []string{"TOKEN", "LEASE_MS"}, []string{"allow-oom"}},
-	{"lock_reset", []string{"lock", "queue", "state"}, nil, []string{"allow-oom"}},
-	{"lock_inspect", []string{"lock", "queue", "state"}, nil, []string{"no-writes"}},
-	{"lock_version", nil, nil, []string{"no-writes"}},
+	{"lock_acquire", []string{"lock", "queue", "state", "signal"}, []string{"TOKEN", "LEASE_MS", "WAIT_MS", "HOLDERS"}, nil, 1},
+	{"lock_release", []string{"lock", "queue", "state"}, []string{"TOKEN"}, []string{"allow-oom"}, 0},
+	{"lock_extend", []string{"lock", "queue", "state"}, []string{"TOKEN", "LEASE_MS"}, []string{"allow-oom"}, 0},
+	{"lock_reset", []string{"lock", "queue", "state"}, nil, []string{"allow-oom"}, 0},
+	{"lock_inspect", []string{"lock", "queue", "state"}, nil, []string{"no-writes"}, 0},
+	{"lock_version", nil, nil, []string{"no-writes"}, 0},
 }
 
 // textOf says which text of lua/lock.lua has which version.
 const (
 	textOf  = "1.0.0"
-	textSum = "c428206beb5e6e7f56c333f8fe7558c6c7fd7649eb287f7d2f5b537f08bfbdcc"
+	textSum = "1a3827f3ffc8851f857331ed9dc8f1274415fce75f2c6f9ef4d6fe0a79eea415"
 )
 
 // libraryAt is a lock of this spec's own, at a server that has the library.
@@ -79,7 +80,11 @@ var _ = OnEachTopology("the function library", func() {
 			s := signatures[i]
 			usage := strings.Join(s.keys, " ")
 			if len(s.args) > 0 {
-				usage += " | " + strings.Join(s.args, " ")
+				needed := len(s.args) - s.optional
+				usage += " | " + strings.Join(s.args[:needed], " ")
+				for _, arg := range s.args[needed:] {
+					usage += " [" + arg + "]"
+				}
 			}
 			Expect(description.ToString()).To(And(HavePrefix(usage), MatchRegexp(`\w+ \w+`)), function)
 			Expect(flags.AsStrSlice()).To(ConsistOf(s.flags), function)
@@ -88,7 +93,7 @@ var _ = OnEachTopology("the function library", func() {
 
 	It("answers lock_inspect and lock_version to FCALL_RO, and the writing ones not", func() {
 		for _, s := range signatures[:4] {
-			words := l.Command(s.function, []any{"a", Long, Long}[:len(s.args)]...)
+			words := l.Command(s.function, []any{"a", Long, Long, 1}[:len(s.args)]...)
 			words[0] = "FCALL_RO"
 			Expect(Redis(l.Client, words...).Error()).To(MatchError(ContainSubstring("write flag")), s.function)
 		}

@@ -58,11 +58,12 @@ var _ = OnEachTopology("limits", func() {
 		l.Contended("a")
 		before := l.Snapshot()
 		good := func() (keys, args []string) {
-			return append(l.Keys(), l.Signal("h"))[:len(s.keys)], []string{"h", "60000", "60000"}[:len(s.args)]
+			return append(l.Keys(), l.Signal("h"))[:len(s.keys)], []string{"h", "60000", "60000", "1"}[:len(s.args)]
 		}
 		for i, name := range s.args {
 			tooMuch := map[string]string{
 				"TOKEN": strings.Repeat("x", tokenMax+1), "LEASE_MS": strconv.Itoa(leaseMax + 1), "WAIT_MS": strconv.Itoa(waitMax + 1),
+				"HOLDERS": "10000000000000",
 			}[name]
 			keys, args := good()
 			args[i] = tooMuch

@@ -1,9 +1,3 @@
-// Package redislock is a distributed lock for Redis 7 and Valkey: first come, first served; handed
-// over in one round trip and never free while somebody waits; with leases that renew themselves,
-// a context that ends when the lock may be lost, and fencing tokens.
-//
-// All that decides who holds a lock is in a Redis Function library, lua/lock.lua, which this
-// package loads. The Go side calls, waits and keeps time.
 package redislock
 
 import (
@@ -75,7 +69,7 @@ func (l *Locker) Acquire(ctx context.Context, name string, opts ...Option) (*Loc
 	return l.obtain(ctx, name, l.opts.request("acquire", opts...), false)
 }
 
-// TryAcquire takes the lock if nobody holds it and nobody waits for it, otherwise it returns
+// TryAcquire takes the lock if it can be had now and nobody waits for it, otherwise it returns
 // ErrNotAcquired at once. Other errors are those of Acquire. A call that gets no answer is made three
 // times, then the error is ErrUnavailable.
 func (l *Locker) TryAcquire(ctx context.Context, name string, opts ...Option) (*Lock, error) {
@@ -109,8 +103,16 @@ type State struct {
 	Holder  string        // the holder's token, "" if nobody holds the lock
 	Fence   int64         // the last fencing token given out, 0 if none is known
 	TTL     time.Duration // what is left of the lease; -1: never expires; 0: nobody holds the lock
+	Held    int           // how many hold it: several with WithHolders or WithShared
+	Holders []Holder      // the first 1,000 of them. Holder is the one with the longest lease, TTL what is left of it
 	Waiting int           // how many wait
 	Waiters []Waiter      // the first 1,000 of them, in order
+}
+
+// Holder is one of those who hold a lock.
+type Holder struct {
+	Token string
+	TTL   time.Duration // what is left of its own lease; -1: never expires
 }
 
 // Waiter is one place in the queue of a lock.
@@ -120,6 +122,7 @@ type Waiter struct {
 	LapsesIn time.Duration // its place is lost unless it calls before
 	Lease    time.Duration // that it asked for, 0: never expires
 	Signal   string        // the list where it is told
+	Holders  int           // how many may hold the lock together with it, itself included; 0: any number
 }
 
 // Inspect shows a lock and its queue. It changes nothing.
@@ -129,7 +132,13 @@ func (l *Locker) Inspect(ctx context.Context, name string) (State, error) {
 		return State{}, err
 	}
 	s, err := l.server.Inspect(ctx, r.keys)
-	state := State{Name: name, Holder: s.Holder, Fence: s.Fence, TTL: s.TTL, Waiting: s.Waiting}
+	state := State{Name: name, Holder: s.Holder, Fence: s.Fence, TTL: s.TTL, Held: s.Held, Waiting: s.Waiting}
+	for _, holder := range s.Holders {
+		state.Holders = append(state.Holders, Holder(holder))
+	}
+	if s.Held == 1 && len(s.Holders) == 0 {
+		state.Holders = []Holder{{s.Holder, s.TTL}}
+	}
 	for _, waiter := range s.Waiters {
 		state.Waiters = append(state.Waiters, Waiter(waiter))
 	}
@@ -298,9 +307,9 @@ func (l *Lock) Name() string { return l.keys.Name }
 // WithToken.
 func (l *Lock) Token() string { return l.token }
 
-// Fence returns the fencing token: a number that is greater for each grant of this name. Send it
-// with every write to what the lock protects, and have older ones refused there: then a holder
-// that lost the lock without noticing (it was stopped, say) can do no harm.
+// Fence returns the fencing token: a number that is greater for each grant of this name, and the same for all
+// who hold the lock together. Send it with every write to what the lock protects, and have older ones refused
+// there: then a holder that lost the lock without noticing (it was stopped, say) can do no harm.
 func (l *Lock) Fence() int64 { return l.fence }
 
 // Context returns a context that ends when the lock is released, or may be lost: then its
@@ -334,7 +343,7 @@ func (l *Lock) Deadline() (time.Time, bool) {
 //
 // It returns nil if the lock was held until now (or until Close gave it back), and ErrNotHeld if it had
 // been lost or released: the sure sign of a loss, since Context ends with this call if it had not noticed
-// before.
+// before. WithMinHold keeps the lock from others for longer.
 func (l *Lock) Release(ctx context.Context) error {
 	if l == nil {
 		return fmt.Errorf("redislock: release: %w: the lock is nil", ErrNotHeld)
@@ -351,13 +360,14 @@ func (l *Lock) Detach() time.Time {
 	first := l.leave(releasing, nil)
 	l.mu.Unlock()
 	if first {
+		l.mayRequeue = false // who goes on with it may hold it for long
 		l.left(EventReleased, nil, deadline)
 	}
 	return deadline
 }
 
 // Extend has the lease end this long from now; renewal goes on with it. At least 1 ms, rounded up
-// to whole milliseconds, and cut short by WithMaxHold. It returns ErrNotHeld if the lock is lost or
+// to whole milliseconds, cut short by WithMaxHold, and no shorter than what is left of WithMinHold. It returns ErrNotHeld if the lock is lost or
 // released; Context ends then.
 //
 // An error of Redis means that nothing has changed. After any other error (ErrUnavailable) the call may

@@ -54,7 +54,7 @@ type Event struct {
 	Waited time.Duration
 	// HandedOver, of EventAcquired: the lock was not free when it was asked for, it came out of the
 	// queue. (Or the first answer was lost, so that nobody knows.) Who hands a lock over does not learn
-	// to whom: this event is the receiver's, and its Fence is greater than that of whoever had it before.
+	// to whom: this event is the receiver's, and its Fence is greater than that of whoever had it before, if they do not hold it together.
 	HandedOver bool
 	// Held, of EventReleased and EventLost, is the time since EventAcquired.
 	Held time.Duration
@@ -135,7 +135,7 @@ func (w *watch) got(lock *Lock, queued bool) {
 	told := false
 	defer func() {
 		if !told { // a panic: nobody gets the lock
-			_ = lock.Release(lock.calls)
+			_ = lock.abandon(lock.calls)
 		}
 	}()
 	w.tell(Event{Kind: EventAcquired, Fence: lock.fence, HandedOver: queued})

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -78,8 +79,9 @@ const (
 	maxWaitTTL = 24 * time.Hour
 	maxLease   = 250 * 365 * 24 * time.Hour
 	maxToken   = 16384 // bytes
-	maxOwner   = 64    // bytes; the label is cut
-	maxPrefix  = 64    // bytes
+	maxHolders = 1_000_000_000
+	maxOwner   = 64 // bytes; the label is cut
+	maxPrefix  = 64 // bytes
 )
 
 func (o Options) withDefaults() (Options, error) {
@@ -122,7 +124,7 @@ func cut(text string, most int) string {
 	return text[:most]
 }
 
-// Option changes one call of Acquire, TryAcquire or Do.
+// Option changes one call of Acquire, TryAcquire, Do, AcquireAll or DoAll.
 type Option func(*request)
 
 // WithLease sets the lease of this lock, see Options.Lease: it expires, also if Options.WithoutExpiry is
@@ -170,6 +172,20 @@ func WithMaxHold(d time.Duration) Option {
 // WithoutMaxHold sets no limit, which is the default unless Options.MaxHold is set.
 func WithoutMaxHold() Option { return func(r *request) { r.noMaxHold = true } }
 
+// WithMinHold keeps the lock from everybody else until d after the grant: also if it is released before, its
+// holder dies, or the Locker is closed. So a job runs once per period, however short it is and however far
+// the clocks of its machines are apart; with WithHolders(n), it starts n times per period. 0: no such limit,
+// which is the default.
+//
+//   - Release before then counts as one for the caller: Context ends, and so does the renewal. The server
+//     ends the lease d after the grant, the next waiter has the lock a second later at the latest.
+//   - Every lease is at least what is left of d, whatever WithLease and Extend say.
+//   - A handed-over lock costs one more round trip: the server knows of the whole d before the call returns.
+//   - A call that returns an error keeps nothing.
+//   - WithMaxHold must not be shorter. Reset, a lost key and a failover that loses the grant end it.
+//   - It counts from each grant. A caller with the token of the holder has the lock at once, see WithToken.
+func WithMinHold(d time.Duration) Option { return func(r *request) { r.minHold = d } }
+
 // WithReplicas has the grant confirmed by n replicas within timeout, before the call returns. With
 // fewer, the lock is released and the error is ErrNotReplicated. It costs a connection and two
 // more round trips. A failover to one of those replicas keeps the lock; see WAIT in Redis's
@@ -182,22 +198,44 @@ func WithReplicas(n int, timeout time.Duration) Option {
 // an hour. 0: only try, as TryAcquire does. When it is over, the error is that of a ctx with this timeout.
 func WithWait(d time.Duration) Option { return func(r *request) { r.limit, r.limited = d, true } }
 
+// WithQueueLimit returns ErrQueueFull instead of waiting behind n others or more, as the server counts them at
+// the first answer. 0: it never waits. At any n, a lock that can be had is taken.
+func WithQueueLimit(n int) Option { return func(r *request) { r.queueLimit = n } }
+
+// WithHolders lets n hold the lock together: this caller, and others who ask for any number of holders, too.
+// At least 1, which is alone. All wait in one queue, and nobody overtakes: a caller that wants the lock alone
+// waits until all have left, and those behind it wait until it has had the lock.
+//
+// Each caller's own n counts, at the moment of its grant: so n permits are a WithHolders(n) at each call. Each has a
+// lease of its own. Their Fence is the same, and greater than any before.
+//
+// With a token of the caller's own (WithToken), a call whose ctx ends together with its grant may leave a share to
+// its lease: it cannot tell that it was not held before.
+func WithHolders(n int) Option { return func(r *request) { r.holders, r.shared = n, false } }
+
+// WithShared is WithHolders without a limit: a reader. A writer asks for the lock alone, that is without this.
+func WithShared() Option { return func(r *request) { r.holders, r.shared = 0, true } }
+
 // request is what one call asks for: the options, then checked and completed. After that it does not
 // change.
 type request struct {
-	keys      wire.Keys
-	op        string        // for messages
-	lease     time.Duration // wire.Never: never expires
-	maxHold   time.Duration // wire.Never: no limit
-	owner     string
-	token     string // the caller's own, or made by the Locker
-	replicas  int
-	ackWithin time.Duration
-	limit     time.Duration // of the wait, if it is limited; 0: only try
+	keys       wire.Keys
+	op         string        // for messages
+	lease      time.Duration // wire.Never: never expires
+	maxHold    time.Duration // wire.Never: no limit
+	minHold    time.Duration
+	owner      string
+	token      string        // the caller's own, or made by the Locker
+	limit      time.Duration // of the wait, if it is limited; 0: only try
+	queueLimit int           // how many may wait before it
+	holders    int           // how many may hold the lock together; 0: any number
+	replicas   int
+	ackWithin  time.Duration
 
 	// Together, as there may be many waiters.
 	limited   bool
 	renew     bool
+	shared    bool // holders is 0
 	ownToken  bool // token is the caller's own
 	forever   bool // until completed: lease does not count
 	noMaxHold bool // until completed: maxHold does not count
@@ -205,15 +243,17 @@ type request struct {
 
 func (o Options) request(op string, options ...Option) *request {
 	r := &request{
-		op:        op,
-		lease:     o.Lease,
-		forever:   o.WithoutExpiry,
-		renew:     !o.WithoutRenewal,
-		maxHold:   o.MaxHold,
-		noMaxHold: o.MaxHold == 0,
-		owner:     o.Owner,
-		replicas:  o.Replicas,
-		ackWithin: o.ReplicaTimeout,
+		op:         op,
+		lease:      o.Lease,
+		forever:    o.WithoutExpiry,
+		renew:      !o.WithoutRenewal,
+		maxHold:    o.MaxHold,
+		noMaxHold:  o.MaxHold == 0,
+		owner:      o.Owner,
+		holders:    1,
+		queueLimit: math.MaxInt,
+		replicas:   o.Replicas,
+		ackWithin:  o.ReplicaTimeout,
 	}
 	for _, option := range options {
 		option(r)
@@ -246,21 +286,35 @@ func (r *request) complete(prefix, name string) (err error) {
 
 // check refuses what Redis could not do as it was asked.
 func (r *request) check() error {
-	if err := checkLease(r.lease); err != nil && !r.forever {
+	if err := cmp.Or(r.checkHold(), checkReplicas(r.replicas, r.ackWithin)); err != nil {
 		return err
 	}
-	if err := checkReplicas(r.replicas, r.ackWithin); err != nil {
+	switch {
+	case r.queueLimit < 0:
+		return fmt.Errorf("a queue limit of %d: it must not be negative", r.queueLimit)
+	case r.ownToken && r.token == "":
+		return errors.New("an empty token")
+	case len(r.token) > maxToken:
+		return fmt.Errorf("a token of %d bytes: it must have at most %d", len(r.token), maxToken)
+	case !r.shared && (r.holders < 1 || r.holders > maxHolders):
+		return fmt.Errorf("%d holders: there must be at least 1 and at most %d", r.holders, maxHolders)
+	case r.limited && r.limit < 0:
+		return fmt.Errorf("a wait of %v: it must not be negative", r.limit)
+	}
+	return nil
+}
+
+func (r *request) checkHold() error {
+	if err := checkLease(r.lease); err != nil && !r.forever {
 		return err
 	}
 	switch {
 	case !r.noMaxHold && (r.maxHold < time.Millisecond || r.maxHold > maxLease):
 		return fmt.Errorf("a maximum hold of %v: it must be at least 1ms and at most %v", r.maxHold, maxLease)
-	case r.ownToken && r.token == "":
-		return errors.New("an empty token")
-	case len(r.token) > maxToken:
-		return fmt.Errorf("a token of %d bytes: it must have at most %d", len(r.token), maxToken)
-	case r.limited && r.limit < 0:
-		return fmt.Errorf("a wait of %v: it must not be negative", r.limit)
+	case r.minHold < 0 || r.minHold > maxLease:
+		return fmt.Errorf("a minimum hold of %v: it must be at least 0 and at most %v", r.minHold, maxLease)
+	case !r.noMaxHold && r.minHold > r.maxHold:
+		return fmt.Errorf("a minimum hold of %v: it must be at most the maximum hold, %v", r.minHold, r.maxHold)
 	}
 	return nil
 }
@@ -283,7 +337,7 @@ func checkLease(d time.Duration) error {
 }
 
 // firstLease is the lease to ask for, which must not outlast the maximum hold.
-func (r *request) firstLease() time.Duration { return min(r.lease, r.maxHold) }
+func (r *request) firstLease() time.Duration { return min(max(r.lease, r.minHold), r.maxHold) }
 
 // handed is the lease that a lock is handed over with.
 func (r *request) handed() time.Duration { return min(r.firstLease(), handedLease) }

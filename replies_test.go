@@ -95,12 +95,15 @@ var _ = OnEachTopology("the function library", func() {
 				Expect(s.Waiting).To(Equal(int64(2)))
 				Expect(s.Waiters).To(Equal([]string{"a", "b"}))
 				Expect(s.Now).To(And(BeNumerically("<=", l.Now()), BeNumerically(">", l.Now()-Soon.Milliseconds())))
-				waiter := s.Details[1] // token, waited_ms, lapses_in_ms, lease_ms, signal
-				Expect(waiter).To(HaveLen(5))
+				Expect([]int64{free.Held, s.Held}).To(Equal([]int64{0, 1}))
+				Expect(s.Holders).To(BeEmpty(), "only of those who share it")
+				waiter := s.Details[1] // token, waited_ms, lapses_in_ms, lease_ms, signal, holders
+				Expect(waiter).To(HaveLen(6))
 				Expect(waiter[1].ToInt64()).To(BeNumerically("~", 0, Soon.Milliseconds()))
 				Expect(waiter[2].ToInt64()).To(Within(2 * Long))
 				Expect(waiter[3].ToInt64()).To(Equal(int64(0)))
 				Expect(waiter[4].ToString()).To(Equal(l.Signal("client")))
+				Expect(waiter[5].ToInt64()).To(Equal(int64(1)))
 
 				l.Extend("h", 0)
 				Expect(l.Inspect().TTL).To(Equal(int64(-1)))

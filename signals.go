@@ -39,8 +39,9 @@ type hub struct {
 
 // listener is the goroutine that pops a signal list.
 type listener struct {
-	count int                // how many wait for a signal in it
-	idle  context.CancelFunc // ends the pop under way
+	lines   map[*line]int      // how many wait for a signal in it, by what they wait for
+	sharing int                // how many of them do not want the lock alone
+	idle    context.CancelFunc // ends the pop under way
 }
 
 // line is those of this Locker who wait for one lock.
@@ -120,8 +121,8 @@ func (h *hub) listen(w *waiter, signals string) {
 		return
 	}
 	if on := h.listeners[w.heard]; on != nil {
-		on.count--
-		if on.count == 0 && len(h.listeners) > 1 {
+		on.add(w, -1)
+		if len(on.lines) == 0 && len(h.listeners) > 1 {
 			on.idle() // a connection is worth more than a list for each lock
 		}
 	}
@@ -134,13 +135,23 @@ func (h *hub) listen(w *waiter, signals string) {
 		if h.l.ctx.Err() != nil {
 			return
 		}
-		on = &listener{idle: func() {}} // nothing is popped yet
+		on = &listener{lines: make(map[*line]int), idle: func() {}} // nothing is popped yet
 		h.listeners[signals] = on
 		h.used[signals] = struct{}{}
 		h.running.Add(1)
 		go h.run(signals, on)
 	}
-	on.count++
+	on.add(w, 1)
+}
+
+// add needs mu.
+func (on *listener) add(w *waiter, n int) {
+	if on.lines[w.line] += n; on.lines[w.line] == 0 {
+		delete(on.lines, w.line)
+	}
+	if w.holders != 1 {
+		on.sharing += n
+	}
 }
 
 // run pops signals as long as somebody waits for one.
@@ -178,12 +189,13 @@ func (h *hub) run(signals string, on *listener) {
 	}
 }
 
-// wanted is the ctx of the next pop, and how many locks may be handed to us in it. Nil: nobody waits any
-// more, or the Locker is closed. Empty: nothing was left in the list.
+// wanted is the ctx of the next pop, and how many signals may be there: one for each lock, and one for each
+// of those who hold it together. Nil: nobody waits any more, or the Locker is closed. Empty: nothing was left
+// in the list.
 func (h *hub) wanted(signals string, on *listener, empty bool) (ctx context.Context, most int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if on.count == 0 || h.l.ctx.Err() != nil {
+	if len(on.lines) == 0 || h.l.ctx.Err() != nil {
 		delete(h.listeners, signals)
 		if empty {
 			delete(h.used, signals)
@@ -191,7 +203,7 @@ func (h *hub) wanted(signals string, on *listener, empty bool) (ctx context.Cont
 		return nil, 0
 	}
 	ctx, on.idle = context.WithCancel(h.l.ctx)
-	return ctx, len(h.lines)
+	return ctx, len(on.lines) + on.sharing
 }
 
 // remember notes that a wait has ended for good: it was given up, or its lock was released or lost. It

@@ -16,7 +16,7 @@ const (
 	// to leave a queue.
 	callTimeout = 5 * time.Second
 	// foremostCheckIn is how often the first waiter that this Locker has for a lock calls at least,
-	// so that a dead waiter before it costs no more than this and handedLease: the 3 s of README.md.
+	// so that a dead waiter before it costs no more than this and handedLease: the 3 s of docs/guarantees.md.
 	// With more than manyLocks waited for it is crowdCheckIn, still sooner than a handed-over lease ends.
 	foremostCheckIn = time.Second
 	crowdCheckIn    = 1500 * time.Millisecond
@@ -157,7 +157,7 @@ func (w *waiter) call() {
 	kept := w.kept
 	h.mu.Unlock()
 
-	reply, err := w.l.server.Acquire(context.WithoutCancel(w.ctx), w.keys, w.token, w.firstLease(), kept)
+	reply, err := w.l.server.Acquire(context.WithoutCancel(w.ctx), w.keys, w.token, w.firstLease(), kept, w.holders)
 
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -203,8 +203,13 @@ func (w *waiter) answered(reply wire.Acquired, err error) {
 		w.end(w.wrap(ErrNotAcquired))
 	default:
 		w.slow = now.Sub(reply.Sent)
+		first := w.clock.now == 0
 		w.clock = serverClock{now: reply.Now, at: reply.Sent, by: now}
 		w.line.clock = w.line.clock.newer(w.clock)
+		if first && reply.Position > w.queueLimit {
+			w.undo(w.wrap(fmt.Errorf("%w: %d wait already", ErrQueueFull, reply.Position-1)))
+			return
+		}
 		w.trouble, w.retry = nil, backoff{}
 		w.l.hub.listen(w, reply.List)
 		w.callAt(now.Add(w.l.hub.pace(reply.CheckIn)))
@@ -236,13 +241,14 @@ func (w *waiter) take(g grant) {
 	w.callAt(time.Now())
 }
 
-// tell is for a signal. It is acted on without a call only if it is unambiguous.
+// tell is for a signal. It is acted on without a call only if it is unambiguous. A minimum hold has to be
+// known to the server before the work begins: who dies then must not let in the next one.
 func (w *waiter) tell(s wire.Signal) {
 	switch {
 	case w.over:
 	case w.calling != nil:
 		w.told = &s
-	case s.Fence == 0 || w.clock.now == 0 || w.ownToken:
+	case s.Fence == 0 || w.clock.now == 0 || w.ownToken || w.minHold > 0:
 		w.callAt(time.Now())
 	default:
 		g := w.handedOver(s)

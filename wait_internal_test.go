@@ -45,6 +45,27 @@ var _ = Describe("a waiter", func() {
 		Expect(l.Inspect(ctx, "x")).To(HaveField("Holder", ""))
 	})
 
+	It("whose lock another process goes on with does not give it up again", func(ctx SpecContext) {
+		for _, detach := range []bool{true, false} {
+			first, err := l.Acquire(ctx, "x")
+			Expect(err).NotTo(HaveOccurred())
+			w := begun(ctx)
+			Expect(first.Release(ctx)).To(Succeed())
+			Eventually(w.ended).Should(BeClosed())
+			lock, err := w.result()
+			Expect(err).NotTo(HaveOccurred())
+			if detach {
+				lock.Detach()
+			}
+			Expect(detach || lock.Release(ctx) == nil).To(BeTrue())
+			l.hub.mu.Lock()
+			_, past := l.hub.past[lock.Token()]
+			l.hub.mu.Unlock()
+			Expect(past).To(Equal(!detach))
+			Expect(l.Reset(ctx, "x")).To(Equal(detach))
+		}
+	})
+
 	It("that comes while the Locker is being closed is refused", func(ctx SpecContext) {
 		l.hub.refuse()
 		w := begun(ctx)
@@ -85,10 +106,29 @@ var _ = Describe("a waiter", func() {
 		answered := func(now int64) {
 			l.hub.mu.Lock()
 			defer l.hub.mu.Unlock()
-			sent := w.clock.at.Add(time.Duration(now-w.clock.now) * time.Millisecond) // the server's clock went on
-			w.told, w.sent = &told, sent
-			w.answered(wire.Acquired{Position: 1, CheckIn: time.Minute, Now: now, Sent: sent, List: w.heard}, nil)
+			// Sent when the server's clock showed that, however long this took: else it seems to have been put back.
+			w.told, w.sent = &told, w.clock.at.Add(time.Duration(now-w.clock.now)*time.Millisecond)
+			w.answered(wire.Acquired{Position: 1, CheckIn: time.Minute, Now: now, Sent: w.sent, List: w.heard}, nil)
 		}
+
+		It("believes nothing of a signal with fence 0, and asks", func() {
+			asked := w.asked
+			told.Fence = 0
+			l.hub.mu.Lock()
+			w.tell(told)
+			l.hub.mu.Unlock()
+			Expect(w.ended).NotTo(BeClosed())
+			Eventually(func() int {
+				l.hub.mu.Lock()
+				defer l.hub.mu.Unlock()
+				return w.asked
+			}).Should(BeNumerically(">", asked))
+			Expect(w.ended).NotTo(BeClosed())
+			l.hub.mu.Lock()
+			w.undo(ErrClosed)
+			l.hub.mu.Unlock()
+			Eventually(w.ended).Should(BeClosed())
+		})
 
 		It("has the lock when it is answered", func() {
 			answered(told.Deadline - handedLease.Milliseconds())

@@ -176,7 +176,8 @@ func TestBare(t *testing.T) {
 		for _, m := range regexp.MustCompile(`(?m)^cmdstat_(\w+)[^:]*:calls=(\d+)`).FindAllStringSubmatch(stats, -1) {
 			counts[m[1]] = m[2]
 		}
-		for _, own := range []string{"config", "hello", "client"} { // of new connections
+		// Those of new connections; PTTL follows a PEXPIRE that another call in the same millisecond has made superfluous.
+		for _, own := range []string{"config", "hello", "client", "pttl"} {
 			delete(counts, own)
 		}
 		return counts
@@ -185,6 +186,7 @@ func TestBare(t *testing.T) {
 		keys := append(l.keys(), l.signal())[:n]
 		return client.B().Fcall().Function(function).Numkeys(int64(n)).Key(keys...).Arg(args...).Build()
 	}
+	do(l.acquire(client, l.holder, longWait), l.call(client, "lock_release", l.holder)) // from now on there is a state
 	acquire, release := ran(l.acquire(client, l.holder, longWait)), ran(l.call(client, "lock_release", l.holder))
 	want(t, "a free acquire", ran(bare("bare_acquire", 4, "t", "1", "1")), acquire)
 	want(t, "a release that nobody waits for", ran(bare("bare_release", 3, "t")), release)
@@ -213,7 +215,7 @@ func TestInstructions(t *testing.T) {
 	for _, call := range []string{callFree, callRelease, callEnqueue, callHandOver} {
 		ours, same, slower := countOf(b.report.Instructions, oursName, call), countOf(b.report.Instructions, "../lua/lock.lua", call),
 			countOf(b.report.Instructions, slow, call)
-		if ratio := same.Total / ours.Total; ratio < 0.99 || ratio > 1.01 {
+		if ratio := same.Total / ours.Total; ratio < 0.97 || ratio > 1.03 {
 			t.Errorf("%s: the same library takes %f times the instructions of itself", call, ratio)
 		}
 		releases := call == callRelease || call == callHandOver

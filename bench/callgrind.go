@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/redis/rueidis"
+
+	"github.com/seed-ee05a192/redislock/internal/redistest"
 )
 
 // callgrind is a redis-server whose instructions valgrind counts, from when it reads a request until the
@@ -42,7 +44,7 @@ func startCallgrind(ctx context.Context) (_ *callgrind, err error) {
 	v.cmd = exec.CommandContext(ctx, "valgrind", "--quiet", "--tool=callgrind",
 		"--callgrind-out-file="+filepath.Join(dir, "out"), "--toggle-collect=readQueryFromClient",
 		"--zero-before=pingCommand", "--dump-before=echoCommand",
-		"redis-server", "--port", "0", "--unixsocket", v.socket, "--dir", dir, "--save", "", "--appendonly", "no", "--hz", "1")
+		redistest.Binary(), "--port", "0", "--unixsocket", v.socket, "--dir", dir, "--save", "", "--appendonly", "no", "--hz", "1")
 	if err := v.cmd.Start(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
@@ -60,7 +62,7 @@ func startCallgrind(ctx context.Context) (_ *callgrind, err error) {
 		}
 		if ctx.Err() != nil || time.Now().After(deadline) {
 			v.stop()
-			return nil, fmt.Errorf("redis-server under valgrind: %w", err)
+			return nil, fmt.Errorf("%s under valgrind: %w", redistest.Binary(), err)
 		}
 	}
 }

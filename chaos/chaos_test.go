@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"testing"
 	"time"
 )
@@ -24,9 +23,6 @@ func TestMain(m *testing.M) {
 
 // A judge that lets these pass proves nothing about the lock.
 func TestControlsFail(t *testing.T) {
-	if _, err := exec.LookPath("redis-server"); err != nil {
-		t.Fatal("no redis-server: apt-get install redis-server")
-	}
 	for _, control := range []struct {
 		name    string
 		judges  []string
@@ -280,6 +276,169 @@ func TestServerGrantsTwice(t *testing.T) {
 	s.onServer(1, srvGrant, "w0.0.0.0:a", "lock_acquire", "w0.0.0.0:a", 1000)
 	s.onServer(1.5, srvGrant, "w1.0.0.0:b", "lock_acquire", "w1.0.0.0:b", 1000)
 	s.expect(t, judgeIntervals)
+}
+
+// The old primary lets its holder release, beside that of the new one.
+func TestTwoPrimaries(t *testing.T) {
+	s := newStory()
+	s.client(1, evCall, "w0.0.0.0")
+	s.client(1.1, evGot, "w0.0.0.0", got(1_000_500, 2.1))
+	s.client(1.2, evCall, "w1.0.0.0")
+	s.client(1.5, evGot, "w1.0.0.0", got(1_400_000, 2.5))
+	s.client(1.6, evRelease, "w0.0.0.0")
+	s.client(1.6, evReleased, "w0.0.0.0")
+	s.client(1.9, evRelease, "w1.0.0.0")
+	s.client(1.9, evReleased, "w1.0.0.0")
+	s.expect(t, judgeIntervals, judgeLinear, judgeContexts)
+	s.fault(fault{kind: stopPrimary, lossy: true, worker: everyone, from: 1_200_000_000, to: 1_300_000_000, quiet: 1_450_000_000})
+	s.expect(t)
+}
+
+// shares says how many may hold the lock together.
+func shares(n int) func(*Event) { return func(e *Event) { e.Share = n } }
+
+func TestHeldTogether(t *testing.T) {
+	tell := func(first, second int) *story {
+		s := newStory()
+		s.client(1, evCall, "w0.0.0.0", shares(first))
+		s.client(1.1, evGot, "w0.0.0.0", got(1_000_000, 2.1))
+		s.client(1.2, evCall, "w1.0.0.0", shares(second))
+		s.client(1.3, evGot, "w1.0.0.0", got(1_000_000, 2.2))
+		if first == 0 || second == 0 {
+			s.events[3].Fence = 1_250_000
+		}
+		s.client(1.6, evRelease, "w1.0.0.0")
+		s.client(1.6, evReleased, "w1.0.0.0")
+		s.client(1.9, evRelease, "w0.0.0.0")
+		s.client(1.9, evReleased, "w0.0.0.0")
+		s.onServer(1.05, srvFence, "", "lock_acquire", "w0.0.0.0:a", 1_000_000)
+		return s
+	}
+	tell(-1, -1).expect(t)
+	tell(-1, 3).expect(t)
+	tell(-1, 0).expect(t, judgeIntervals, judgeContexts)
+	tell(0, -1).expect(t, judgeIntervals, judgeContexts)
+
+	s := tell(-1, 0) // after the first one's own deadline
+	s.events[1].Deadline = int64(1.25e9)
+	s.client(1.25, evEnded, "w0.0.0.0")
+	s.expect(t)
+
+	s = tell(0, -1) // heard of when it had run out
+	s.events[3].Deadline = int64(1.25e9)
+	s.expect(t, judgeContexts)
+
+	s = tell(-1, -1)
+	s.client(3, evCall, "w2.0.0.0", shares(-1))
+	s.client(3.1, evGot, "w2.0.0.0", got(999_999, 4))
+	s.expect(t, judgeIntervals)
+	lossy := fault{kind: manualFailover, lossy: true, worker: everyone, from: 2 * second, to: 2 * second, quiet: 2 * second}
+	s.fault(lossy)
+	s.expect(t)
+
+	s = tell(-1, -1) // one alone has no such excuse
+	s.client(3, evCall, "w2.0.0.0")
+	s.client(3.1, evGot, "w2.0.0.0", got(999_999, 4))
+	s.fault(lossy)
+	s.expect(t, judgeIntervals)
+}
+
+// One of those who share the lock, as the server grants it.
+func (s *story) share(at float64, token string, number int64) {
+	s.onServer(at, srvShare, token, "lock_acquire", token, number)
+}
+
+func TestServerLetsInTooMany(t *testing.T) {
+	tell := func(third int, left float64) *story {
+		s := newStory()
+		for i, share := range []int{-1, 2, third} {
+			op := fmt.Sprintf("w%d.0.0.0", i)
+			s.client(1, evCall, op, shares(share))
+			s.client(5, evFailed, op)
+		}
+		s.share(1.1, "w0.0.0.0:a", 1000)
+		s.share(1.2, "w1.0.0.0:b", 1000)
+		if left > 0 {
+			s.onServer(left, srvLeave, "w1.0.0.0:b", "lock_release", "w1.0.0.0:b", 0)
+		}
+		if third == 0 {
+			s.onServer(1.8, srvGrant, "w2.0.0.0:c", "lock_acquire", "w2.0.0.0:c", 1000)
+		} else {
+			s.share(1.8, "w2.0.0.0:c", 1000)
+			s.share(1.9, "w2.0.0.0:c", 1000) // renewed
+		}
+		return s
+	}
+	tell(-1, 0).expect(t)
+	tell(3, 0).expect(t)
+	tell(2, 0).expect(t, judgeIntervals)
+	tell(2, 1.5).expect(t)
+	tell(0, 0).expect(t, judgeIntervals)
+	tell(0, 1.5).expect(t, judgeIntervals)
+
+	s := newStory() // beside one who holds it alone
+	s.client(1, evCall, "w1.0.0.0", shares(-1))
+	s.client(5, evFailed, "w1.0.0.0")
+	s.onServer(1, srvGrant, "w0.0.0.0:a", "lock_acquire", "w0.0.0.0:a", 1000)
+	s.share(1.5, "w1.0.0.0:b", 1000)
+	s.expect(t, judgeIntervals)
+
+	s = newStory()
+	s.onServer(1, srvGrant, "w0.0.0.0:a", "lock_acquire", "w0.0.0.0:a", 1000)
+	s.onServer(1.9, srvRenew, "w0.0.0.0:a", "lock_extend", "w0.0.0.0:a", 1000)
+	s.onServer(2.1, srvGrant, "w1.0.0.0:b", "lock_acquire", "w1.0.0.0:b", 1000)
+	s.expect(t, judgeIntervals)
+}
+
+func TestRoomIsGivenOut(t *testing.T) {
+	tell := func(first, second int) *story { // these wait, two hold it and one leaves
+		s := newStory()
+		for i, share := range []int{first, second} {
+			op := fmt.Sprintf("w%d.0.0.0", i)
+			s.client(1, evCall, op, shares(share))
+			s.client(9, evFailed, op)
+			s.onServer(1.5+float64(i)/10, srvEnqueue, op+":a", "lock_acquire", op+":a", 0)
+		}
+		for _, op := range []string{"w3.0.0.0", "w4.0.0.0"} {
+			s.client(0.1, evCall, op, shares(2))
+			s.client(0.2, evFailed, op)
+			s.share(0.2, op+":b", 9000)
+		}
+		s.onServer(2, srvLeave, "w4.0.0.0:b", "lock_release", "w4.0.0.0:b", 0)
+		s.onServer(2.5, srvFence, "", "lock_acquire", "w5.0.0.0:c", 1_000_000) // another call
+		return s
+	}
+	tell(2, 2).expect(t, judgeFIFO)
+	tell(-1, 0).expect(t, judgeFIFO)
+	tell(0, -1).expect(t) // a writer waits for the last one, and a reader behind it
+	tell(1, 2).expect(t)
+
+	s := tell(3, -1)
+	s.onServer(2, srvShare, "w0.0.0.0:a", "lock_release", "w4.0.0.0:b", 1000)
+	s.onServer(2, srvGone, "w0.0.0.0:a", "lock_release", "w4.0.0.0:b", 0)
+	s.expect(t, judgeFIFO) // but not the other one
+	s.onServer(2, srvShare, "w1.0.0.0:a", "lock_release", "w4.0.0.0:b", 1000)
+	s.onServer(2, srvGone, "w1.0.0.0:a", "lock_release", "w4.0.0.0:b", 0)
+	s.expect(t) // in the order of the server
+
+	s = tell(0, -1)
+	s.share(3, "w1.0.0.0:a", 1000)
+	s.expect(t, judgeFIFO) // which overtakes the writer
+
+	s = tell(0, -1)
+	s.onServer(3, srvLeave, "w3.0.0.0:b", "lock_release", "w3.0.0.0:b", 0)
+	s.onServer(3.5, srvFence, "", "lock_acquire", "w5.0.0.0:c", 2_000_000)
+	s.expect(t, judgeFIFO) // the writer is not let in
+
+	s = tell(0, -1)
+	s.onServer(3, srvLeave, "w3.0.0.0:b", "lock_release", "w3.0.0.0:b", 0)
+	s.onServer(3, srvGrant, "w0.0.0.0:a", "lock_release", "w3.0.0.0:b", 1000)
+	s.onServer(3, srvGone, "w0.0.0.0:a", "lock_release", "w3.0.0.0:b", 0)
+	s.onServer(3.5, srvFree, "", "lock_release", "w0.0.0.0:a", 0)
+	s.onServer(3.5, srvShare, "w1.0.0.0:a", "lock_release", "w0.0.0.0:a", 1000)
+	s.onServer(3.5, srvGone, "w1.0.0.0:a", "lock_release", "w0.0.0.0:a", 0)
+	s.onServer(4, srvFence, "", "lock_acquire", "w5.0.0.0:c", 2_000_000)
+	s.expect(t)
 }
 
 func TestLostWrite(t *testing.T) {

@@ -43,6 +43,7 @@ type Event struct {
 	Fence    int64  `json:"f,omitempty"`
 	Deadline int64  `json:"d,omitempty"` // mono; 0: the client knows of none
 	Lease    int64  `json:"l,omitempty"`
+	Share    int    `json:"s,omitempty"` // see options
 	Loyal    bool   `json:"w,omitempty"` // renewed: it works until it is told to stop
 	Err      string `json:"e,omitempty"`
 }
@@ -54,6 +55,7 @@ type op struct {
 	worker   int
 	life     int // the incarnation of the worker's process
 	try      bool
+	share    int // how many may hold the lock together; 0: alone, below 0: any number
 	call     int64
 	end      int64 // it got the lock or failed; 0: neither was heard of
 	held     bool
@@ -145,6 +147,9 @@ const (
 	srvEnqueue = "enqueue" // ZADD to the queue; no effect if it is there
 	srvGone    = "gone"    // its entry is removed: left, granted or dropped
 	srvGrant   = "grant"   // SET lock; the same token again is a renewal
+	srvShare   = "share"   // ZADD to the lock; likewise
+	srvRenew   = "renew"   // PEXPIRE lock, by its holder
+	srvLeave   = "leave"   // ZREM from the lock
 	srvFree    = "free"    // the lock is removed by the library
 	srvFence   = "fence"   // a fencing token was given out
 	srvDelete  = "delete"  // a key was deleted by the nemesis; token is the kind of key
@@ -276,7 +281,7 @@ func (h *history) ops() []*op {
 		}
 		switch e.Kind {
 		case evCall, evTry:
-			o.call, o.try, o.lease = e.T, e.Kind == evTry, e.Lease
+			o.call, o.try, o.lease, o.share = e.T, e.Kind == evTry, e.Lease, e.Share
 		case evGot:
 			o.end, o.held, o.fence, o.deadline = e.T, true, e.Fence, e.Deadline
 		case evFailed:

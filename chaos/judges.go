@@ -10,10 +10,11 @@ import (
 // The judges. What they excuse is counted, with the reason, and nothing else is excused:
 //
 //	a  nothing
-//	b  two leases at once, if between the two grants the lock's key was deleted, the lock was reset, or
+//	b  two leases at once, unless both share the lock and no more do than the later one asked for; if between the two grants the lock's key was deleted, the lock was reset, or
 //	   a failover may have lost the first grant (Sentinel's, or an election in a cluster: Redis
 //	   replicates asynchronously). A client that was stopped holds the lock until its own deadline,
-//	   whatever it believes later. Tokens out of order: nothing
+//	   whatever it believes later. Tokens out of order: that failover, for one who joins those that share
+//	   the lock since before
 //	c  a waiter that was overtaken: if a failover may have lost its place. One that was dropped: that too;
 //	   while it was dead, stopped or cut off (not counted: it is no live waiter); if its queue or state
 //	   key was deleted, or the server itself was stopped or killed while it waited. Where MONITOR was
@@ -118,7 +119,7 @@ func judge(h *history) *verdict {
 	sort.Strings(names)
 	for _, name := range names {
 		judgeOverlaps(h, v, name, byName[name])
-		judgeClientFences(v, name, byName[name])
+		judgeClientFences(h, v, name, byName[name])
 		judgeStalls(h, v, name, byName[name])
 		judgeLinearizable(h, v, name, byName[name])
 		judgeAlive(h, v, name, byName[name])
@@ -182,6 +183,10 @@ func judgeOverlaps(h *history, v *verdict, name string, ops []*op) {
 			if a.to <= b.from+tolerance {
 				continue
 			}
+			if a.share != 0 && b.share != 0 || b.to <= b.from { // their number is judged by what the server did
+				still = append(still, a)
+				continue
+			}
 			if why := excuseOverlap(h, name, a.from, b.from); why != "" {
 				v.excused["b: two holders, "+why]++
 				continue // and so for all who come after b
@@ -196,6 +201,8 @@ func judgeOverlaps(h *history, v *verdict, name string, ops []*op) {
 	}
 }
 
+const lostGrant = "a failover lost the grant"
+
 // excuseOverlap: the server forgot the first lease between the two grants.
 func excuseOverlap(h *history, name string, from, to int64) string {
 	for _, f := range h.faults {
@@ -205,22 +212,23 @@ func excuseOverlap(h *history, name string, from, to int64) string {
 		case f.kind == resetLock && f.name == name && f.overlaps(from, to):
 			return "the lock was reset"
 		case f.forgets(from, to):
-			return "a failover lost the grant"
+			return lostGrant
 		}
 	}
 	return ""
 }
 
 // Judge b, second half, by what clients saw: whoever asked after another had got the lock has the
-// greater token, and no token comes twice. Nothing excuses it.
-func judgeClientFences(v *verdict, name string, ops []*op) {
+// greater token, and no token comes twice, but for those who hold it together. Only this is excused: one who
+// joins those that a failover has brought back gets their token, and later ones were lost with it.
+func judgeClientFences(h *history, v *verdict, name string, ops []*op) {
 	var holds []*op
 	owner := map[int64]*op{}
 	for _, o := range ops {
 		if !o.held || o.fence == 0 {
 			continue
 		}
-		if other := owner[o.fence]; other != nil {
+		if other := owner[o.fence]; other != nil && (other.share == 0 || o.share == 0) {
 			v.fail(judgeIntervals, name, min(o.call, other.call), o.end, "token %d was given to %s and to %s", o.fence, other.id, o.id)
 		}
 		owner[o.fence] = o
@@ -236,13 +244,18 @@ func judgeClientFences(v *verdict, name string, ops []*op) {
 				newest = byGot[next]
 			}
 		}
-		if newest != nil && newest.fence >= o.fence {
+		if newest != nil && (newest.fence > o.fence || newest.fence == o.fence && (newest.share == 0 || o.share == 0)) {
+			if o.share != 0 && excuseOverlap(h, name, newest.end, o.end) == lostGrant {
+				v.excused["b: it joined those who hold the lock since before, a failover lost a later token"]++
+				continue
+			}
 			v.fail(judgeIntervals, name, newest.call, o.end, "%s asked when %s had token %d and got %d", o.id, newest.id, newest.fence, o.fence)
 		}
 	}
 }
 
-// Tokens only grow, in the order of the server. Nothing excuses it.
+// Tokens only grow, in the order of the server. Nothing excuses it. The last one is written once more where a
+// lost queue has left entries behind; that nobody is granted it again is judged by what clients saw.
 func judgeServerFences(h *history, v *verdict) {
 	last := map[string]int64{}
 	for _, e := range h.server {
@@ -250,7 +263,7 @@ func judgeServerFences(h *history, v *verdict) {
 			continue
 		}
 		v.checked[judgeIntervals]++
-		if e.number <= last[e.name] {
+		if e.number < last[e.name] {
 			at := h.wall(e.at)
 			v.fail(judgeIntervals, e.name, at-int64(time.Second), at, "the server %s gave out token %d after %d", e.node, e.number, last[e.name])
 		}
@@ -268,8 +281,8 @@ const (
 	claimTime = 2 * time.Second
 )
 
-// Judge d: while a live client waits, the lock does not stay without a live holder for longer than
-// 3 s plus the lease that was running. The count begins anew when a fault begins or ends, so the
+// Judge d: while a live client waits, the lock does not stay without a live holder (one of them, if it is held
+// together) for longer than 3 s plus the lease that was running. The count begins anew when a fault begins or ends, so the
 // time of a failover is added once. Each further client that was silenced lately adds 2 s.
 func judgeStalls(h *history, v *verdict, name string, ops []*op) {
 	holds := heldSpans(h, ops)
@@ -400,7 +413,7 @@ func leaseRunning(h *history, ops []*op, name string, s span) time.Duration {
 	i := sort.Search(len(h.server), func(i int) bool { return h.wall(h.server[i].at) >= s.from-lately })
 	for ; i < len(h.server) && h.wall(h.server[i].at) <= s.to; i++ {
 		e := h.server[i]
-		if e.kind != srvGrant || e.name != name {
+		if e.kind != srvGrant && e.kind != srvShare && e.kind != srvRenew || e.name != name {
 			continue
 		}
 		// Did it hear of this grant? It may have been through before, or got a later one.
@@ -438,18 +451,19 @@ func furtherDead(h *history, worker int, at int64) time.Duration {
 // the tokens that clients got where MONITOR was interrupted.
 func judgeAlive(h *history, v *verdict, name string, ops []*op) {
 	type granted struct {
-		at int64
-		to string // the operation
+		at     int64
+		to     string // the operation
+		shares bool
 	}
 	var grants []granted
 	for _, e := range h.server {
-		if e.kind == srvGrant && e.name == name {
-			grants = append(grants, granted{h.wall(e.at), labelOf(e.token)})
+		if (e.kind == srvGrant || e.kind == srvShare || e.kind == srvRenew) && e.name == name {
+			grants = append(grants, granted{h.wall(e.at), labelOf(e.token), e.kind == srvShare})
 		}
 	}
 	for _, o := range ops {
 		if o.held {
-			grants = append(grants, granted{startOf(h, o), o.id})
+			grants = append(grants, granted{startOf(h, o), o.id, o.share != 0})
 		}
 	}
 	sort.Slice(grants, func(i, j int) bool { return grants[i].at < grants[j].at })
@@ -465,7 +479,7 @@ func judgeAlive(h *history, v *verdict, name string, ops []*op) {
 			if b.at+tolerance >= to {
 				break
 			}
-			if b.to == a.id {
+			if b.to == a.id || b.shares && a.share != 0 {
 				continue
 			}
 			why := excuseOverlap(h, name, from, b.at)

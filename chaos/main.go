@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"github.com/redis/rueidis"
+
+	"github.com/seed-ee05a192/redislock/internal/redistest"
 )
 
 // settings of a run.
@@ -104,7 +106,7 @@ func (s *settings) run(ctx context.Context, w io.Writer) (*verdict, error) {
 	case s.topology == "all":
 		topologies = []string{standaloneName, sentinelName, clusterName}
 	}
-	fmt.Fprintf(w, "seed %d (repeat it with CHAOS_SEED=%d), %g minutes, %s", s.seed, s.seed, s.minutes, strings.Join(topologies, ", "))
+	fmt.Fprintf(w, "seed %d (repeat it with CHAOS_SEED=%d), %g minutes, %s, %s", s.seed, s.seed, s.minutes, redistest.Version(), strings.Join(topologies, ", "))
 	if s.control != "" {
 		fmt.Fprintf(w, ", control %s: violations are expected", s.control)
 	}

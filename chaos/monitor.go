@@ -73,6 +73,7 @@ type parser struct {
 	fn     string
 	caller string
 	begun  int64
+	shared bool // this call wrote into the set of those who share: its PEXPIRE is for all of them
 }
 
 func (p *parser) line(line string) {
@@ -109,6 +110,22 @@ func (p *parser) line(line string) {
 		if len(args) >= 5 {
 			e.number, _ = strconv.ParseInt(args[4], 10, 64)
 		}
+	case command == "PEXPIRE" && len(args) == 3 && strings.HasPrefix(key, "lock:") && !p.shared:
+		e.kind, e.token = srvRenew, p.caller
+		e.number, _ = strconv.ParseInt(args[2], 10, 64)
+	case command == "ZADD" && len(args) == 4 && strings.HasPrefix(key, "lock:"):
+		p.shared = true
+		e.kind, e.token = srvShare, args[3]
+		ends, _ := strconv.ParseInt(args[2], 10, 64)
+		e.number = ends - p.begun/1000
+	case command == "ZREM" && strings.HasPrefix(key, "lock:"):
+		p.shared = true
+		for _, token := range args[2:] {
+			left := e
+			left.kind, left.token = srvLeave, token
+			p.h.addServer(left)
+		}
+		return
 	case command == "ZADD" && len(args) == 5:
 		e.kind, e.token = srvEnqueue, args[4]
 	case command == "HDEL":
@@ -122,7 +139,7 @@ func (p *parser) line(line string) {
 		e.kind = srvFree
 	case command == "HSET" && len(args) == 4 && args[2] == "fence":
 		e.kind = srvFence
-		e.number, _ = strconv.ParseInt(args[3], 10, 64)
+		e.number, _ = strconv.ParseInt(strings.TrimSuffix(args[3], " shared"), 10, 64)
 	default:
 		return
 	}
@@ -131,7 +148,7 @@ func (p *parser) line(line string) {
 
 // topLevel is a command that is none of the library's. Replicas repeat those of their primary.
 func (p *parser) topLevel(at int64, args []string, repeated bool) {
-	p.fn, p.caller, p.begun = "", "", at
+	p.fn, p.caller, p.begun, p.shared = "", "", at, false
 	switch strings.ToUpper(args[0]) {
 	case "FCALL", "EVAL", "EVALSHA":
 		keys := 0

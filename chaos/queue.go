@@ -1,6 +1,7 @@
 package main
 
 import (
+	"sort"
 	"strings"
 	"time"
 )
@@ -14,13 +15,29 @@ func labelOf(token string) string {
 // line is the queue of one lock as it must be, after what MONITOR showed.
 type line struct {
 	waiting []place
-	holder  string
-	from    int64 // us: its lease
+	holder  string // alone
+	from    int64  // us: its lease
 	until   int64
-	node    string // where it was last
-	blind   int64  // us: what was asked before may have changed unseen
-	left    place  // who last left the queue by its own lock_acquire
-	called  int64  // us: when somebody who waits last asked; the queue expires waitTTL after that
+	shares  map[string]lease // of those who hold it together
+	room    *serverEvent     // what made room in the last call
+	node    string           // where it was last
+	blind   int64            // us: what was asked before may have changed unseen
+	left    place            // who last left the queue by its own lock_acquire
+	called  int64            // us: when somebody who waits last asked; the queue expires waitTTL after that
+}
+
+type lease struct{ from, until int64 } // us
+
+// live is those whose shares run on, but for the one of a token.
+func (l *line) live(at int64, but string) (tokens []string) {
+	const tolerance = 2000
+	for token, s := range l.shares {
+		if token != but && s.until > at+tolerance {
+			tokens = append(tokens, token)
+		}
+	}
+	sort.Strings(tokens)
+	return tokens
 }
 
 type place struct {
@@ -58,6 +75,11 @@ func judgeQueue(h *history, v *verdict, all []*op) {
 	for i := range h.server {
 		q.replay(&h.server[i])
 	}
+	for _, l := range q.lines {
+		if l.room != nil {
+			q.freed(l, l.room)
+		}
+	}
 }
 
 type queueJudge struct {
@@ -75,7 +97,7 @@ func (q *queueJudge) replay(e *serverEvent) {
 			if l.node != e.node {
 				continue
 			}
-			l.holder, l.left, l.blind = "", place{}, e.at
+			l.holder, l.shares, l.room, l.left, l.blind = "", nil, nil, place{}, e.at
 			for i := range l.waiting {
 				l.waiting[i].unsure = true
 			}
@@ -89,6 +111,10 @@ func (q *queueJudge) replay(e *serverEvent) {
 	}
 	if l.node != e.node { // it has moved
 		l.node, l.blind = e.node, max(l.blind, q.blind[e.node])
+	}
+	if l.room != nil && l.room.begun != e.begun { // that call is through
+		q.freed(l, l.room)
+		l.room = nil
 	}
 	switch e.kind {
 	case srvEnqueue:
@@ -105,18 +131,40 @@ func (q *queueJudge) replay(e *serverEvent) {
 		l.left = place{}
 	case srvGrant:
 		if e.token != l.holder {
-			q.exclusive(l, e)
+			q.exclusive(l, e, 0)
 			q.granted(l, e)
-			l.holder, l.from = e.token, e.at
+			l.holder, l.from, l.shares = e.token, e.at, nil
 		}
 		l.until = e.begun + e.number*1000
+	case srvRenew:
+		if e.token == l.holder {
+			l.until = e.begun + e.number*1000
+		}
+	case srvShare:
+		s, renewed := l.shares[e.token]
+		if !renewed {
+			if o := q.ops[labelOf(e.token)]; o != nil {
+				q.exclusive(l, e, o.share)
+			}
+			q.granted(l, e)
+			s.from, l.holder = e.at, ""
+		}
+		if l.shares == nil {
+			l.shares = map[string]lease{}
+		}
+		s.until = e.begun + e.number*1000
+		l.shares[e.token] = s
+	case srvLeave:
+		delete(l.shares, e.token)
+		if e.caller == e.token { // else it had ended
+			l.room = e
+		}
 	case srvFree:
-		q.freed(l, e)
-		l.holder = ""
+		l.holder, l.shares, l.room = "", nil, e
 	case srvGone:
 		p, was := l.remove(e.token)
 		switch {
-		case !was || e.token == l.holder || e.caller == e.token && e.fn != "lock_acquire":
+		case !was || e.token == l.holder || l.shares[e.token].until != 0 || e.caller == e.token && e.fn != "lock_acquire":
 		case e.caller == e.token: // it takes the free lock, or its place had lapsed
 			l.left = p
 		default:
@@ -127,16 +175,26 @@ func (q *queueJudge) replay(e *serverEvent) {
 		case "queue":
 			l.waiting = nil
 		case "lock":
-			l.holder = ""
+			l.holder, l.shares = "", nil
 		}
 	}
 }
 
 // exclusive is the part of judge b that goes by what the server did: it grants a lock when the lease
-// of the holder has run out, or when it is given back.
-func (q *queueJudge) exclusive(l *line, e *serverEvent) {
+// of the holder has run out, or when it is given back. One who shares it is let in beside those who share it, if
+// there are fewer than it asked for (0: alone).
+func (q *queueJudge) exclusive(l *line, e *serverEvent, share int) {
 	const tolerance = 2000
 	q.v.checked[judgeIntervals]++
+	live := l.live(e.at, e.token)
+	if n := len(live); e.fn != "lock_reset" && n > 0 && (share == 0 || share > 0 && n >= share) {
+		from, at := q.h.wall(l.shares[live[0]].from), q.h.wall(e.at)
+		if q.forgotten(from, at) {
+			q.v.excused["b: the server granted it again, a failover lost the grant"]++
+			return
+		}
+		q.v.fail(judgeIntervals, e.name, from, at, "the server granted the lock to %s (%d holders) beside the shares of %v", labelOf(e.token), share, live)
+	}
 	if l.holder == "" || l.until <= e.at+tolerance || e.fn == "lock_reset" ||
 		e.caller == l.holder && e.fn == "lock_release" {
 		return
@@ -183,10 +241,15 @@ func (q *queueJudge) granted(l *line, e *serverEvent) {
 	}
 }
 
-// freed: a lock is free only if nobody waits, it is handed over otherwise. The dead are dropped first.
+// freed: where there is room, the first one who waits and fits has it in the same call. The dead are dropped first.
 func (q *queueJudge) freed(l *line, e *serverEvent) {
 	at := q.h.wall(e.at)
+	live := len(l.live(e.at, ""))
 	for _, p := range l.waiting {
+		o := q.ops[labelOf(p.token)]
+		if l.holder != "" || live > 0 && (o == nil || o.share == 0 || o.share > 0 && live >= o.share) {
+			return // it waits, dead or not, and so do those behind it
+		}
 		if p.unsure || !q.waits(p, at) {
 			continue
 		}

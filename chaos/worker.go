@@ -46,6 +46,7 @@ type options struct {
 	renew   bool
 	maxHold time.Duration
 	replica bool // a grant counts when a replica has it
+	share   int  // how many may hold the lock together; 0: alone, below 0: any number
 }
 
 // hold is a lock that was got; *redislock.Lock is one.
@@ -74,6 +75,11 @@ func (l realLocks) acquire(ctx context.Context, name string, try bool, o options
 	}
 	if o.replica {
 		opts = append(opts, redislock.WithReplicas(1, 500*time.Millisecond))
+	}
+	if o.share < 0 {
+		opts = append(opts, redislock.WithShared())
+	} else if o.share > 0 {
+		opts = append(opts, redislock.WithHolders(o.share))
 	}
 	get := l.locker.Acquire
 	if try {
@@ -226,6 +232,7 @@ func (w *worker) once(rng *rand.Rand, id, name string) {
 		o.maxHold = time.Duration(500+rng.IntN(1500)) * time.Millisecond
 	}
 	o.replica = rng.IntN(10) == 0 && w.job.Replicated
+	o.share = shareOf(rng, name)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	kind := evCall
@@ -242,7 +249,7 @@ func (w *worker) once(rng *rand.Rand, id, name string) {
 		time.AfterFunc(time.Duration(rng.IntN(100))*time.Millisecond, cancel)
 	}
 
-	w.say(Event{Kind: kind, Op: id, Name: name, Lease: int64(o.lease)})
+	w.say(Event{Kind: kind, Op: id, Name: name, Lease: int64(o.lease), Share: o.share})
 	lock, err := w.locks.acquire(ctx, name, kind == evTry, o)
 	if err != nil {
 		w.say(Event{Kind: evFailed, Op: id, Name: name, Err: err.Error()})
@@ -252,7 +259,7 @@ func (w *worker) once(rng *rand.Rand, id, name string) {
 	w.say(got)
 	// A goroutine of its own tells it: this one may be busy when the Context ends.
 	context.AfterFunc(lock.Context(), func() { w.say(Event{Kind: evEnded, Op: id, Name: name}) })
-	w.work(rng, id, name, lock, o.lease, got.Deadline)
+	w.work(rng, id, name, lock, o, got.Deadline)
 
 	w.say(Event{Kind: evRelease, Op: id, Name: name})
 	released := Event{Kind: evReleased, Op: id, Name: name}
@@ -266,6 +273,17 @@ func (w *worker) once(rng *rand.Rand, id, name string) {
 		w.say(Event{Kind: evAlive, Op: id, Name: name})
 	}
 	w.say(released)
+}
+
+// shareOf draws how a lock is held: n2 is for readers and writers, n3 for permits, and now and then all of it.
+func shareOf(rng *rand.Rand, name string) int {
+	switch {
+	case name == "n2" && rng.IntN(4) > 0:
+		return -1
+	case name == "n3" && rng.IntN(10) > 0:
+		return 3
+	}
+	return 0
 }
 
 const notHeld = "not held"
@@ -289,8 +307,10 @@ const (
 const loyalOneIn = 200
 
 // work reads the register, holds the lock for a while and writes. Every other one does not look
-// whether its lock is lost before it writes: that is what fencing tokens are for.
-func (w *worker) work(rng *rand.Rand, id, name string, lock hold, lease time.Duration, deadline int64) {
+// whether its lock is lost before it writes: that is what fencing tokens are for. Who shares a lock only reads:
+// the token does not tell it from the others.
+func (w *worker) work(rng *rand.Rand, id, name string, lock hold, o options, deadline int64) {
+	lease := o.lease
 	span := time.Duration(rng.ExpFloat64() * float64(8*time.Millisecond))
 	if rng.IntN(80) == 0 {
 		span = time.Duration(rng.IntN(2500)) * time.Millisecond // often longer than a lease without renewal
@@ -337,7 +357,9 @@ func (w *worker) work(rng *rand.Rand, id, name string, lock hold, lease time.Dur
 			working = !loyal
 		}
 	}
-	_, _ = w.ask(Ask{Op: id, Name: name, Fence: lock.Fence(), Write: true, Base: read.Value})
+	if o.share == 0 {
+		_, _ = w.ask(Ask{Op: id, Name: name, Fence: lock.Fence(), Write: true, Base: read.Value})
+	}
 }
 
 func (w *worker) ask(a Ask) (Answer, error) {

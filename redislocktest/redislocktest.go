@@ -35,6 +35,8 @@
 //
 //   - A busy lock is skipped: [Server.Hold].
 //   - The queue, and who is next: [Server.Queue], [Server.State].
+//   - Somebody else who shares the lock (redislock.WithShared, WithHolders): one more [Server.Locker]. Those of Hold and
+//     Queue want it alone.
 //   - Work stops when the lock is taken away: [Server.Lose]; when Redis is gone: [Server.Down].
 //   - An outage is not taken for a busy lock: [Server.Refuse], [Server.Down], then [Server.Up].
 //   - The holder dies, and its lease runs out: [Server.Locker] and [Server.Kill], or [Other.Kill].

@@ -121,7 +121,7 @@ var _ = Describe("make demo", func() {
 		// All children but Redis share its stderr: the session ends when the last one is gone.
 		Eventually(d).Should(gexec.Exit())
 		_, rest, _ := strings.Cut(string(d.Out.Contents()), "a private one on ")
-		address, _, _ := strings.Cut(rest, ". ")
+		address, _, _ := strings.Cut(rest, " ")
 		Eventually(func() error {
 			client, err := connect("redis://" + address)
 			if err == nil {

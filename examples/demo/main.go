@@ -92,7 +92,7 @@ func run(ctx context.Context) (ok bool, err error) {
 		}
 		clean.dirs = append(clean.dirs, server.Dir())
 		clean.do(server.Stop)
-		where = "a private one on " + server.Addr()
+		where = fmt.Sprintf("a private one on %s (%s)", server.Addr(), redistest.Version())
 		url = "redis://" + server.Addr()
 	}
 	d.out.print(bold, "Processes share one file. A lock in Redis lets them at it one at a time, in order of arrival.")

@@ -193,7 +193,7 @@ var _ = Describe("Go, Python, Node.js and shell processes on one lock", func() {
 				Expect(time.Duration(fence-granted)*time.Microsecond).To(BeNumerically("<", 3*deadWaiter), others[i].kind)
 				granted = fence
 			}
-		}, entries([]string{"go", "python", "redis RESP2", "ioredis RESP3", "shell"}))
+		}, entries([]string{"go", "python", "asyncio", "redis RESP2", "ioredis RESP3", "shell"}))
 
 	DescribeTable("refuse what a holder writes that does not know that its lease is over, and it is told:",
 		func(ctx SpecContext, kind string) {

@@ -25,8 +25,8 @@ var runners = map[string]struct {
 	command []string
 }{
 	"sh":     {".", []string{"sh", "-e"}},
-	"python": {"examples/python", []string{"python3", "-B", "-"}},
-	"js":     {"examples/node", []string{"node", "--input-type=module", "-"}},
+	"python": {"clients/python", []string{"python3", "-B", "-"}},
+	"js":     {"clients/node", []string{"node", "--input-type=module", "-"}},
 }
 
 var (
@@ -105,6 +105,7 @@ var _ = DescribeTable("Every block in the documents runs as it stands, and print
 			` ${CLI_USER:+--user "$CLI_USER" --pass "${CLI_USER#lock-}-password" --no-auth-warning} "$@"` + "\n"
 		Expect(os.WriteFile(filepath.Join(bin, "redis-cli"), []byte(script), 0o700)).To(Succeed())
 		env := []string{"PATH=" + bin + ":" + os.Getenv("PATH"), "REDIS_URL=redis://" + server.Addr()}
+		env = append(env, pythonEnv...)
 
 		run := func(language, input string) string {
 			GinkgoHelper()

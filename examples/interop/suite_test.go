@@ -61,14 +61,14 @@ var root = sync.OnceValue(func() string {
 	return dir
 })
 
-// python is one that has redis-py: Debian's package is for its own python3 alone.
+// python is one that has redis-py and pytest: Debian's packages are for its own python3 alone.
 var python = sync.OnceValue(func() string {
 	for _, name := range []string{"python3", "/usr/bin/python3"} {
-		if exec.Command(name, "-c", "import redis").Run() == nil {
+		if exec.Command(name, "-c", "import redis, pytest, pytest_asyncio, setuptools, wheel").Run() == nil {
 			return name
 		}
 	}
-	Fail("no python3 with redis-py: `apt-get install python3-redis`, or `make test`, which installs it")
+	Fail("no python3 with redis-py and pytest: `make test` installs them")
 	return ""
 })
 
@@ -105,27 +105,33 @@ type worker struct {
 
 // kinds of workers: how to run each. Its folder has the file that a user copies.
 var kinds = map[string]func() (dir string, env []string, command []string){
-	"go": func() (string, []string, []string) { return ".", []string{"WORKER=go"}, []string{os.Args[0]} },
-	"python": func() (string, []string, []string) {
-		// From stdin it would find redislock.py by itself; stdin is taken.
-		return "examples/python", []string{"PYTHONPATH=.", "PYTHONDONTWRITEBYTECODE=1"},
-			[]string{python(), "../interop/testdata/worker.py"}
-	},
+	"go":            func() (string, []string, []string) { return ".", []string{"WORKER=go"}, []string{os.Args[0]} },
+	"python":        pythonWorker("worker.py"),
+	"asyncio":       pythonWorker("worker_async.py"),
 	"redis RESP2":   node("redis", 2),
 	"redis RESP3":   node("redis", 3),
 	"ioredis RESP2": node("ioredis", 2),
 	"ioredis RESP3": node("ioredis", 3),
 	"shell": func() (string, []string, []string) {
-		return "examples/shell", nil, []string{"sh", "../interop/testdata/worker.sh"}
+		return "clients/shell", nil, []string{"sh", "../../examples/interop/testdata/worker.sh"}
 	},
 }
+
+func pythonWorker(file string) func() (string, []string, []string) {
+	return func() (string, []string, []string) {
+		return "clients/python", pythonEnv, []string{python(), "../../examples/interop/testdata/" + file}
+	}
+}
+
+// pythonEnv has Python find the package in its folder, and write nothing there.
+var pythonEnv = []string{"PYTHONPATH=src", "PYTHONDONTWRITEBYTECODE=1"}
 
 func node(client string, resp int) func() (string, []string, []string) {
 	return func() (string, []string, []string) {
 		source, err := os.ReadFile("testdata/worker.mjs")
 		Expect(err).NotTo(HaveOccurred())
 		// As text, so that its imports are those of this folder.
-		return "examples/node", []string{"CLIENT=" + client, "RESP=" + strconv.Itoa(resp)},
+		return "clients/node", []string{"CLIENT=" + client, "RESP=" + strconv.Itoa(resp)},
 			[]string{"node", "--input-type=module", "--eval", string(source)}
 	}
 }

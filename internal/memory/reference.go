@@ -3,6 +3,7 @@
 package memory
 
 import (
+	"cmp"
 	"maps"
 	"regexp"
 	"slices"
@@ -16,12 +17,23 @@ const (
 	headCheck = 1_000
 	Memory    = 600_000 // of the state, after the last use
 	Silence   = 10_000  // a check-in is due by then
-	listMax   = 1_000   // waiters
+	listMax   = 1_000   // waiters, and who hold a lock together
+	letInMax  = 100     // waiters that one call gives a share
 
 	TokenMax = 16_384 // bytes
 	KeyMax   = 8_192
 	leaseMax = 9_999_999_999_999
 	waitMax  = 86_400_000
+
+	// HoldersMax is the limit of HOLDERS.
+	HoldersMax = 9_999_999_999_999
+)
+
+const (
+	anyNumber int64 = 0 // HOLDERS of one who shares with all
+	alone     int64 = 1
+
+	never = 1 << 53 // the score of a share that does not expire
 )
 
 // Server is all that a server knows. It is not safe for concurrent use. A key's end is the last
@@ -37,8 +49,10 @@ type Server struct {
 type lock struct {
 	lockKey, queueKey, stateKey string
 
-	holder    string // "": free
-	holderEnd int64  // of the lease
+	holder    string           // who holds it alone, "": nobody
+	holderEnd int64            // of that lease
+	shares    map[string]int64 // who hold it together, with the end of each lease; some may have run out
+	together  bool             // the last fence was given to one who shares
 	line      []place
 	lineEnd   int64
 	numbers   map[string]int64 // of the state: fence, last, since
@@ -54,6 +68,7 @@ type place struct {
 type entry struct {
 	called, wait, lease int64
 	signal              string
+	holders             int64
 }
 
 type list struct {
@@ -76,7 +91,8 @@ func New(version string) *Server {
 func (s *Server) at(keys []string) *lock {
 	l := s.locks[keys[0]]
 	if l == nil {
-		l = &lock{lockKey: keys[0], queueKey: keys[1], stateKey: keys[2], numbers: map[string]int64{}, entries: map[string]entry{}}
+		l = &lock{lockKey: keys[0], queueKey: keys[1], stateKey: keys[2],
+			shares: map[string]int64{}, numbers: map[string]int64{}, entries: map[string]entry{}}
 		s.locks[keys[0]] = l
 	}
 	return l
@@ -95,10 +111,13 @@ type call struct {
 	may    func(key string) bool
 	unread map[string]int64 // lists of dead clients: the deadline of the signal that they never read
 
-	unblocks bool // the first waiter loses its place if it cannot be told
+	known    bool  // the state has a fence
+	given    int   // so many were let in
+	span     int64 // the longest lease or place of these
+	unblocks bool  // the first waiter loses its place if it cannot be told
 }
 
-// Arguments of each function: how many keys and words it takes.
+// Arguments of each function: how many keys and words it takes. lock_acquire takes one more, HOLDERS.
 var Arguments = map[string]struct{ Keys, Args int }{
 	"lock_acquire": {4, 3}, "lock_release": {3, 1}, "lock_extend": {3, 2}, "lock_reset": {3, 0},
 	"lock_inspect": {3, 0}, "lock_version": {0, 0},
@@ -110,36 +129,44 @@ var wholeNumber = regexp.MustCompile(`^[0-9]{1,13}$`)
 // lists that the call did not declare. The reply is an int64, a string, a Failure, or a []any of these.
 func (s *Server) Call(function string, keys, args []string, may func(string) bool) any {
 	want := Arguments[function]
+	if function == "lock_acquire" {
+		if len(args) == want.Args {
+			args = append(slices.Clone(args), "1")
+		}
+		want.Args++
+	}
 	if len(keys) != want.Keys || len(args) != want.Args || len(args) > 0 && (args[0] == "" || len(args[0]) > TokenMax) {
 		return Failure("LOCKARG")
 	}
 	if slices.ContainsFunc(keys, func(key string) bool { return len(key) > KeyMax }) || len(slices.Compact(slices.Sorted(slices.Values(keys)))) < len(keys) {
 		return Failure("LOCKARG")
 	}
-	var numbers [2]int64
+	var numbers [3]int64
 	for i := 1; i < len(args); i++ {
 		if !wholeNumber.MatchString(args[i]) {
 			return Failure("LOCKARG")
 		}
 		numbers[i-1], _ = strconv.ParseInt(args[i], 10, 64)
-		if numbers[i-1] > []int64{leaseMax, waitMax}[i-1] {
+		if numbers[i-1] > []int64{leaseMax, waitMax, HoldersMax}[i-1] {
 			return Failure("LOCKARG")
 		}
 	}
 	if function == "lock_version" {
 		return s.version
 	}
-	if slices.ContainsFunc(keys, func(key string) bool { return s.strange[key] }) {
+	if slices.ContainsFunc(keys[:min(3, len(keys))], func(key string) bool { return s.strange[key] }) {
 		return Failure("WRONGTYPE")
 	}
 	c := &call{Server: s, lock: s.at(keys), may: may, unread: map[string]int64{}}
+	_, c.known = c.numbers["fence"]
+	s.DropEnded()
 	if len(args) > 0 {
 		c.token = args[0]
 	}
 	defer c.forgetEmpty()
 	switch function {
 	case "lock_acquire":
-		return c.acquire(keys[3], numbers[0], numbers[1])
+		return c.acquire(keys[3], numbers[0], numbers[1], numbers[2])
 	case "lock_release":
 		return c.release()
 	case "lock_extend":
@@ -151,52 +178,70 @@ func (s *Server) Call(function string, keys, args []string, may func(string) boo
 	}
 }
 
-func (c *call) acquire(signal string, lease, wait int64) any {
-	var last int64
-	if len(c.line) > 0 {
-		last = c.numbers["last"] // of an older queue it does not count
-	}
-	c.first()
-	if c.holder == c.token {
+func (c *call) acquire(signal string, lease, wait, holders int64) any {
+	if c.holds(c.token) {
 		if c.numbers["fence"] == 0 {
-			c.raiseFence()
+			c.raiseFence(c.holder == "")
 		}
-		return c.hold(lease)
+		c.hold(lease)
+		c.letIn()
+		c.keepState(max(lease, c.span))
+		return c.held(lease)
+	}
+	// The signal list counts only for one who may have to wait.
+	if wait > 0 && (!c.fits(holders) || len(c.line) > 0) && c.strange[signal] {
+		return Failure("WRONGTYPE")
+	}
+	next, due := c.letInAhead(holders)
+	if (next == "" || next == c.token) && c.fits(holders) {
+		c.leave()
+		c.raiseFenceIfFirst(holders)
+		if holders != alone {
+			c.shares[c.token] = 0
+		} else {
+			c.holder = c.token
+		}
+		c.hold(lease)
+		c.letIn()
+		c.keepState(max(lease, c.span))
+		return c.held(lease)
+	}
+	if wait == 0 && c.leave() && len(c.shares) > 0 {
+		c.letIn()
 	}
 	left := c.leaseLeft()
-	if c.holder == "" {
-		next, given := c.handOver()
-		if next == "" || next == c.token {
-			c.leave()
-			c.raiseFence()
-			return c.hold(lease)
-		}
-		left = given
+	if c.span > 0 {
+		c.keepState(c.span)
 	}
 	if wait == 0 {
-		c.leave()
 		return []any{int64(0), int64(0), left, c.now()}
 	}
-	position, fresh := c.enqueue(signal, lease, wait, last)
+	position, fresh := c.enqueue(signal, lease, wait, holders)
 	checkIn := min(position*headCheck, wait/3)
-	if position == 1 && left >= 0 {
-		checkIn = min(checkIn, left+1)
+	if position == 1 {
+		if room := c.roomIn(holders); room >= 0 {
+			checkIn = min(checkIn, room+1)
+		}
 	}
-	if fresh && left >= 0 {
-		c.stateEnd = c.now() + max(left, wait) + Memory
+	if position == 2 && due > 0 {
+		checkIn = min(checkIn, due)
+	}
+	if fresh || wait > Memory { // else it outlives the wait anyway
+		c.keepState(max(left, wait))
 	}
 	return []any{int64(0), position, max(1, checkIn), c.now()}
 }
 
 func (c *call) release() int64 {
-	c.first()
-	if c.holder == c.token {
+	if c.holds(c.token) {
 		c.giveUp()
 		return 1
 	}
 	left := c.leave()
-	if c.holder == "" {
+	if c.holder == "" && len(c.shares) == 0 {
 		c.giveUp()
+	} else if c.letIn(); c.span > 0 {
+		c.keepState(c.span)
 	}
 	if left {
 		return 2
@@ -204,21 +249,27 @@ func (c *call) release() int64 {
 	return 0
 }
 
-func (c *call) extend(lease int64) int64 {
-	c.first()
-	if c.holder != c.token {
-		return 0
+func (c *call) extend(lease int64) (held int64) {
+	if c.holds(c.token) {
+		c.hold(lease)
+		held = 1
 	}
-	c.hold(lease)
-	return 1
+	if len(c.shares) > 0 { // a lock that is free is left to the next acquire
+		c.token = "" // a waiter like any other
+		c.letIn()
+	}
+	if held == 1 || c.span > 0 {
+		c.keepState(max(lease*held, c.span))
+	}
+	return held
 }
 
 func (c *call) reset() (taken int64) {
-	c.first()
-	if c.holder != "" {
+	if c.isHeld() {
 		taken = 1
 	}
 	c.unblocks = taken == 0
+	clear(c.shares)
 	c.giveUp()
 	return taken
 }
@@ -233,25 +284,127 @@ func (c *call) inspect() any {
 			continue
 		}
 		waiters = append(waiters, []any{
-			p.token, max(0, c.now()-p.score/1000), min(e.called+e.wait-c.now(), waitMax), e.lease, e.signal,
+			p.token, max(0, c.now()-p.score/1000), min(e.called+e.wait-c.now(), waitMax), e.lease, e.signal, e.holders,
 		})
 	}
-	ttl := int64(-2)
+	holder, held, ttl := c.holder, int64(0), int64(-2)
+	if holder != "" {
+		held = 1
+	}
+	holders := []any{}
+	for _, token := range c.inOrder() {
+		if !c.over(c.shares[token]) {
+			holder, held = token, held+1
+			if held <= listMax {
+				holders = append(holders, []any{token, c.shareLeft(token)})
+			}
+		}
+	}
 	if c.holder != "" {
 		ttl = c.leaseLeft()
+	} else if held > 0 {
+		ttl = c.shareLeft(holder)
 	}
 	return []any{
-		"holder", c.holder, "fence", c.numbers["fence"], "ttl_ms", ttl,
-		"waiting", waiting, "waiters", waiters, "now_ms", c.now(),
+		"holder", holder, "fence", c.numbers["fence"], "ttl_ms", ttl,
+		"waiting", waiting, "waiters", waiters, "now_ms", c.now(), "held", held, "holders", holders,
 	}
 }
 
-// leaseLeft is -1 for a lease that never expires.
-func (c *call) leaseLeft() int64 {
-	if c.holderEnd == 0 {
+// over: a share with this end has run out.
+func (s *Server) over(end int64) bool { return end != 0 && s.now() >= end }
+
+// left is what is left of a lease with this end, -1 if it never expires.
+func (c *call) left(end int64) int64 {
+	if end == 0 {
 		return -1
 	}
-	return c.holderEnd - c.now()
+	return end - c.now()
+}
+
+// DropEnded drops the shares that have run out. They count no more, but would again with an older clock.
+func (s *Server) DropEnded() {
+	for _, l := range s.locks {
+		maps.DeleteFunc(l.shares, func(_ string, end int64) bool { return s.over(end) })
+	}
+}
+
+// endOfShare is the first millisecond without it. Of a key, it is the last one with it.
+func endOfShare(end int64) int64 {
+	if end == 0 {
+		return 0
+	}
+	return end + 1
+}
+
+// shareLeft is what is left of a share, -1 if it never expires.
+func (c *call) shareLeft(token string) int64 {
+	if c.shares[token] == 0 {
+		return -1
+	}
+	return c.shares[token] - 1 - c.now()
+}
+
+func (c *call) isHeld() bool { return c.holder != "" || len(c.shares) > 0 }
+
+func (c *call) holds(token string) bool {
+	_, shares := c.shares[token]
+	return shares || c.holder == token
+}
+
+// fits: the lock can be given to one who asks for it with so many holders.
+func (c *call) fits(holders int64) bool {
+	if holders == alone || c.holder != "" {
+		return !c.isHeld()
+	}
+	return holders == anyNumber || int64(len(c.shares)) < holders
+}
+
+// lockEnd is when the lock is free if nobody calls: of those who share it, the longest lease counts.
+func (l *lock) lockEnd() int64 {
+	end := l.holderEnd
+	for _, e := range l.shares {
+		if e == 0 {
+			return 0
+		}
+		end = max(end, e)
+	}
+	return end
+}
+
+// inOrder are those who share the lock, the longest lease last.
+func (l *lock) inOrder() []string {
+	return slices.SortedFunc(maps.Keys(l.shares), func(a, b string) int {
+		return cmp.Or(cmp.Compare(score(l.shares[a]), score(l.shares[b])), strings.Compare(a, b))
+	})
+}
+
+// score is the end of a lease in the set of those who share a lock.
+func score(end int64) int64 {
+	if end == 0 {
+		return never
+	}
+	return end
+}
+
+// leaseLeft is how long the lock is held if nobody calls, -1: for ever.
+func (c *call) leaseLeft() int64 {
+	if !c.isHeld() {
+		return 0
+	}
+	return c.left(c.lockEnd())
+}
+
+// roomIn is the time until the leases have run out that keep out one who asks for so many holders, -1: for ever.
+func (c *call) roomIn(holders int64) int64 {
+	switch {
+	case c.fits(holders):
+		return 0
+	case holders == alone || c.holder != "":
+		return c.leaseLeft()
+	}
+	leases := c.inOrder()
+	return c.shareLeft(leases[int64(len(leases))-holders])
 }
 
 // entryOf is what is known of a waiter. If that was lost, it has a claim's time from when the state began.
@@ -263,7 +416,7 @@ func (c *call) entryOf(token string) entry {
 	if !ok {
 		since = c.now()
 	}
-	return entry{called: since, wait: Claim, lease: Claim}
+	return entry{called: since, wait: Claim, lease: Claim, holders: alone}
 }
 
 func (c *call) lapsed(e entry) bool { return c.now() > e.called+e.wait }
@@ -313,112 +466,212 @@ func (c *call) leave() bool { return c.remove(c.token) }
 
 func (c *call) nextFence() int64 { return max(c.numbers["fence"]+1, c.Micros) }
 
-func (c *call) raiseFence() { c.numbers["fence"] = c.nextFence() }
+func (c *call) raiseFence(together bool) { c.numbers["fence"], c.together = c.nextFence(), together }
 
-// hold gives the lock to the caller.
-func (c *call) hold(lease int64) any {
-	c.holder, c.holderEnd = c.token, 0
-	if lease == 0 {
-		c.stateEnd = 0
-		return []any{int64(1), c.numbers["fence"], int64(-1), c.now()}
+// raiseFenceIfFirst: those who hold the lock together have one fence.
+func (c *call) raiseFenceIfFirst(holders int64) {
+	if !c.isHeld() || c.numbers["fence"] == 0 {
+		c.raiseFence(holders != alone)
 	}
-	c.holderEnd = c.now() + lease
-	c.stateEnd = c.holderEnd + Memory
+}
+
+// hold sets the lease of the caller, which holds the lock.
+func (c *call) hold(lease int64) {
+	end := int64(0)
+	if lease != 0 {
+		end = c.now() + lease
+	}
+	if _, shares := c.shares[c.token]; shares {
+		c.shares[c.token] = endOfShare(end)
+	} else {
+		c.holderEnd = end
+	}
+}
+
+// keepState has the state outlive every lease, and a place or lease of so many ms. Its time only grows while the
+// lock is in use; a state without one also outlives the queue.
+func (c *call) keepState(span int64) {
+	end := c.now() + span
+	if c.isHeld() {
+		if c.lockEnd() == 0 {
+			c.stateEnd = 0
+			return
+		}
+		end = max(end, c.lockEnd())
+	}
+	if c.known && c.stateEnd != 0 {
+		end = max(end, c.stateEnd-Memory)
+	} else if len(c.line) > 0 {
+		end = max(end, c.lineEnd)
+	}
+	c.stateEnd, c.known = end+Memory, true
+}
+
+// held is the reply to a caller that holds the lock.
+func (c *call) held(lease int64) any {
+	if lease == 0 {
+		lease = -1
+	}
 	return []any{int64(1), c.numbers["fence"], lease, c.now()}
 }
 
-// handOver gives the lock to the first live waiter, but not to the caller. It returns the waiter that is
-// next, and the lease that it was given, 0 if it was not.
-func (c *call) handOver() (next string, lease int64) {
-	for {
+// letIn gives the lock to those in front who can have it, but not to the caller. It returns the first who
+// still waits.
+func (c *call) letIn() (next string) {
+	for c.holder == "" {
 		token := c.first()
-		if token == "" || token == c.token {
-			return token, 0
+		if token == "" || token == c.token || c.given == letInMax {
+			return token
 		}
 		e := c.entryOf(token)
-		if !c.canTell(e.signal) {
-			if !c.unblocks && !c.silent(e) {
-				return token, 0
-			}
-			c.unblocks = false
-			c.remove(token)
-			continue
+		if !c.fits(e.holders) {
+			return token
 		}
-		lease = Claim
+		lease := int64(Claim)
 		if e.lease > 0 {
 			lease = min(lease, e.lease)
 		}
-		l := c.lists[e.signal]
-		if l == nil {
-			l = &list{}
-			c.lists[e.signal] = l
+		fence := c.numbers["fence"]
+		if !c.isHeld() || fence == 0 {
+			fence = c.nextFence()
 		}
-		l.end = c.now() + Claim + e.wait
-		if len(l.signals) > 0 {
-			if oldest := l.signals[0].deadline; oldest < c.now() && e.called <= oldest {
-				c.unread[e.signal] = oldest
-				continue
-			} else if oldest < c.now() {
-				l.signals = l.signals[1:]
-			}
+		switch c.tell(token, e, signal{fence: fence, deadline: c.now() + lease, token: token}) {
+		case mute:
+			return token
+		case gone:
+			continue
 		}
-		l.signals = append(l.signals, signal{fence: c.nextFence(), deadline: c.now() + lease, token: token})
-		c.raiseFence()
+		c.numbers["fence"], c.together = fence, e.holders != alone
 		c.remove(token)
-		c.holder, c.holderEnd = token, c.now()+lease
-		c.stateEnd = c.now() + max(e.lease, e.wait) + Memory
-		return token, lease
+		c.given++
+		end := c.now() + lease
+		if e.holders == alone {
+			c.holder, c.holderEnd = token, end
+		} else {
+			c.shares[token] = endOfShare(end)
+		}
+		c.span = max(c.span, e.lease, e.wait)
+	}
+	return ""
+}
+
+// What came of telling a waiter.
+const (
+	told = iota
+	mute // it cannot be told, and keeps its place
+	gone // it is dead, or in the way
+)
+
+func (c *call) tell(token string, e entry, s signal) int {
+	if !c.canTell(e.signal) {
+		if !c.unblocks && !c.silent(e) {
+			return mute
+		}
+		c.unblocks = false
+		c.remove(token)
+		return gone
+	}
+	l := c.lists[e.signal]
+	if l == nil {
+		l = &list{}
+		c.lists[e.signal] = l
+	}
+	l.end = c.now() + Claim + e.wait
+	if len(l.signals) > 0 {
+		if oldest := l.signals[0].deadline; oldest < c.now() && e.called <= oldest {
+			c.unread[e.signal] = oldest
+			return gone
+		} else if oldest < c.now() {
+			l.signals = l.signals[1:]
+		}
+	}
+	l.signals = append(l.signals, s)
+	return told
+}
+
+// letInAhead also sees to a dead waiter that is first, wants the lock alone, and keeps out a caller that would share
+// it: if it has been silent, it is told to call. It returns also in how many milliseconds there is more to know of
+// that one, 0: never.
+func (c *call) letInAhead(holders int64) (next string, due int64) {
+	for {
+		next = c.letIn()
+		e := c.entryOf(next)
+		if next == "" || next == c.token || holders == alone || e.holders != alone || len(c.shares) == 0 {
+			return next, 0
+		}
+		due = e.called + Claim
+		if l := c.lists[e.signal]; c.now() > due && l != nil && c.canTell(e.signal) {
+			due = l.signals[0].deadline // if that is not over: unread, it is as good as one more
+		}
+		if c.now() <= due {
+			return next, due - c.now() + 1
+		}
+		switch c.tell(next, e, signal{deadline: c.now() + Claim, token: next}) {
+		case told:
+			return next, Claim + 1
+		case mute:
+			return next, 0
+		}
 	}
 }
 
-// giveUp hands the lock on, or frees it.
+// giveUp ends the caller's hold, and hands the lock on.
 func (c *call) giveUp() {
-	if _, given := c.handOver(); given == 0 {
-		c.holder = ""
-		c.stateEnd = c.now() + Memory
+	delete(c.shares, c.token)
+	c.holder = ""
+	c.letIn()
+	if c.isHeld() || len(c.line) > 0 {
+		c.keepState(max(1, c.span))
+	} else {
+		c.stateEnd = c.now() + Memory // nobody uses it
 	}
 }
 
 // enqueue gives the caller a place, or has it keep the one that it has. It returns the position, and
-// whether the state is a new hash. Last is the last score that the state knew of this queue, 0 if none.
-func (c *call) enqueue(signal string, lease, wait, last int64) (position int64, fresh bool) {
-	known := last != 0
-	if e, ok := c.entries[c.token]; ok && c.lapsed(e) {
-		c.leave()
-	}
-	if n := len(c.line); n > 0 && !known {
+// whether the state is a new hash.
+func (c *call) enqueue(signal string, lease, wait, holders int64) (position int64, fresh bool) {
+	end := c.now() + wait
+	last, ok := c.numbers["last"]
+	if n := len(c.line); n > 0 && !ok {
 		last = c.line[n-1].score
 	}
-	at := slices.IndexFunc(c.line, func(p place) bool { return p.token == c.token })
-	alone := len(c.line) == 0
+	isMe := func(p place) bool { return p.token == c.token }
+	at := slices.IndexFunc(c.line, isMe)
+	if at >= 0 {
+		mine, ok := c.entries[c.token]
+		if c.isHeld() {
+			c.first()
+		}
+		if ok && c.lapsed(mine) {
+			c.remove(c.token)
+		}
+		at = slices.IndexFunc(c.line, isMe)
+	}
+	only := len(c.line) == 0
 	if at < 0 {
 		last = max(last+1, c.Micros)
 		at = len(c.line)
 		c.line = append(c.line, place{c.token, last})
 	}
-	end := c.now() + wait
-	fresh = !alone && !known
-	if alone {
+	fresh = !c.known
+	if only {
 		c.lineEnd = end
-		fields := len(c.numbers) + len(c.entries)
-		fresh = fields == 0
-		if fields > 3 { // of a queue that was lost
+		if len(c.numbers)+len(c.entries) > 3 { // of a queue that was lost
 			fresh = true
+			c.known = false
 			c.stateEnd = 0
 			c.numbers = map[string]int64{"fence": c.numbers["fence"]}
+			c.together = len(c.shares) > 0
 			clear(c.entries)
 		}
 	} else {
 		later(&c.lineEnd, end)
 	}
-	if alone || fresh {
+	if _, known := c.numbers["since"]; only || fresh && !known {
 		c.numbers["since"] = c.now()
 	}
 	c.numbers["last"] = last
-	c.entries[c.token] = entry{c.now(), wait, lease, signal}
-	if wait > Memory {
-		later(&c.stateEnd, end+Memory)
-	}
+	c.entries[c.token] = entry{c.now(), wait, lease, signal, holders}
 	return int64(at) + 1, fresh
 }
 
@@ -458,6 +711,7 @@ func (s *Server) Delete(name string) {
 		switch name {
 		case l.lockKey:
 			l.holder = ""
+			clear(l.shares)
 		case l.queueKey:
 			l.line = nil
 		case l.stateKey:
@@ -489,7 +743,7 @@ func (s *Server) SetClock(micros int64) {
 	s.Micros = micros
 	over := func(end int64) bool { return end != 0 && s.now() > end }
 	for _, l := range s.locks {
-		if over(l.holderEnd) {
+		if over(l.lockEnd()) {
 			s.Delete(l.lockKey)
 		}
 		if over(l.lineEnd) {
@@ -529,6 +783,7 @@ func (s *Server) Clone() *Server {
 	c.strange = maps.Clone(s.strange)
 	for name, l := range s.locks {
 		twin := *l
+		twin.shares = maps.Clone(l.shares)
 		twin.line, twin.numbers, twin.entries = slices.Clone(l.line), maps.Clone(l.numbers), maps.Clone(l.entries)
 		c.locks[name] = &twin
 	}
@@ -567,6 +822,16 @@ func (s *Server) Keys() []Key {
 	for _, l := range s.locks {
 		if l.holder != "" {
 			all = append(all, Key{l.lockKey, "string", l.holderEnd, []string{l.holder}})
+		} else if len(l.shares) > 0 {
+			together := Key{l.lockKey, "zset", l.lockEnd(), nil}
+			for _, token := range l.inOrder() {
+				if !s.over(l.shares[token]) { // else it is dropped sooner or later
+					together.Items = append(together.Items, token, text(score(l.shares[token])))
+				}
+			}
+			if len(together.Items) > 0 {
+				all = append(all, together)
+			}
 		}
 		queue := Key{l.queueKey, "zset", l.lineEnd, nil}
 		for _, p := range l.line {
@@ -575,10 +840,16 @@ func (s *Server) Keys() []Key {
 		state := Key{l.stateKey, "hash", l.stateEnd, nil}
 		for name, n := range l.numbers {
 			state.Items = append(state.Items, name, text(n))
+			if name == "fence" && l.together {
+				state.Items[len(state.Items)-1] += " shared"
+			}
 		}
 		for token, e := range l.entries {
-			state.Items = append(state.Items, "@"+token,
-				text(e.called)+" "+text(e.wait)+" "+text(e.lease)+" "+e.signal)
+			lease := text(e.lease)
+			if e.holders != alone {
+				lease += "/" + text(e.holders)
+			}
+			state.Items = append(state.Items, "@"+token, text(e.called)+" "+text(e.wait)+" "+lease+" "+e.signal)
 		}
 		state.Sort()
 		for _, k := range []Key{queue, state} {

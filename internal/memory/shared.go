@@ -88,8 +88,12 @@ func (s *Shared) Client(prefix string, network Network) *Client {
 }
 
 // Acquire is lock_acquire.
-func (c *Client) Acquire(ctx context.Context, k wire.Keys, token string, lease, wait time.Duration) (wire.Acquired, error) {
-	reply, sent, err := fcall[[]any](ctx, c, "lock_acquire", []string{k.Lock, k.Queue, k.State, c.list}, token, millis(lease), millis(wait))
+func (c *Client) Acquire(ctx context.Context, k wire.Keys, token string, lease, wait time.Duration, holders int) (wire.Acquired, error) {
+	args := []string{token, millis(lease), millis(wait), strconv.Itoa(holders)}
+	if holders == 1 {
+		args = args[:3]
+	}
+	reply, sent, err := fcall[[]any](ctx, c, "lock_acquire", []string{k.Lock, k.Queue, k.State, c.list}, args...)
 	if err != nil {
 		return wire.Acquired{}, err
 	}
@@ -168,12 +172,23 @@ func (c *Client) Inspect(ctx context.Context, k wire.Keys) (wire.State, error) {
 	ms := func(v any) time.Duration { return time.Duration(number(v)) * time.Millisecond }
 	state := wire.State{Holder: fields["holder"].(string), Fence: number(fields["fence"]), Waiting: int(number(fields["waiting"]))}
 	if state.Holder != "" {
-		state.TTL = max(ms(fields["ttl_ms"]), -1)
+		state.TTL, state.Held = max(ms(fields["ttl_ms"]), -1), 1
+	}
+	if held, knows := fields["held"]; knows {
+		state.Held = int(number(held))
+		for _, holder := range fields["holders"].([]any) {
+			h := holder.([]any)
+			state.Holders = append(state.Holders, wire.Holder{Token: h[0].(string), TTL: max(ms(h[1]), -1)})
+		}
 	}
 	for _, waiter := range fields["waiters"].([]any) {
 		w := waiter.([]any)
+		holders := 1
+		if len(w) > 5 {
+			holders = int(number(w[5]))
+		}
 		state.Waiters = append(state.Waiters, wire.Waiter{
-			Token: w[0].(string), Waited: ms(w[1]), LapsesIn: ms(w[2]), Lease: ms(w[3]), Signal: w[4].(string),
+			Token: w[0].(string), Waited: ms(w[1]), LapsesIn: ms(w[2]), Lease: ms(w[3]), Signal: w[4].(string), Holders: holders,
 		})
 	}
 	return state, nil
@@ -185,7 +200,7 @@ func (c *Client) Locks(ctx context.Context, prefix string) (keys []string, err e
 	err = c.carry(ctx, "SCAN", func() {
 		c.shared.Do(func(s *Server) {
 			for _, l := range s.locks {
-				if l.holder != "" && strings.HasPrefix(l.lockKey, prefix) {
+				if (l.holder != "" || len(l.shares) > 0) && strings.HasPrefix(l.lockKey, prefix) {
 					found = append(found, l.lockKey)
 				}
 			}

@@ -33,7 +33,7 @@ func inBubble(t *testing.T, f func(t *testing.T, s *memory.Shared)) {
 // take has a token take the lock, or queue for it.
 func take(t *testing.T, c *memory.Client, token string) wire.Acquired {
 	t.Helper()
-	a, err := c.Acquire(t.Context(), orders, token, 10*time.Second, 30*time.Second)
+	a, err := c.Acquire(t.Context(), orders, token, 10*time.Second, 30*time.Second, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func TestAnswers(t *testing.T) {
 		if r := release(t, c, "a"); r != wire.NotMine {
 			t.Error(r)
 		}
-		never, err := c.Acquire(t.Context(), orders, "a", wire.Never, 0)
+		never, err := c.Acquire(t.Context(), orders, "a", wire.Never, 0, 1)
 		if err != nil || never.Lease != wire.Never {
 			t.Errorf("%+v %v", never, err)
 		}
@@ -79,7 +79,7 @@ func TestAnswers(t *testing.T) {
 func TestRefused(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *memory.Shared) {
 		c := s.Client("lock", network(ideal))
-		_, err := c.Acquire(t.Context(), orders, "", time.Second, 0)
+		_, err := c.Acquire(t.Context(), orders, "", time.Second, 0, 1)
 		if err == nil || wire.Passes(err) || wire.MayArrive(err) {
 			t.Error(err)
 		}
@@ -101,7 +101,7 @@ func TestLateCall(t *testing.T) {
 		}))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		_, err := late.Acquire(ctx, orders, "a", 10*time.Second, 0)
+		_, err := late.Acquire(ctx, orders, "a", 10*time.Second, 0, 1)
 		if !errors.Is(err, context.DeadlineExceeded) || !wire.Passes(err) || !wire.MayArrive(err) {
 			t.Error(err)
 		}

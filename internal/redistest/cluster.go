@@ -54,8 +54,8 @@ func (c *Cluster) create(primaries int) error {
 	}
 	args := append([]string{"--cluster", "create"}, addresses(c.Servers)...)
 	args = append(args, "--cluster-replicas", strconv.Itoa(c.replicas), "--cluster-yes")
-	if out, err := exec.Command("redis-cli", args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("redistest: redis-cli %s: %w\n%s", strings.Join(args, " "), err, out)
+	if out, err := exec.Command(CLI(), args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("redistest: %s %s: %w\n%s", CLI(), strings.Join(args, " "), err, out)
 	}
 	return nil
 }

@@ -1,10 +1,13 @@
 // Package redistest starts private redis-server processes on loopback ports, for tests, the demo
 // and the benchmarks. On Linux a server dies with the process that started it, even by SIGKILL.
+// REDIS_SERVER is another binary to start than the redis-server on the PATH: of another version, or
+// valkey-server. REDIS_CLI likewise.
 package redistest
 
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -46,7 +49,10 @@ type Server struct {
 // of its options ("--maxmemory", "1mb"); they win over the ones set here, but must not change
 // port, bind or dir. Output goes to redis.log in Dir.
 func Start(args ...string) (*Server, error) {
-	if _, err := exec.LookPath("redis-server"); err != nil {
+	if _, err := exec.LookPath(Binary()); err != nil {
+		if os.Getenv("REDIS_SERVER") != "" {
+			return nil, fmt.Errorf("redistest: REDIS_SERVER: %w", err)
+		}
 		return nil, errors.New("redistest: no redis-server on the PATH: `apt-get install redis-server`, or `make demo` or `make test`, which install it")
 	}
 	dir, err := os.MkdirTemp("", "redistest-")
@@ -55,6 +61,20 @@ func Start(args ...string) (*Server, error) {
 	}
 	return startIn(dir, "", args...)
 }
+
+// Binary is the server that Start runs.
+func Binary() string { return cmp.Or(os.Getenv("REDIS_SERVER"), "redis-server") }
+
+// Version is that of Binary: "Redis 7.0.15", "Valkey 9.1.2"; "" if it cannot be told.
+func Version() string {
+	text, _ := exec.Command(Binary(), "--version").Output()
+	var maker, version string
+	_, _ = fmt.Sscanf(string(text), "%s server v=%s", &maker, &version)
+	return strings.TrimSpace(maker + " " + version)
+}
+
+// CLI is redis-cli, or the one of REDIS_CLI.
+func CLI() string { return cmp.Or(os.Getenv("REDIS_CLI"), "redis-cli") }
 
 func startIn(dir, conf string, args ...string) (*Server, error) {
 	s := &Server{dir: dir, conf: conf, args: args}
@@ -162,7 +182,7 @@ func (s *Server) run() error {
 	}
 	args = append(args, "--bind", "127.0.0.1", "--port", strconv.Itoa(s.port), "--save", "",
 		"--appendonly", "no", "--daemonize", "no", "--dir", s.dir)
-	cmd := exec.Command("redis-server", append(args, s.args...)...)
+	cmd := exec.Command(Binary(), append(args, s.args...)...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, log, log
 	cmd.Env = append(os.Environ(), s.env...)
 	if err := start(cmd); err != nil {
@@ -186,12 +206,12 @@ func (s *Server) run() error {
 			if strings.Contains(text, "already in use") {
 				return fmt.Errorf("%w\n%s", errPortTaken, text)
 			}
-			return fmt.Errorf("redistest: redis-server ended: %v\n%s", cmd.ProcessState, text)
+			return fmt.Errorf("redistest: %s ended: %v\n%s", Binary(), cmd.ProcessState, text)
 		}
 	}
 	_ = cmd.Process.Kill()
 	<-done
-	return fmt.Errorf("redistest: no answer from redis-server within %v\n%s", startTimeout, s.log(offset))
+	return fmt.Errorf("redistest: no answer from %s within %v\n%s", Binary(), startTimeout, s.log(offset))
 }
 
 // isReady tells whether the process says in its log that it has the port: an error that answers a PING

@@ -129,6 +129,12 @@ func (l RawLock) Acquire(token string, lease, wait int) []int64 {
 	return AsInts(l.Call("lock_acquire", token, lease, wait))
 }
 
+// Share is lock_acquire with HOLDERS, 0: any number.
+func (l RawLock) Share(token string, lease, wait, holders int) []int64 {
+	GinkgoHelper()
+	return AsInts(l.Call("lock_acquire", token, lease, wait, holders))
+}
+
 // Release is lock_release.
 func (l RawLock) Release(token string) int64 {
 	GinkgoHelper()
@@ -153,6 +159,9 @@ type Shown struct {
 	Fence, TTL, Waiting, Now int64
 	Waiters                  []string // their tokens
 	Details                  [][]rueidis.RedisMessage
+	Held                     int64
+	Holders                  []string // of those who share it
+	TTLs                     []int64  // theirs
 }
 
 // Inspect is lock_inspect.
@@ -195,12 +204,26 @@ func ParseShown(result rueidis.RedisResult) (s Shown) {
 				Expect(err).NotTo(HaveOccurred())
 				s.Waiters, s.Details = append(s.Waiters, token), append(s.Details, details)
 			}
+		case "held":
+			s.Held, err = value.ToInt64()
+		case "holders":
+			var list []rueidis.RedisMessage
+			list, err = value.ToArray()
+			for _, one := range list {
+				details, err := one.ToArray()
+				Expect(err).NotTo(HaveOccurred())
+				token, err := details[0].ToString()
+				Expect(err).NotTo(HaveOccurred())
+				ttl, err := details[1].ToInt64()
+				Expect(err).NotTo(HaveOccurred())
+				s.Holders, s.TTLs = append(s.Holders, token), append(s.TTLs, ttl)
+			}
 		default:
 			seen--
 		}
 		Expect(err).NotTo(HaveOccurred(), field)
 	}
-	Expect(seen).To(Equal(6), "the fields of lock_inspect")
+	Expect(seen).To(Equal(8), "the fields of lock_inspect")
 	return s
 }
 
@@ -346,4 +369,13 @@ func Busy() types.GomegaMatcher {
 // Within is a span that began as want and has been running for less than a spec takes.
 func Within(want int64) types.GomegaMatcher {
 	return And(BeNumerically("<=", want), BeNumerically(">", want-Soon.Milliseconds()), BeNumerically(">", 0))
+}
+
+// ParseCue is the deadline of a signal, also of one that grants nothing.
+func ParseCue(signal string) int64 {
+	GinkgoHelper()
+	var fence, deadline int64
+	_, err := fmt.Sscanf(signal, "%d %d", &fence, &deadline)
+	Expect(err).NotTo(HaveOccurred(), signal)
+	return deadline
 }

@@ -16,7 +16,7 @@ import (
 	. "github.com/seed-ee05a192/redislock/internal/spec"
 )
 
-// advised are the timeouts of README.md.
+// advised are the timeouts of docs/guarantees.md.
 func advised(o *rueidis.ClientOption) {
 	o.ConnWriteTimeout = 2 * time.Second
 	o.Dialer = net.Dialer{Timeout: time.Second, KeepAlive: time.Second}
@@ -137,8 +137,8 @@ var _ = Describe("Context has ended before the next one's grant", func() {
 			continue // it is standalone with watchers
 		}
 		for name, change := range map[string]func(*rueidis.ClientOption){
-			"rueidis' timeouts":         func(*rueidis.ClientOption) {},
-			"the timeouts of README.md": advised,
+			"rueidis' timeouts":    func(*rueidis.ClientOption) {},
+			"the advised timeouts": advised,
 		} {
 			DescribeTable("though connections break and new ones are silent, with "+name+" ["+here.Name+"]", Label(here.Name),
 				func(ctx SpecContext, lease time.Duration) {

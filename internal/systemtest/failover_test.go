@@ -16,11 +16,11 @@ import (
 	. "github.com/seed-ee05a192/redislock/internal/spec"
 )
 
-// servedWithin is README.md's bound for those who wait, from the end of a fault on: 3 s + the lease that was
+// servedWithin is the bound of docs/guarantees.md for those who wait, from the end of a fault on: 3 s + the lease that was
 // running. Twice that, for machines that are busy: a waiter that finds out by a mere timeout is later still.
 func servedWithin(lease time.Duration) time.Duration { return 2 * (3*time.Second + lease) }
 
-// quick is what README.md says that a client needs to notice a dead server in time.
+// quick is what docs/guarantees.md says that a client needs to notice a dead server in time.
 func quick(o *rueidis.ClientOption) {
 	o.ConnWriteTimeout = 2 * time.Second
 	o.Dialer = net.Dialer{Timeout: time.Second, KeepAlive: time.Second}

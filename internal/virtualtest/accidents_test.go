@@ -265,11 +265,13 @@ func (w *world) operate() {
 	w.enter(3 * time.Millisecond)
 	defer w.mu.Unlock()
 	for _, l := range w.locks {
-		token, end := w.look().holder(l)
-		x := w.waits[token]
-		if x != nil && (x.users == 0 || x.p.ctx.Err() != nil) && (end == 0 || end > w.ms()+memory.Claim) {
-			w.notes("an operator resets %s", l.name)
-			w.reset(l)
+		for token, end := range w.holders(l) {
+			x := w.waits[token]
+			if x != nil && (x.users == 0 || x.p.ctx.Err() != nil) && (end == 0 || end > w.ms()+memory.Claim) {
+				w.notes("an operator resets %s", l.name)
+				w.reset(l)
+				break
+			}
 		}
 	}
 }
@@ -308,8 +310,9 @@ func (w *world) judgeCalm() {
 	}
 	v := w.look()
 	for _, l := range w.locks {
-		holder, _ := v.holder(l)
-		w.judgeKnown(l, holder)
+		for token := range w.holders(l) {
+			w.judgeKnown(l, token)
+		}
 		queue := v.items(l.keys.Queue)
 		for i := 0; i < len(queue); i += 2 {
 			w.judgeKnown(l, queue[i])

@@ -42,6 +42,10 @@ var mutants = []mutant{
 		"w.due = due\n",
 		"if w.due = due; w.clock.now != 0 && w.trouble == nil {\n\t\treturn\n\t}\n"},
 
+	{"asked-is-told", "wait.go",
+		"case s.Fence == 0 || w.clock.now == 0",
+		"case w.clock.now == 0"},
+
 	{"told-too-late (1)", "lease.go",
 		"t.from.Add(t.length - min(t.length/noticeShare, noticeMax))",
 		"t.deadline()"},
@@ -174,14 +178,16 @@ func run(t *testing.T, name string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// TestMutantsOfTheModel: the mistakes of a client in lock.pml are among those here.
+// TestMutantsOfTheModel: the mistakes of a client in lock.pml and shared.pml are among those here.
 func TestMutantsOfTheModel(t *testing.T) {
 	text, err := os.ReadFile("../../lua/model/mutants")
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, clients, found := strings.Cut(string(text), "# In the client")
-	names := regexp.MustCompile(`(?m)^([a-z-]+) .*\n- `).FindAllStringSubmatch(clients, -1)
+	own, shared, _ := strings.Cut(clients, "# Of shared.pml, in the server")
+	_, shared, _ = strings.Cut(shared, "# Of shared.pml, in the client")
+	names := regexp.MustCompile(`(?m)^([a-z-]+) .*\n- `).FindAllStringSubmatch(own+shared, -1)
 	if !found || len(names) == 0 {
 		t.Fatal("no mutants of the client in lua/model/mutants")
 	}

@@ -35,6 +35,7 @@ type call struct {
 	keys        wire.Keys
 	token       string
 	lease, wait time.Duration
+	holders     int
 	told        *told // of whom; nil: of nobody who waits or holds any more
 	sent        time.Time
 	served      int64 // the step; 0: not yet
@@ -63,9 +64,9 @@ func (s *server) begin(ctx context.Context, c *call) context.Context {
 	return context.WithValue(ctx, callKey{}, c)
 }
 
-func (s *server) Acquire(ctx context.Context, k wire.Keys, token string, lease, wait time.Duration) (wire.Acquired, error) {
-	c := &call{function: "lock_acquire", keys: k, token: token, lease: lease, wait: wait}
-	reply, err := s.Server.Acquire(s.begin(ctx, c), k, token, lease, wait)
+func (s *server) Acquire(ctx context.Context, k wire.Keys, token string, lease, wait time.Duration, holders int) (wire.Acquired, error) {
+	c := &call{function: "lock_acquire", keys: k, token: token, lease: lease, wait: wait, holders: holders}
+	reply, err := s.Server.Acquire(s.begin(ctx, c), k, token, lease, wait, holders)
 	s.p.w.answered(c, err, reply.Held, "%v %d", reply.Held, reply.Fence)
 	return reply, err
 }

@@ -22,6 +22,9 @@ const name = "orders"
 // is fails the test unless errors.Is finds each of these, in one line that names the package once.
 func is(t *testing.T, err error, want ...error) {
 	t.Helper()
+	if err == nil {
+		t.Fatal("no error")
+	}
 	for _, w := range want {
 		if !errors.Is(err, w) {
 			t.Errorf("%v: not a %q", err, w)

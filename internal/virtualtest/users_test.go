@@ -31,6 +31,7 @@ type wants struct {
 	renews   bool
 	maxHold  time.Duration // wire.Never
 	replicas int
+	together []redislock.Option // with others
 	options  []redislock.Option
 }
 
@@ -85,6 +86,10 @@ func (u *user) request() (context.Context, context.CancelFunc) {
 	if u.one(15) || r.maxHold < wire.Never && u.one(3) {
 		r.replicas = 1
 		r.options = append(r.options, redislock.WithReplicas(1, pick(u, 2*time.Millisecond, time.Second)))
+	}
+	if u.w.shares && !u.one(3) {
+		r.together = append(r.together, pick(u, redislock.WithShared(), redislock.WithShared(), redislock.WithHolders(2), redislock.WithHolders(3)))
+		r.options = append(r.options, r.together...)
 	}
 	u.wants = r
 	ctx := context.WithValue(u.p.ctx, toldKey{}, u.told)
@@ -199,7 +204,7 @@ func (u *user) relay() {
 	lease := pick(u, time.Second, 5*time.Second, 10*time.Second)
 	u.wants.lease = lease
 	token := fmt.Sprintf("relay-%s-%d", u.name, u.rnd.Uint64())
-	options := []redislock.Option{redislock.WithLease(lease), redislock.WithToken(token)}
+	options := append([]redislock.Option{redislock.WithLease(lease), redislock.WithToken(token)}, u.wants.together...)
 	u.told.own = true
 	start := time.Now()
 	lock, err := u.p.locker.Acquire(ctx, u.lock.name, options...)

@@ -1,6 +1,7 @@
 package virtualtest
 
 import (
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +16,8 @@ import (
 const (
 	exclusion  = "two clients act at once"
 	ownLease   = "a client acts outside a lease of its own"
+	together   = "a lock is held together otherwise than asked for"
+	othersEnd  = "a lease ends by somebody else's call"
 	growing    = "a fencing token does not grow"
 	inOrder    = "not first come, first served"
 	living     = "who has left or lapsed is given the lock"
@@ -39,12 +42,18 @@ type lock struct {
 	line      []*wait // in the order in which they queued
 	lastFence int64
 	lostFence bool                   // the server does not remember it
-	granted   map[int64]int64        // the step of each grant, by its fence
+	granted   map[grant]int64        // the step of each
 	left      map[*process]time.Time // when one of its waits got the lock, or left the line
 	fault     int64                  // the step after which what a client believed before may be wrong
 	faultAt   time.Time
 	holds     map[*hold]bool // of clients that believe, or believed until just now
 	expiry    *time.Timer    // looks when the lease has run out
+}
+
+// grant is one of a lock. Those who hold it together have one fence.
+type grant struct {
+	token string
+	fence int64
 }
 
 // wait is one wait for a lock, by its token, and the hold that it may become.
@@ -55,6 +64,7 @@ type wait struct {
 	own     bool // the caller's token
 	lease   int64
 	place   int64 // how long it is kept
+	holders int   // how many it allows, itself included; 0: any number
 	told    *told // of the last who used it
 	users   int   // goroutines that wait or hold with it
 	working *hold // Do's fn runs
@@ -66,7 +76,7 @@ type wait struct {
 	queuedAt time.Time
 	aware    bool // its client was told of a place when the wait was over
 	// forged: the lock, the state or the last writes were lost, so the next call with a token of the caller's
-	// may be a grant, which another process that has it may give back. Or its fence is not the time of the grant.
+	// may be a grant, which another process that has it may give back.
 	forged    bool
 	called    int64     // server time, ms
 	calledAt  time.Time // ours
@@ -117,7 +127,7 @@ type view struct {
 }
 
 func newLock(w *world, name string) *lock {
-	l := &lock{name: name, left: map[*process]time.Time{}, granted: map[int64]int64{}, holds: map[*hold]bool{}, keys: wire.Keys{
+	l := &lock{name: name, left: map[*process]time.Time{}, granted: map[grant]int64{}, holds: map[*hold]bool{}, keys: wire.Keys{
 		Name: name, Lock: "lock:" + name, Queue: "lock-queue:" + name, State: "lock-state:" + name, Tagged: name,
 	}}
 	l.expiry = time.AfterFunc(time.Hour, func() {
@@ -180,11 +190,37 @@ func (v view) items(key string) []string {
 	return nil
 }
 
-func (v view) holder(l *lock) (token string, end int64) {
-	if k := v.byName[l.keys.Lock]; k != nil {
-		return k.Items[0], k.End
+// holders are who hold the lock on the server, each with the last millisecond of its lease, 0: never. It needs mu.
+func (w *world) holders(l *lock) map[string]int64 {
+	ends := map[string]int64{}
+	k := w.look().byName[l.keys.Lock]
+	switch {
+	case k == nil:
+	case k.Kind == "string":
+		ends[k.Items[0]] = k.End
+	default:
+		now := w.ms()
+		for pair := range slices.Chunk(k.Items, 2) {
+			end, err := strconv.ParseInt(pair[1], 10, 64)
+			switch {
+			case err != nil || end >= 1<<53:
+				ends[pair[0]] = 0
+			case end > now:
+				ends[pair[0]] = end - 1
+			}
+		}
 	}
-	return "", 0
+	return ends
+}
+
+// mayJoin: x can have the lock beside so many who have it already.
+func (w *world) mayJoin(x *wait, holders map[string]int64) bool {
+	for token := range holders {
+		if y := w.waits[token]; x.holders == 1 || y != nil && y.holders == 1 {
+			return false
+		}
+	}
+	return x.holders <= 1 || len(holders) < x.holders
 }
 
 // fence is what the server remembers.
@@ -192,7 +228,7 @@ func (v view) fence(l *lock) int64 {
 	state := v.items(l.keys.State)
 	for i := 0; i < len(state); i += 2 {
 		if state[i] == "fence" {
-			n, _ := strconv.ParseInt(state[i+1], 10, 64)
+			n, _ := strconv.ParseInt(strings.TrimSuffix(state[i+1], " shared"), 10, 64)
 			return n
 		}
 	}
@@ -299,11 +335,12 @@ func (w *world) onServer(l *lock, x *wait, c *call, work func()) {
 	if before.fence(l) < l.lastFence {
 		l.lostFence = true
 	}
-	if x != nil && (c.function == "lock_release" || w.lapsed(x)) {
+	lapsed := x != nil && w.lapsed(x)
+	if x != nil && (c.function == "lock_release" || lapsed) {
 		l.drop(x)
 	}
-	holder, _ := before.holder(l)
-	if c.function == "lock_release" && holder == c.token {
+	held := w.holders(l)
+	if _, mine := held[c.token]; mine && c.function == "lock_release" {
 		x.released = time.Now()
 		if h := x.working; h != nil && !h.given && h.Fence() == x.grantedAs {
 			if deadline, finite := h.Deadline(); !finite || time.Now().Before(deadline) {
@@ -313,36 +350,13 @@ func (w *world) onServer(l *lock, x *wait, c *call, work func()) {
 	}
 
 	if c.function == "lock_acquire" {
-		x.p, x.place, x.lease = c.p, ms(c.wait), ms(c.lease)
+		x.p, x.place, x.lease, x.holders = c.p, ms(c.wait), ms(c.lease), c.holders
 	}
 	work()
 	w.stale = true
-	after, end := w.look().holder(l)
-	w.notes("process %d: %s %s %v %v: held by %s until %d, now %d", c.p.id, c.function, c.token, c.lease, c.wait, after, end, w.ms())
-	switch {
-	case after == holder || after == "":
-	case x != nil && after == x.token:
-		w.grant(l, x, x)
-	default:
-		to := w.waits[after]
-		if to == nil {
-			w.fail(living, "nobody knows %q", after)
-			return
-		}
-		w.grant(l, to, x)
-		if left := end - w.ms(); end == 0 || left > to.short() {
-			w.fail(startShort, "%s is handed a lease of %d ms", after, left)
-		}
-	}
-	if from := w.waits[holder]; from != nil && after != holder {
-		from.heldUntil = time.Now()
-	}
-	if to := w.waits[after]; to != nil {
-		to.heldUntil = time.Now().Add(w.left(end))
-		if end == 0 && to.lease != 0 {
-			w.fail(nothing, "the lease of %s never ends", after)
-		}
-	}
+	holds := w.holders(l)
+	w.notes("process %d: %s %s %v %v %d: held by %v, now %d", c.p.id, c.function, c.token, c.lease, c.wait, c.holders, holds, w.ms())
+	w.changed(l, x, c, before.items(l.keys.Queue), lapsed, held, holds)
 	if c.function == "lock_acquire" {
 		if w.look().queued(l, x.token) {
 			x.called, x.calledAt = w.ms(), time.Now()
@@ -354,14 +368,69 @@ func (w *world) onServer(l *lock, x *wait, c *call, work func()) {
 			l.drop(x)
 		}
 	}
-	if after == "" && c.function != "lock_extend" && !w.isMute(l) {
+	if c.function != "lock_extend" && !w.isMute(l) {
 		for _, v := range l.line {
-			if !v.unsure && !w.lapsed(v) {
+			if v.unsure || w.lapsed(v) {
+				continue
+			}
+			if w.mayJoin(v, holds) {
 				w.fail(handedOver, "%s waits", v.token)
 			}
+			break
 		}
 	}
 	w.check(l)
+}
+
+// changed judges who holds the lock after a call, and who did before. It needs mu.
+func (w *world) changed(l *lock, x *wait, c *call, queue []string, lapsed bool, held, holds map[string]int64) {
+	for token, end := range held {
+		switch now, still := holds[token]; {
+		case token == c.token && c.function != "lock_acquire", c.function == "lock_reset":
+		case still && token != c.token && now != end:
+			w.fail(othersEnd, "that of %s, from %d to %d", token, end, now)
+		case !still:
+			w.fail(othersEnd, "%s has lost the lock", token)
+		}
+		if from := w.waits[token]; from != nil {
+			from.heldUntil = time.Now()
+		}
+	}
+	if c.function == "lock_reset" {
+		held = nil
+	}
+	beside := maps.Clone(holds) // those who had the lock when the next one got it
+	maps.DeleteFunc(beside, func(token string, _ int64) bool { _, had := held[token]; return !had })
+	// The order of the grants is that of the queue; a caller that is not in it, or had lapsed, comes last.
+	place := func(token string) int {
+		if i := slices.Index(queue, token); i >= 0 && (x == nil || token != x.token || !lapsed) {
+			return i
+		}
+		return len(queue)
+	}
+	given := slices.DeleteFunc(slices.Collect(maps.Keys(holds)), func(token string) bool { _, had := beside[token]; return had })
+	slices.SortFunc(given, func(a, b string) int { return place(a) - place(b) })
+	for _, token := range given {
+		to := w.waits[token]
+		if to == nil {
+			w.fail(living, "nobody knows %q", token)
+			return
+		}
+		w.grant(l, to, x, beside)
+		beside[token] = 0
+		end := holds[token]
+		if left := end - w.ms(); to != x && (end == 0 || left > to.short()) {
+			w.fail(startShort, "%s is handed a lease of %d ms", token, left)
+		}
+	}
+	for token, end := range holds {
+		if to := w.waits[token]; to != nil {
+			to.heldUntil = time.Now().Add(w.left(end))
+			if end == 0 && to.lease != 0 {
+				w.fail(nothing, "the lease of %s never ends", token)
+			}
+		}
+	}
 }
 
 // isMute: somebody is in the queue who perhaps cannot be told.
@@ -381,19 +450,23 @@ func (l *lock) drop(x *wait) {
 	l.line = slices.DeleteFunc(l.line, func(v *wait) bool { return v == x })
 }
 
-// grant is what the witness sees: the lock is given to x, in a call of by. It needs mu.
-func (w *world) grant(l *lock, x, by *wait) {
+// grant is what the witness sees: the lock is given to x, in a call of by, beside those who have it. It needs mu.
+func (w *world) grant(l *lock, x, by *wait, beside map[string]int64) {
 	fence := w.look().fence(l)
-	if fence <= l.lastFence && (!l.lostFence || w.micros() > l.lastFence) {
+	switch joins := len(beside) > 0; {
+	case !w.mayJoin(x, beside) && (by == nil || !by.unsure):
+		w.fail(together, "%s allows %d and gets it beside %v", x.token, x.holders, slices.Collect(maps.Keys(beside)))
+	case joins && fence != l.lastFence && !l.lostFence:
+		w.fail(together, "%s gets the fence %d, the others have %d", x.token, fence, l.lastFence)
+	case !joins && fence <= l.lastFence && (!l.lostFence || w.micros() > l.lastFence):
 		w.fail(growing, "%s gets %d after %d", x.token, fence, l.lastFence)
 	}
 	if fence > l.lastFence {
 		l.lastFence, l.lostFence = fence, false
 	}
 	x.grantedAs = fence
-	x.forged = x.forged || x.own && fence/1000 != w.ms() // another process may take it for its own, see isOurs
-	if l.granted[fence] == 0 {
-		l.granted[fence] = w.step
+	if g := (grant{x.token, fence}); l.granted[g] == 0 {
+		l.granted[g] = w.step
 	}
 	if x != by && !x.unsure && (!slices.Contains(l.line, x) || w.lapsed(x)) {
 		w.fail(living, "to %s", x.token)
@@ -485,7 +558,7 @@ func (w *world) refuse(c *call, err error) {
 
 // isCurrent: nothing has made a hold's belief wrong since. It needs mu.
 func (w *world) isCurrent(h *hold) bool {
-	granted := h.lock.granted[h.Fence()]
+	granted := h.lock.granted[grant{h.Token(), h.Fence()}]
 	told := h.told
 	if granted < w.putBack && told.held < granted && (w.putBy < unseen || told.asked > w.putBack) {
 		return false // nobody can tell that the signal is older than an answer
@@ -506,10 +579,14 @@ func (w *world) left(end int64) time.Duration {
 // check compares what the clients believe with what is. It needs mu.
 func (w *world) check(l *lock) {
 	v := w.look()
-	holder, end := v.holder(l)
-	now, left := time.Now(), w.left(end)
-	if end != 0 {
-		l.expiry.Reset(left + time.Microsecond)
+	holders := w.holders(l)
+	now := time.Now()
+	next := wire.Never
+	for _, end := range holders {
+		next = min(next, w.left(end))
+	}
+	if next != wire.Never {
+		l.expiry.Reset(next + time.Microsecond)
 	}
 	var acting *hold
 	for h := range l.holds {
@@ -523,20 +600,22 @@ func (w *world) check(l *lock) {
 		if !w.isCurrent(h) {
 			continue
 		}
-		if acting != nil && acting.Token() != h.Token() {
+		if acting != nil && acting.Token() != h.Token() && (acting.wait.holders == 1 || h.wait.holders == 1) {
 			w.fail(exclusion, "%s and %s", acting.Token(), h.Token())
 		}
 		acting = h
 		tolerance := time.Duration(w.maxRate * float64(h.long+12*time.Second))
+		end, holds := holders[h.Token()]
+		left := w.left(end)
 		switch {
-		case holder != h.Token():
-			w.fail(ownLease, "%s acts, but %q holds the lock", h.Token(), holder)
+		case !holds:
+			w.fail(ownLease, "%s acts, but %v hold the lock", h.Token(), holders)
 		case end != 0 && !finite:
-			w.fail(ownLease, "%s has no Deadline, but the lease ends in %v", holder, left)
+			w.fail(ownLease, "%s has no Deadline, but the lease ends in %v", h.Token(), left)
 		case end != 0 && deadline.Sub(now) > left+tolerance:
-			w.fail(ownLease, "the Deadline of %s is in %v, the end of the lease in %v", holder, deadline.Sub(now), left)
-		case h.Fence() < h.wait.grantedAs && !h.wait.unsure && w.back == 0 && l.granted[h.Fence()] > l.fault:
-			w.fail(growing, "%s has %d and was granted %d", holder, h.Fence(), h.wait.grantedAs)
+			w.fail(ownLease, "the Deadline of %s is in %v, the end of the lease in %v", h.Token(), deadline.Sub(now), left)
+		case h.Fence() < h.wait.grantedAs && !h.wait.unsure && w.back == 0 && l.granted[grant{h.Token(), h.Fence()}] > l.fault:
+			w.fail(growing, "%s has %d and was granted %d", h.Token(), h.Fence(), h.wait.grantedAs)
 		}
 	}
 	for _, k := range v.all {

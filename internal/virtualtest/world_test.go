@@ -44,6 +44,7 @@ type world struct {
 	steps  *atomic.Int64
 	start  time.Time
 	leases []time.Duration
+	shares bool     // some hold the locks together
 	kinds  []string // the accidents that happen in this world
 
 	over    context.Context // ends with the run, or with its failure
@@ -127,6 +128,7 @@ func newWorld(seed uint64, steps *atomic.Int64) *world {
 		w.locks[w.names[i]] = newLock(w, w.names[i])
 	}
 	w.leases = []time.Duration{300 * time.Millisecond, time.Second, 2 * time.Second, 5 * time.Second, 10 * time.Second, 10 * time.Second}
+	w.shares = w.rnd.IntN(2) == 0
 	for _, kind := range accidents {
 		if w.rnd.IntN(2) == 0 {
 			w.kinds = append(w.kinds, kind)

@@ -17,8 +17,9 @@ const Never = time.Duration(math.MaxInt64)
 // Server is one client's access to the function library. Every call ends with its ctx, whatever it
 // waits for; it may still be carried out then (see Error). It is safe for concurrent use.
 type Server interface {
-	// Acquire takes the lock or queues for it. With a wait of 0 it only tries, and leaves the queue.
-	Acquire(ctx context.Context, k Keys, token string, lease, wait time.Duration) (Acquired, error)
+	// Acquire takes the lock or queues for it. With a wait of 0 it only tries, and leaves the queue. So many
+	// holders may have the lock together, token included; 0: any number; 1: token alone.
+	Acquire(ctx context.Context, k Keys, token string, lease, wait time.Duration, holders int) (Acquired, error)
 	// Release gives the lock back, or leaves the queue.
 	Release(ctx context.Context, k Keys, token string) (Released, error)
 	// Extend has the lease end this long from now, if token is the holder.
@@ -90,11 +91,19 @@ type Signal struct {
 
 // State is the answer to Inspect.
 type State struct {
-	Holder  string // "": nobody
+	Holder  string // "": nobody. Of several, the one with the longest lease
 	Fence   int64
-	TTL     time.Duration // -1: never expires; 0: nobody holds the lock
+	TTL     time.Duration // of Holder; -1: never expires; 0: nobody holds the lock
+	Held    int           // how many hold it
+	Holders []Holder      // of them; may be empty if one holds it alone
 	Waiting int
 	Waiters []Waiter
+}
+
+// Holder is one of those who hold a lock.
+type Holder struct {
+	Token string
+	TTL   time.Duration // as in State
 }
 
 // Waiter is one place in the queue.
@@ -102,6 +111,7 @@ type Waiter struct {
 	Token                   string
 	Waited, LapsesIn, Lease time.Duration // a Lease of 0: never expires
 	Signal                  string
+	Holders                 int // as in Acquire
 }
 
 // ErrUnavailable is found in each Error that passes.

@@ -145,6 +145,8 @@ func two(free, signal int) {
 		reached++
 	case 2:
 		reached++
+	case 3:
+		reached++
 	}
 	switch signal {
 	case 0:
@@ -180,6 +182,9 @@ func three(fence, last int) {
 // circumstances are classes of what was in the keys.
 func (v *verdict) circumstances() (free, head, fence, last, signal int) {
 	holder, held := v.before.text(v.lock)
+	if v.before.keys[v.lock].kind == "zset" {
+		free = 3
+	}
 	switch {
 	case held && holder == v.token:
 		free = 1

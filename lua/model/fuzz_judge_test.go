@@ -20,7 +20,7 @@ const (
 	keyMost   = 8192
 )
 
-var numberMost = map[string]int64{"LEASE_MS": 9_999_999_999_999, "WAIT_MS": 86_400_000}
+var numberMost = map[string]int64{"LEASE_MS": 9_999_999_999_999, "WAIT_MS": 86_400_000, "HOLDERS": 9_999_999_999_999}
 
 // signature is what the contract says of a function.
 type signature struct {
@@ -30,7 +30,7 @@ type signature struct {
 }
 
 var signatures = []signature{
-	{"lock_acquire", []string{"lock", "queue", "state", "signal"}, []string{"TOKEN", "LEASE_MS", "WAIT_MS"}, false},
+	{"lock_acquire", []string{"lock", "queue", "state", "signal"}, []string{"TOKEN", "LEASE_MS", "WAIT_MS", "HOLDERS"}, false}, // the last one is optional
 	{"lock_release", []string{"lock", "queue", "state"}, []string{"TOKEN"}, false},
 	{"lock_extend", []string{"lock", "queue", "state"}, []string{"TOKEN", "LEASE_MS"}, false},
 	{"lock_reset", []string{"lock", "queue", "state"}, nil, false},
@@ -51,6 +51,7 @@ type verdict struct {
 	signature
 	lock, queue, hash, signal string // the keys
 	token, lease, wait        string
+	holders                   string
 }
 
 // judge says what is wrong with the reply to a call, or with what it did.
@@ -146,7 +147,7 @@ func (v *verdict) expected() (class, about string) {
 	switch {
 	case len(keys) != len(v.keys):
 		return "LOCKARG", fmt.Sprintf("expected %d keys", len(v.keys))
-	case len(args) != len(v.args):
+	case len(args) != len(v.args) && (v.name != "lock_acquire" || len(args) != len(v.args)-1):
 		return "LOCKARG", fmt.Sprintf("expected %d arguments", len(v.args))
 	}
 	for i := range keys {
@@ -157,7 +158,7 @@ func (v *verdict) expected() (class, about string) {
 			return "LOCKARG", v.keys[i] + " must differ"
 		}
 	}
-	for i, name := range v.args {
+	for i, name := range v.args[:len(args)] {
 		n := digits(args[i])
 		if most, isNumber := numberMost[name]; isNumber && (n < 0 || n > most || len(args[i]) > 13) ||
 			!isNumber && (args[i] == "" || len(args[i]) > tokenMost) {
@@ -167,11 +168,19 @@ func (v *verdict) expected() (class, about string) {
 	for i, to := range []*string{&v.lock, &v.queue, &v.hash, &v.signal}[:len(keys)] {
 		*to = keys[i]
 	}
-	for i, to := range []*string{&v.token, &v.lease, &v.wait}[:len(args)] {
+	v.holders = "1"
+	for i, to := range []*string{&v.token, &v.lease, &v.wait, &v.holders}[:len(args)] {
 		*to = args[i]
 	}
 	for i, name := range v.keys {
-		if k, ok := v.before.keys[keys[i]]; ok && k.kind != kinds[name] {
+		k, ok := v.before.keys[keys[i]]
+		if ok && name == "lock" && (k.kind == "zset" || k.kind == "string" && v.saysShared()) {
+			continue // a string where the state tells of a set may be an error
+		}
+		if ok && name == "signal" && !v.queued() {
+			continue // it counts only for one who may have to wait
+		}
+		if ok && k.kind != kinds[name] {
 			return "WRONGTYPE", ""
 		}
 	}
@@ -184,8 +193,49 @@ func (v *verdict) expiring(key string) bool {
 	return ok && k.expires >= 0 && k.expires <= v.after.micros/1000+slack
 }
 
+// queued tells whether the reply is a place, or an error.
+func (v *verdict) queued() bool {
+	r, err := integers(v.reply, 4)
+	return err != nil || r[0] == 0 && r[1] > 0
+}
+
+// saysShared tells whether the state says that the lock is held together.
+func (v *verdict) saysShared() bool {
+	return strings.HasSuffix(v.before.hash(v.hash)["fence"], " shared")
+}
+
+// sharing are those who hold the lock together. One whose share ends about now may count, or not.
+func (v *verdict) sharing(s state) (sure, perhaps map[string]float64) {
+	sure, perhaps = map[string]float64{}, map[string]float64{}
+	k := s.keys[v.lock]
+	if k.kind != "zset" {
+		return sure, perhaps
+	}
+	for i := 0; i+1 < len(k.items); i += 2 {
+		end, err := strconv.ParseFloat(k.items[i+1], 64)
+		if err != nil {
+			continue
+		}
+		if end > float64(v.before.micros/1000-slack) {
+			perhaps[k.items[i]] = end
+		}
+		if end > float64(v.after.micros/1000+slack) {
+			sure[k.items[i]] = end
+		}
+	}
+	return sure, perhaps
+}
+
+// together tells whether the lock was or is held so.
+func (v *verdict) together() bool {
+	return v.before.keys[v.lock].kind == "zset" || v.after.keys[v.lock].kind == "zset"
+}
+
 // unsure tells whether the call may have seen less than is in before.
 func (v *verdict) unsure() bool {
+	if v.saysShared() && v.before.keys[v.lock].kind == "string" {
+		return true
+	}
 	return v.expiring(v.lock) || v.expiring(v.queue) || v.expiring(v.hash) || v.expiring(v.signal)
 }
 
@@ -215,6 +265,9 @@ func (v *verdict) acquired() (class string, err error) {
 	if !v.during(r[3]) {
 		return "", fmt.Errorf("now_ms is not the time of the call")
 	}
+	if v.together() {
+		return v.acquiredTogether(r, place)
+	}
 	if held && (holder == v.token) != (r[0] == 1) {
 		return "", fmt.Errorf("the lock was %q's", holder)
 	}
@@ -242,7 +295,7 @@ func (v *verdict) acquired() (class string, err error) {
 			err = fmt.Errorf("the lock is not the caller's")
 		case !v.ends(v.lock, lease):
 			err = fmt.Errorf("the lock expires at another time")
-		case digits(v.after.hash(v.hash)["fence"]) != r[1]:
+		case v.newFence() != r[1]:
 			err = fmt.Errorf("the state has another fence")
 		case !v.outlived():
 			err = fmt.Errorf("the state ends before the lock")
@@ -267,15 +320,63 @@ func (v *verdict) acquired() (class string, err error) {
 		case !v.lasts(wait):
 		case place < 0 || r[1] < int64(place)+1 || r[1] > waiting:
 			err = fmt.Errorf("the place is %d of %d", place+1, waiting)
-		case v.after.hash(v.hash)["@"+v.token] != fmt.Sprintf("%d %d %d %s", r[3], wait, lease, v.signal):
+		case v.after.hash(v.hash)["@"+v.token] != v.entry(r[3]):
 			err = fmt.Errorf("the entry is not what the caller asked for")
-		case digits(v.after.hash(v.hash)["last"]) < 0:
+		case digits(v.after.hash(v.hash)["last"]) < 0 && !slices.Contains(v.before.members(v.queue), v.token):
 			err = fmt.Errorf("`last` is no number")
 		case v.after.keys[v.queue].expires >= 0 && v.after.keys[v.queue].expires < r[3]+wait:
 			err = fmt.Errorf("the queue ends before the wait")
 		}
 	}
 	return class, err
+}
+
+// entry is what the state has to say of the caller.
+func (v *verdict) entry(now int64) string {
+	lease := strconv.FormatInt(digits(v.lease), 10)
+	if n := digits(v.holders); n != 1 {
+		lease += "/" + strconv.FormatInt(n, 10)
+	}
+	return fmt.Sprintf("%d %d %s %s", now, digits(v.wait), lease, v.signal)
+}
+
+// acquiredTogether is for a lock that several hold.
+func (v *verdict) acquiredTogether(r []int64, place int) (class string, err error) {
+	lease, wait, holders := digits(v.lease), digits(v.wait), digits(v.holders)
+	sure, perhaps := v.sharing(v.before)
+	_, mine := sure[v.token]
+	_, maybe := perhaps[v.token]
+	now, _ := v.sharing(v.after)
+	end, shares := now[v.token]
+	switch {
+	case mine && r[0] != 1:
+		return "", fmt.Errorf("the caller has lost its share")
+	case r[0] == 1 && v.lasts(lease) && !shares && !v.holds(v.token):
+		return "", fmt.Errorf("the caller does not hold the lock")
+	case r[0] == 1 && shares && lease > 0 && !v.during(int64(end)-lease),
+		r[0] == 1 && shares && lease == 0 && end != most:
+		return "", fmt.Errorf("the caller's share ends at %f", end)
+	case r[0] == 1 && !maybe && holders == 1 && len(sure) > 0,
+		r[0] == 1 && !maybe && holders > 1 && int64(len(sure)) >= holders:
+		return "", fmt.Errorf("%d had the lock, the caller allows %d", len(sure), holders)
+	case r[0] == 1 && (r[1] < 1 || r[1] > most):
+		return "", fmt.Errorf("no fence")
+	case r[0] == 1 && len(sure) > 0 && v.saysShared() && v.fenceOf(v.before) > 0 && r[1] != v.fenceOf(v.before):
+		return "", fmt.Errorf("the fence is not that of the others")
+	case r[0] == 1 && v.lasts(lease) && !v.outlived():
+		return "", fmt.Errorf("the state ends before the lock")
+	case r[0] == 1:
+		return "held", nil
+	case r[1] == 0 && (wait != 0 || place >= 0):
+		return "", fmt.Errorf("busy, but WAIT_MS is %d, and the place %d", wait, place+1)
+	case r[1] == 0:
+		return "busy", nil
+	case v.lasts(wait) && v.after.hash(v.hash)["@"+v.token] != v.entry(r[3]):
+		return "", fmt.Errorf("the entry is not what the caller asked for")
+	case r[2] < 1 || r[2] > max(1, wait/3):
+		return "", fmt.Errorf("check_in_ms is not within WAIT_MS/3")
+	}
+	return "queued", nil
 }
 
 // outlived tells whether the state outlives the lock, or there is none.
@@ -286,11 +387,16 @@ func (v *verdict) outlived() bool {
 
 // fenceOf is the fence that a state knows, 0 if it is none, or the last one possible.
 func (v *verdict) fenceOf(s state) int64 {
-	fence := digits(s.hash(v.hash)["fence"])
+	fence := digits(strings.TrimSuffix(s.hash(v.hash)["fence"], " shared"))
 	if fence < 0 || fence >= most {
 		return 0
 	}
 	return fence
+}
+
+// newFence is the fence after the call; it may be the last one possible.
+func (v *verdict) newFence() int64 {
+	return digits(strings.TrimSuffix(v.after.hash(v.hash)["fence"], " shared"))
 }
 
 func (v *verdict) holds(token string) bool {
@@ -304,6 +410,9 @@ func (v *verdict) numbered() (class string, err error) {
 	holder, held := v.before.text(v.lock)
 	mine := held && holder == v.token
 	waits := slices.Contains(v.before.members(v.queue), v.token)
+	if v.together() {
+		return v.numberedTogether(n, ok, waits)
+	}
 	class = strconv.FormatInt(n, 10)
 	switch {
 	case !ok || n < 0 || n > 2 || n == 2 && v.name != "lock_release":
@@ -324,6 +433,37 @@ func (v *verdict) numbered() (class string, err error) {
 		return class, fmt.Errorf("the caller holds the lock")
 	case n != 1 && slices.Contains(v.after.members(v.queue), v.token) && v.name == "lock_release":
 		return class, fmt.Errorf("the caller is still queued")
+	}
+	return class, nil
+}
+
+// numberedTogether is for a lock that several hold.
+func (v *verdict) numberedTogether(n int64, ok, waits bool) (class string, err error) {
+	sure, perhaps := v.sharing(v.before)
+	now, _ := v.sharing(v.after)
+	_, mine := sure[v.token]
+	_, maybe := perhaps[v.token]
+	_, shares := now[v.token]
+	class = strconv.FormatInt(n, 10)
+	switch {
+	case !ok || n < 0 || n > 2 || n == 2 && (v.name != "lock_release" || !waits):
+		return "", fmt.Errorf("not a number of the contract")
+	case v.before.keys[v.lock].kind != "zset":
+	case v.name == "lock_reset" && (len(sure) > 0 && n != 1 || len(perhaps) == 0 && n != 0),
+		v.name != "lock_reset" && (mine && n != 1 || !maybe && n == 1):
+		return class, fmt.Errorf("the lock was held by %v", perhaps)
+	case v.name == "lock_release" && n == 1 && shares:
+		return class, fmt.Errorf("the caller holds the lock")
+	case v.name == "lock_extend" && n == 1 && v.lasts(digits(v.lease)) && !shares:
+		return class, fmt.Errorf("the share is not renewed")
+	}
+	if v.name == "lock_reset" {
+		return class, nil
+	}
+	for token, end := range sure { // a share is its holder's alone
+		if is, still := now[token]; token != v.token && (!still || is != end) {
+			return class, fmt.Errorf("the share of %q ends at %f, and not at %f", token, is, end)
+		}
 	}
 	return class, nil
 }
@@ -358,6 +498,9 @@ func (v *verdict) wrote() error {
 			return fmt.Errorf("%q is no signal list of this lock, and was changed", key)
 		}
 	}
+	if v.after.keys[v.lock].kind == "zset" {
+		return v.letIn()
+	}
 	was, held := v.before.text(v.lock)
 	is, holds := v.after.text(v.lock)
 	if !holds || held && is == was || v.name == "lock_acquire" && is == v.token {
@@ -365,7 +508,7 @@ func (v *verdict) wrote() error {
 	}
 	entry := v.before.hash(v.hash)["@"+is]
 	parts := strings.SplitN(entry, " ", 4)
-	fence, known := digits(v.after.hash(v.hash)["fence"]), v.fenceOf(v.before)
+	fence, known := v.newFence(), v.fenceOf(v.before)
 	deadline := v.after.keys[v.lock].expires
 	switch {
 	case !slices.Contains(v.before.members(v.queue), is):
@@ -390,6 +533,29 @@ func (v *verdict) wrote() error {
 	late := deadline - digits(told[min(1, len(told)-1)]) // SET reads the clock once more
 	if len(told) < 3 || digits(told[0]) != fence || told[2] != is || late < -slack || late > v.after.micros/1000-v.before.micros/1000+slack {
 		return fmt.Errorf("handed to %q with the signal %q", is, told)
+	}
+	return nil
+}
+
+// letIn judges those who were given a share: in line, told, and for a short time.
+func (v *verdict) letIn() error {
+	_, had := v.sharing(v.before)
+	now, _ := v.sharing(v.after)
+	for token, end := range now {
+		if _, old := had[token]; old && v.name != "lock_reset" || v.name == "lock_acquire" && token == v.token {
+			continue
+		}
+		parts := strings.SplitN(v.before.hash(v.hash)["@"+token], " ", 4)
+		switch {
+		case !slices.Contains(v.before.members(v.queue), token) || slices.Contains(v.after.members(v.queue), token):
+			return fmt.Errorf("a share for %q, which did not wait, or still does", token)
+		case len(parts) < 4 || !v.isSignalList(parts[3]):
+			return fmt.Errorf("a share for %q, which cannot be told", token)
+		case int64(end) > v.after.micros/1000+claim+slack:
+			return fmt.Errorf("a share is handed over for longer than %d ms", claim)
+		case !slices.Contains(v.after.keys[parts[3]].items, fmt.Sprintf("%d %d %s", v.newFence(), int64(end)-1, token)):
+			return fmt.Errorf("a share for %q without a signal", token)
+		}
 	}
 	return nil
 }
@@ -422,6 +588,18 @@ func (v *verdict) inspected() error {
 	fence, ttl, waiting, now := numbers[0], numbers[1], numbers[2], numbers[3]
 	is, held := v.before.text(v.lock)
 	members := v.before.members(v.queue)
+	count, isNumber := fields["held"].(int64)
+	holders, isHolders := fields["holders"].([]any)
+	sure, perhaps := v.sharing(v.before)
+	if !isNumber || !isHolders || count < int64(len(sure)) || count < int64(len(holders)) || len(holders) > listMost {
+		return fmt.Errorf("held by %d, among them %v", count, holders)
+	}
+	if len(perhaps) > 0 {
+		is, held = holder, len(sure) > 0 || holder != ""
+		if _, one := perhaps[holder]; !one && held {
+			return fmt.Errorf("%q is none of those who hold the lock", holder)
+		}
+	}
 	switch {
 	case holder != is || (ttl == -2) == held || ttl < -2:
 		return fmt.Errorf("the lock is %q's", is)
@@ -434,8 +612,11 @@ func (v *verdict) inspected() error {
 	}
 	for _, one := range waiters {
 		details, _ := one.([]any)
-		if len(details) != 5 {
-			return fmt.Errorf("a waiter that is not 5 values: %v", one)
+		if len(details) != 6 {
+			return fmt.Errorf("a waiter that is not 6 values: %v", one)
+		}
+		if n, isNumber := details[5].(int64); !isNumber || n < 0 || n > numberMost["HOLDERS"] {
+			return fmt.Errorf("a waiter with a number out of its bounds: %v", one)
 		}
 		numbers, err := integers(details[1:4], 3)
 		token, isToken := details[0].(string)
@@ -446,6 +627,8 @@ func (v *verdict) inspected() error {
 			return fmt.Errorf("not a waiter, or not in this order: %v", one)
 		case slices.Min(numbers) < 0 || numbers[1] > numberMost["WAIT_MS"] || numbers[2] > numberMost["LEASE_MS"]:
 			return fmt.Errorf("a waiter with a number out of its bounds: %v", one)
+		case strings.IndexByte(v.before.hash(v.hash)["@"+token], ' ') > 13 && numbers[1] > claim:
+			return fmt.Errorf("a place that lasts by a time that is none: %v", one)
 		case signal != "" && !strings.HasSuffix(v.before.hash(v.hash)["@"+token], " "+signal):
 			return fmt.Errorf("another signal: %v", one)
 		}

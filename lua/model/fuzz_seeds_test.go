@@ -53,6 +53,8 @@ var calls = [][]byte{
 	join([]byte{call, 2}, tok("h"), num("5000")),
 	join([]byte{call, 2}, tok("h"), num("0")),
 	{call, 3},
+	join([]byte{sane}, tok("b"), []byte{2 | 2<<2 | 1<<4}),
+	join([]byte{sane}, tok("a"), []byte{2 | 2<<2 | 2<<4}),
 }
 
 // each is a program for every call, from the same start; held: also where "h" holds the lock.
@@ -139,6 +141,17 @@ func oddities() (all [][]byte) {
 		join(waits(0, "a", [4]string{"1", "now-60000", "30000", "0"}, keyTable[4]), live("b"), live("c")),
 		join(live("a"), []byte{expire}, key(keyTable[0]), num("9999999999999")),
 	}
+	for _, end := range []string{"now+60000", "now-60000", "9007199254740992", "+inf", "-1", "nan", "1e999"} {
+		together := join([]byte{zaddKey}, key(keyTable[0]), []byte{1}, num(end), tok("h"), num("now+60000"), tok("c"))
+		starts = append(starts,
+			together,
+			join(together, live("a")),
+			join(together, []byte{setField, 128}, num("micros-60000000"), live("a")),
+			join(together, []byte{setField, 128}, num("micros-60000000"), waits(0, "a", [4]string{"1", "now", "30000", "5000/2"}, keyTable[4]), live("b")),
+			join(together, waits(0, "a", [4]string{"1", "now", "30000", "0/0"}, keyTable[3]), waits(0, "b", [4]string{"2", "now-60000", "600000", "0/99999999999999"}, keyTable[4])),
+			join([]byte{setField, 128}, num(end), live("a")),
+		)
+	}
 	for _, to := range keyTable {
 		starts = append(starts, waits(0, "a", [4]string{"1", "now", "30000", "5000"}, to))
 		for kind := range byte(xaddKey + 1) {
@@ -173,7 +186,7 @@ func oddities() (all [][]byte) {
 func callSeeds() (all [][]string) {
 	keys := keyTable[:5]
 	for _, s := range signatures {
-		args := []string{"h", "5000", "30000", "0"}
+		args := []string{"h", "5000", "30000", "0", "1"}
 		for i := range s.keys {
 			for j := range i {
 				twice := slices.Clone(keys[:len(s.keys)])
@@ -182,11 +195,12 @@ func callSeeds() (all [][]string) {
 			}
 		}
 		for n := range 6 {
-			for m := range 5 {
+			for m := range 6 {
 				numkeys := []string{"0", "1", "2", "3", "4", "5"}[n]
 				all = append(all, slices.Concat([]string{s.name, numkeys}, keys[:n], args[:m]))
 			}
 		}
+		all = append(all, slices.Concat([]string{"lock_acquire", "4"}, keys[:4], args[:4]), slices.Concat([]string{"lock_acquire", "4"}, keys[:4], []string{"b", "5000", "30000", "2"}))
 		good := slices.Concat([]string{strings.ToUpper(s.name), strconv.Itoa(len(s.keys))}, keys[:len(s.keys)], args[:len(s.args)])
 		if len(s.args) > 0 {
 			long := slices.Clone(good)

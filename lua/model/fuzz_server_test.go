@@ -183,7 +183,7 @@ func parseState(reply any) state {
 // text is a string key's value, as far as the library reads it. An empty one is none.
 func (s state) text(key string) (string, bool) {
 	v, ok := s.keys[key]
-	if !ok || v.items[0] == "" {
+	if !ok || v.kind != "string" || v.items[0] == "" {
 		return "", false
 	}
 	return v.items[0][:min(len(v.items[0]), tokenMost+1)], true

@@ -63,10 +63,10 @@ const (
 	del             // key
 	call            // function, then an argument each: word or number
 	raw             // function numkeys n (word)...
-	sane            // token lease wait: lock_acquire as a client calls it
+	sane            // token, lease and wait and holders: lock_acquire as a client calls it
 	crowd           // how n: so many members of the queue
 	flush           //
-	setField        // field number: of the state
+	setField        // field number: of the state; from 128 on, of a lock that is held together
 )
 
 // The bits of how.
@@ -163,9 +163,13 @@ func (r *reader) step() (commands [][]string, isCall bool) {
 	case del:
 		return one("DEL", r.key()), false
 	case call:
-		s := signatures[r.byte()%6]
+		f := r.byte()
+		s := signatures[f%6]
 		var args []string
 		for _, name := range s.args {
+			if name == "HOLDERS" && f < 192 {
+				continue
+			}
 			if name == "TOKEN" {
 				args = append(args, r.token())
 			} else {
@@ -197,7 +201,11 @@ func (r *reader) step() (commands [][]string, isCall bool) {
 	case sane:
 		times := []string{"0", "1000", "30000", "86400000"}
 		token, b := r.token(), r.byte()
-		return one(asking("lock_acquire", token, times[b&3], times[b>>2&3])...), true
+		args := []string{token, times[b&3], times[b>>2&3], []string{"", "0", "2", "1000"}[b>>4&3]}
+		if args[3] == "" {
+			args = args[:3]
+		}
+		return one(asking("lock_acquire", args...)...), true
 	case crowd:
 		how, now := r.byte(), time.Now()
 		members, entries := []string{"ZADD", "Q"}, []string{"HSET", "S"}
@@ -223,7 +231,12 @@ func (r *reader) step() (commands [][]string, isCall bool) {
 	case flush:
 		return one("FLUSHALL"), false
 	default: // setField
-		return one("HSET", "S", [4]string{"fence", "last", "since", "@a"}[r.byte()&3], r.number()), false
+		f := r.byte()
+		words := []string{"HSET", "S", [4]string{"fence", "last", "since", "@a"}[f&3], r.number()}
+		if f >= 128 {
+			words[3] += " shared"
+		}
+		return one(words...), false
 	}
 }
 

@@ -19,60 +19,118 @@ import (
 // are in internal/virtualtest.
 type mutant struct {
 	name, old, new string
-	keysOnly       bool // lock.pml does not have it: it shows in the keys alone
+	keysOnly       bool   // lock.pml and shared.pml do not have it: it shows in the keys alone
+	rule           string // that finds it, also without the reference
 }
 
 var mutants = []mutant{
 	{name: "release-by-anyone",
-		old: "  if c.holder == c.token then\n    give_up(c)",
-		new: "  if c.holder then\n    give_up(c)"},
+		old: "  if c.holder == c.token then\n    c.holder, c.replaces = '', true",
+		new: "  if c.holder ~= '' and c.holder ~= SHARED then\n    c.holder, c.replaces = '', true"},
 	{name: "signal-without-grant",
-		old: "redis.call('SET', c.lock, waiter.token, 'PX', decimal(lease))"},
+		old: "      call('SET', c.lock, token, 'PX', lease_text)",
+		new: "      call('SET', c.lock, c.token, 'PX', lease_text)"},
 	{name: "claim-not-short",
-		old: "lease = math.min(waiter.lease, CLAIM_MS)",
-		new: "lease = waiter.lease"},
+		old: "    if lease == 0 or lease > CLAIM_MS then",
+		new: "    if lease == 0 then"},
 	{name: "check-in-not-noted",
-		old: "'@' .. c.token, now .. ' ' .. wait_ms",
-		new: "'@' .. c.token, c.mine or now .. ' ' .. wait_ms"},
+		old: "local entry = now .. ' ' .. wait",
+		new: "local entry = c.mine or now .. ' ' .. wait"},
 	{name: "lapsed-granted",
 		old: "if not dead and not lapsed(c, waiter) and",
 		new: "if not dead and"},
 	{name: "newcomer-overtakes",
-		old: "local waiter, handed = hand_over(c)",
-		new: "local waiter, handed"},
+		old: "      let_in(c)\n    end\n    if fits(c, holders) and (not c.first or c.first.token == token) then",
+		new: "    end\n    if fits(c, holders) then"},
 	{name: "release-drops",
-		old: "  if c.holder == c.token then\n    give_up(c)",
-		new: "  if c.holder == c.token then\n    redis.call('DEL', c.lock)"},
+		old: "    c.holder, c.replaces = '', true\n    pass_on(c)\n    return 1\n  elseif",
+		new: "    call('DEL', c.lock)\n    return 1\n  elseif"},
 	{name: "last-first",
-		old: "redis.call('ZRANGE', c.queue, '0', last)",
-		new: "redis.call('ZREVRANGE', c.queue, '0', last)"},
+		old: "call('ZRANGE', c.queue, '0', last)",
+		new: "call('ZREVRANGE', c.queue, '0', last)"},
 	{name: "fence-repeats",
-		old: "local fence, fence_text = after(c, c.fence)",
-		new: "local fence, fence_text = c.fence, decimal(c.fence)"},
+		old: "  return after(c, c.fence)",
+		new: "  return c.fence or '0', stored(c.fence) or 0"},
 	{name: "fence-not-from-clock",
-		old: "return c.micros, c.micros_text",
-		new: "return number + 1, decimal(number + 1)"},
+		old: "    return c.micros_text, c.micros\n",
+		new: "    return decimal(number + 1), number + 1\n"},
 	{name: "leaver-stays",
 		old: "local left = leave(c, c.token)",
-		new: "local left = redis.call('ZSCORE', c.queue, c.token)"},
+		new: "local left = call('ZSCORE', c.queue, c.token)"},
 	{name: "extend-by-anyone",
 		old: "if c.holder ~= c.token then",
-		new: "if not c.holder then"},
+		new: "if c.holder == '' then"},
 	{name: "check-in-requeues",
-		old: "if c.mine and lapsed(c, waiter_of(c, c.token, c.mine)) then",
-		new: "if c.mine then"},
+		old: "    elseif not (c.mine and lapsed(c, waiter_of(c, c.token, c.mine))) then",
+		new: "    elseif not c.mine then"},
 	{name: "expired-not-passed-on",
-		old: "local waiter, handed = hand_over(c)",
-		new: "local waiter, handed = c.first"},
+		old: "      let_in(c)\n    end\n    if fits(c, holders) and",
+		new: "    end\n    if fits(c, holders) and"},
+
+	// Those of shared.pml.
+	{name: "reader-overtakes", rule: "somebody is overtaken",
+		old: "if fits(c, holders) and (not c.first or c.first.token == token) then",
+		new: "if fits(c, holders) then"},
+	{name: "too-many", rule: "too many hold the lock",
+		old: "return holders == 0 or holders > 1 and shares(c) < holders",
+		new: "return holders == 0 or holders > 1 and shares(c) <= holders"},
+	{name: "writer-joins", rule: "a lease is taken away",
+		old: "return holders == 0 or holders > 1 and shares(c) < holders",
+		new: "return holders < 2 or shares(c) < holders"},
+	{name: "joins-a-writer", rule: "a lease is taken away",
+		old: "  elseif c.holder == '' or c.holder == SHARED then\n    read_front(c, '0')",
+		new: "  elseif c.holder == '' or c.holder == SHARED or holders == 0 then\n    if c.holder ~= SHARED then\n      c.holder, c.replaces = '', true\n    end\n    read_front(c, '0')"},
+	{name: "fence-for-each", rule: "those who hold the lock together have two fences",
+		old: "local number = c.holder ~= '' and stored(c.fence)",
+		new: "local number = c.holder ~= '' and c.holder == c.token and stored(c.fence)"},
+	{name: "fence-of-the-last", rule: "the fence does not grow",
+		old: "local number = c.holder ~= '' and stored(c.fence)",
+		new: "local number = stored(c.fence)"},
+	{name: "release-takes-all", rule: "a lease is taken away",
+		old: "    call('ZREM', c.lock, c.token)\n",
+		new: "    call('DEL', c.lock)\n"},
+	{name: "one-at-a-time", rule: "room is not given to the first in line",
+		old: "local LET_IN_MAX = 100",
+		new: "local LET_IN_MAX = 1"},
+	{name: "leaver-lets-nobody-in", rule: "room is not given to the first in line",
+		old: "    pass_on(c)\n  end\n  return left and 2 or 0",
+		new: "    local _ = c.holder == '' and pass_on(c)\n  end\n  return left and 2 or 0"},
+	{name: "extend-hands-nothing-on", rule: "room is not given to the first in line",
+		old: "    c.token = '' -- a waiter like any other\n    let_in(c)\n"},
+	{name: "asking-again-changes", rule: "a lease is taken away",
+		old: "      return hold(c, lease, 0)",
+		new: "      return hold(c, lease, holders)"},
+	{name: "dead-writer-blocks",
+		old: "elseif c.sharing and c.holder == SHARED and waiter.holders == 1 then",
+		new: "elseif false then"},
+	{name: "asked-is-dead", rule: "a waiter has lost its place",
+		old: "    if told and fence == '0' then\n      return\n",
+		new: "    if told and fence == '0' then\n      drop_first(c, { waiter.token }, 1)\n"},
+	{name: "reset-spares-some", rule: "a handed-over lease does not start short",
+		old: "    if c.replaces then\n      call('UNLINK', c.lock)\n    end\n"},
+
+	{name: "others-renewed", keysOnly: true, rule: "a lease ends by somebody else's call",
+		old: "  call('ZADD', c.lock, lease == 0 and NEVER or decimal(c.now + lease + 1), token)",
+		new: "  for _, t in ipairs(call('ZRANGE', c.lock, '0', '-1')) do\n    call('ZADD', c.lock, decimal(c.now + lease), t)\n  end\n  call('ZADD', c.lock, lease == 0 and NEVER or decimal(c.now + lease + 1), token)"},
+	{name: "set-ends-with-the-last-call", keysOnly: true, rule: "the lock does not end with the longest lease",
+		old: "call('ZRANGE', c.lock, '-1', '-1', 'WITHSCORES')[2]\n  if ends + 0",
+		new: "call('ZRANGE', c.lock, '0', '0', 'WITHSCORES')[2]\n  if ends + 0"},
+	{name: "ended-shares-count", keysOnly: true, rule: "room is not given to the first in line",
+		old: "call('ZCOUNT', c.lock, '(' .. decimal(c.now), '+inf')",
+		new: "call('ZCARD', c.lock)"},
+	{name: "holders-forgotten", keysOnly: true, rule: "too many hold the lock",
+		old: "    lease = lease .. '/' .. holders\n",
+		new: "    lease = lease .. '/0'\n"},
 
 	{name: "reset-leaves-block",
-		old: "  c.unblocks = not c.holder\n"},
+		old: "c.unblocks = '', true, free",
+		new: "c.unblocks = '', true, false"},
 	{name: "reset-drops-behind-a-holder", keysOnly: true,
-		old: "c.unblocks = not c.holder",
-		new: "c.unblocks = true"},
+		old: "c.unblocks = '', true, free",
+		new: "c.unblocks = '', true, true"},
 	{name: "silent-blocks", keysOnly: true,
-		old: "elseif c.unblocks or silent(c, waiter) then",
-		new: "elseif c.unblocks then"},
+		old: "elseif unread_since or c.unblocks or silent(c, waiter) then",
+		new: "elseif unread_since or c.unblocks then"},
 	{name: "silent-too-soon", keysOnly: true,
 		old: "waiter.called + math.min(waiter.wait / 3, SILENCE_MS) + CLAIM_MS",
 		new: "waiter.called + CLAIM_MS"},
@@ -80,16 +138,16 @@ var mutants = []mutant{
 		old: "if not list or not is_signal_list(c.lock, list) then",
 		new: "if not list then"},
 	{name: "prefix-not-told", keysOnly: true,
-		old: "if prefix and string.sub(lock, 1, #prefix + 1) == prefix .. ':' then",
+		old: "if prefix and lock:sub(1, #prefix + 1) == prefix .. ':' then",
 		new: "if false then"},
 	{name: "tag-not-told", keysOnly: true,
-		old: "return tag and tag ~= '{}' and string.find(list, tag, 1, true)",
+		old: "return tag and tag ~= '{}' and list:find(tag, 1, true)",
 		new: "return false"},
 	{name: "list-of-jobs-told", keysOnly: true,
 		old: "if not deadline then -- somebody else's list",
 		new: "if false then"},
 	{name: "signal-left-in-jobs", keysOnly: true,
-		old: "somebody else's list\n      redis.call('RPOP', list)",
+		old: "somebody else's list\n      call('RPOP', list)",
 		new: "somebody else's list"},
 	{name: "token-of-any-length", keysOnly: true,
 		old: "elseif #value > TOKEN_MAX then",
@@ -126,7 +184,27 @@ func TestMutants(t *testing.T) {
 	}
 }
 
-// TestMutantsOfTheModel: those here, and those of the server in lock.pml, have the same names.
+// TestRules has the mistakes found that the rules know, by them alone.
+func TestRules(t *testing.T) {
+	srv := begin(t)
+	srv.judged = true
+	for _, m := range mutants {
+		if m.rule == "" {
+			continue
+		}
+		t.Run(m.name, func(t *testing.T) {
+			if err := srv.load(m.source(t)); err != nil {
+				t.Fatal(err)
+			}
+			found, steps := hunt(t, srv, 400, callsRun(srv))
+			if found != m.rule {
+				t.Errorf("found after %d steps: %q", steps, found)
+			}
+		})
+	}
+}
+
+// TestMutantsOfTheModel: those here, and those of the server in lock.pml and shared.pml, have the same names.
 func TestMutantsOfTheModel(t *testing.T) {
 	text, err := os.ReadFile("mutants")
 	if err != nil {
@@ -138,7 +216,10 @@ func TestMutantsOfTheModel(t *testing.T) {
 			here = append(here, m.name)
 		}
 	}
-	text, _, _ = bytes.Cut(text, []byte("# In the client"))
+	text, shared, _ := bytes.Cut(text, []byte("# In the client"))
+	_, shared, _ = bytes.Cut(shared, []byte("# Of shared.pml, in the server"))
+	shared, _, _ = bytes.Cut(shared, []byte("# Of shared.pml, in the client"))
+	text = append(bytes.Clone(text), shared...)
 	for _, found := range regexp.MustCompile(`(?m)^([a-z-]+) .*\n- `).FindAllSubmatch(text, -1) {
 		there = append(there, string(found[1]))
 	}

@@ -38,6 +38,7 @@ type realServer struct {
 	dump   string
 	loaded string // the library
 	steps  int
+	judged bool // by the rules alone, and not by the reference
 }
 
 const memoryDisk = "/dev/shm"
@@ -53,6 +54,9 @@ for i, name in ipairs(redis.call('KEYS', '*')) do
   local what, kind, content = string.match(name, '^[^:]*')
   if what == 'lock' then
     kind, content = 'string', { redis.pcall('GET', name) }
+    if content[1].err then
+      kind, content = 'zset', redis.pcall('ZRANGE', name, 0, -1, 'WITHSCORES')
+    end
   elseif what == 'lock-queue' then
     kind, content = 'zset', redis.pcall('ZRANGE', name, 0, -1, 'WITHSCORES')
   elseif what == 'lock-state' then
@@ -60,7 +64,7 @@ for i, name in ipairs(redis.call('KEYS', '*')) do
   else
     kind, content = 'list', redis.pcall('LRANGE', name, 0, -1)
   end
-  if content.err or content[1].err then
+  if content.err then
     kind, content = redis.call('TYPE', name).ok, redis.call('SMEMBERS', name)
   end
   keys[i] = { name, kind, redis.call('PEXPIRETIME', name), content }
@@ -152,10 +156,11 @@ type world struct {
 	keys      []memory.Key    // after the last step
 	names     map[string]bool // of all keys that there ever were
 	script    []string
+	rules     rules
 }
 
 func newWorld(t *rapid.T, srv *realServer) *world {
-	w := &world{T: t, srv: srv, names: map[string]bool{}, reference: memory.New(redislock.Version)}
+	w := &world{T: t, srv: srv, names: map[string]bool{}, reference: memory.New(redislock.Version), rules: rules{map[string]map[string]asked{}}}
 	w.setClock(began)
 	w.do("FLUSHALL")
 	return w
@@ -167,6 +172,10 @@ func (w *world) do(words ...string) any {
 }
 
 func (w *world) as(client rueidis.Client, words ...string) any {
+	if w.srv.Server == nil {
+		w.script = append(w.script, quoted(words))
+		return nil
+	}
 	dump := w.srv.client.B().Evalsha().Sha1(w.srv.dump).Numkeys(0).Build()
 	command := client.B().Arbitrary(words...).Build()
 	var replies []rueidis.RedisResult
@@ -217,6 +226,12 @@ func (w *world) look(result rueidis.RedisResult) {
 		for _, item := range fields[3].([]any) {
 			k.Items = append(k.Items, text(item))
 		}
+		if strings.HasPrefix(k.Name, "lock:") && k.Kind == "zset" {
+			k.Items = slices.Concat(slices.DeleteFunc(slices.Collect(slices.Chunk(k.Items, 2)), w.over)...)
+			if len(k.Items) == 0 {
+				continue
+			}
+		}
 		k.Sort()
 		w.keys = append(w.keys, k)
 		w.names[k.Name] = true
@@ -224,15 +239,31 @@ func (w *world) look(result rueidis.RedisResult) {
 	slices.SortFunc(w.keys, func(a, b memory.Key) int { return strings.Compare(a.Name, b.Name) })
 }
 
-// compare has the reference make the same step, and fails the run unless reply and keys are the same then.
-func (w *world) compare(got any, step func(*memory.Server) any) {
+// over: a share, token and end, that has run out. lock.lua drops it sooner or later.
+func (w *world) over(share []string) bool {
+	end, err := strconv.ParseInt(share[1], 10, 64)
+	return err == nil && end <= w.now()
+}
+
+// compare has the reference make the same step, and fails the run unless reply and keys are the same then. It
+// returns the reply. Without a real server it is that of the reference.
+func (w *world) compare(got any, step func(*memory.Server) any) any {
 	w.srv.steps++
-	if want := step(w.reference); !reflect.DeepEqual(got, want) {
+	if w.srv.judged {
+		return got
+	}
+	want := step(w.reference)
+	if w.srv.Server == nil {
+		w.keys = w.reference.Keys()
+		return want
+	}
+	if !reflect.DeepEqual(got, want) {
 		w.fail("differs from the reference", "replies %v, the reference: %v", got, want)
 	}
 	if keys := w.reference.Keys(); !slices.EqualFunc(w.keys, keys, memory.Key.Equal) {
 		w.fail("differs from the reference", "leaves behind\n%s\nthe reference:\n%s", listed(w.keys), listed(keys))
 	}
+	return got
 }
 
 func listed(keys []memory.Key) string {
@@ -284,9 +315,13 @@ func (w *world) fcall(client rueidis.Client, function string, keys []string, arg
 		command = "FCALL_RO"
 	}
 	words := append([]string{command, function, strconv.Itoa(len(keys))}, keys...)
+	may := func(key string) bool { return client == w.srv.client || key == narrowList }
+	before := w.keys
 	reply := w.as(client, append(words, args...)...)
-	w.compare(reply, func(s *memory.Server) any {
-		return s.Call(function, keys, args, func(key string) bool { return client == w.srv.client || key == narrowList })
+	reply = w.compare(reply, func(s *memory.Server) any { return s.Call(function, keys, args, may) })
+	w.rules.watch(&step{
+		world: w, function: function, keys: keys, args: args, reply: reply, may: may,
+		before: byName(before), after: byName(w.keys),
 	})
 	return reply
 }
@@ -296,8 +331,10 @@ func same(*memory.Server) any { return nil }
 
 func (w *world) setClock(micros int64) {
 	at := time.UnixMicro(micros).UTC()
-	if err := w.srv.StopClock(at); err != nil {
-		w.Fatal(err)
+	if w.srv.Server != nil {
+		if err := w.srv.StopClock(at); err != nil {
+			w.Fatal(err)
+		}
 	}
 	w.micros = micros
 	w.script = append(w.script, "clock '"+at.Format("2006-01-02 15:04:05.000000")+"5'")
@@ -307,14 +344,14 @@ func (w *world) setClock(micros int64) {
 func (w *world) now() int64 { return w.micros / millisecond }
 
 func (w *world) pop(list string) (signal string, ok bool) {
-	reply := w.do("LPOP", list)
-	w.compare(reply, func(s *memory.Server) any { return s.Pop(list) })
+	reply := w.compare(w.do("LPOP", list), func(s *memory.Server) any { return s.Pop(list) })
 	signal, ok = reply.(string)
 	return signal, ok
 }
 
 func (w *world) del(name string) {
 	w.do("DEL", name)
+	w.rules.forget()
 	w.compare(nil, func(s *memory.Server) any { s.Delete(name); return nil })
 }
 
@@ -347,11 +384,14 @@ type snapshot struct {
 }
 
 func (w *world) snapshot() snapshot {
-	return snapshot{w.keys, w.reference.Clone()}
+	s := snapshot{w.keys, w.reference.Clone()}
+	s.reference.DropEnded() // the keys are without them
+	return s
 }
 
 // failOver goes on with an older state, as a replica does that had not got the last writes.
 func (w *world) failOver(to snapshot) {
+	w.rules.forget()
 	w.do("FLUSHALL")
 	for _, k := range to.keys {
 		words := []string{map[string]string{"string": "SET", "zset": "ZADD", "hash": "HSET", "list": "RPUSH", "set": "SADD"}[k.Kind], k.Name}
@@ -391,6 +431,9 @@ func (w *world) moments() []int64 {
 		for i, item := range k.Items {
 			var a, b int64
 			switch {
+			case k.Kind == "zset" && i%2 == 1 && strings.HasPrefix(k.Name, "lock:"):
+				a, _ = strconv.ParseInt(item, 10, 64)
+				add(a)
 			case k.Kind == "list":
 				if _, err := fmt.Sscanf(item, "%d %d", &a, &b); err == nil {
 					add(b)
@@ -398,6 +441,7 @@ func (w *world) moments() []int64 {
 			case k.Kind == "hash" && strings.HasPrefix(item, "@"):
 				if _, err := fmt.Sscanf(k.Items[i+1], "%d %d", &a, &b); err == nil {
 					add(a + b)
+					add(a + memory.Claim)
 					add(a + min(b/3, memory.Silence) + memory.Claim)
 				}
 			case k.Kind == "hash" && item == "since":
@@ -421,6 +465,10 @@ func (w *world) pass(micros int64) {
 	if micros < w.micros {
 		// Who looks at a key that has run out removes it. Without that, it would be there again.
 		w.do(append([]string{"EXISTS", "-"}, slices.Sorted(maps.Keys(w.names))...)...)
+		for _, keys := range locks {
+			w.do("ZREMRANGEBYSCORE", keys[0], "-inf", strconv.FormatInt(w.now(), 10))
+		}
+		w.reference.DropEnded()
 	}
 	w.setClock(micros)
 	w.do("PING")
@@ -448,10 +496,11 @@ var (
 		{"lock:{x}", "lock-queue:{x}", "lock-state:{x}"},
 		{"lock:y{x}", "lock-queue:y{x}", "lock-state:y{x}"},
 	}
-	lists  = []string{narrowList, "lock-signal:2", "mailbox {x}", "lock-signal:y{x}:3", "mailbox"} // the last one is none
-	tokens = []string{"a", "b", "c", "d", "e 0 1", "@f"}
-	leases = []string{"0", "1", "1000", "1999", "2000", "2001", "30000", "30000", "999999999", "1000000000", "9999999999999"}
-	waits  = []string{"1", "2", "1000", "3000", "3001", "30000", "30000", "600000", "600001", "86400000"}
+	lists   = []string{narrowList, "lock-signal:2", "mailbox {x}", "lock-signal:y{x}:3", "mailbox"} // the last one is none
+	tokens  = []string{"a", "b", "c", "d", "e 0 1", "@f"}
+	leases  = []string{"0", "1", "1000", "1999", "2000", "2001", "30000", "30000", "999999999", "1000000000", "9999999999999"}
+	sharing = []string{"", "", "", "0", "0", "1", "2", "2", "3", "1000", "9999999999999"} // HOLDERS; "": left out
+	waits   = []string{"1", "2", "1000", "3000", "3001", "30000", "30000", "600000", "600001", "86400000"}
 )
 
 const narrowList = "lock-signal:{x}:1"
@@ -464,17 +513,21 @@ func calls(w *world) map[string]func(*rapid.T) {
 		return one(w.T, "key", slices.Concat(lock(), lists)...)
 	}
 	client := func() rueidis.Client {
-		if one(w.T, "as", "anybody", "anybody", "anybody", "narrow") == "narrow" {
+		if w.srv.Server != nil && one(w.T, "as", "anybody", "anybody", "anybody", "narrow") == "narrow" {
 			return w.srv.narrow
 		}
 		return w.srv.client
 	}
 	acquire := func(t *rapid.T, wait string) {
 		as, list := client(), one(t, "list", lists...)
-		if as == w.srv.narrow {
+		if as != w.srv.client {
 			list = narrowList
 		}
-		w.fcall(as, "lock_acquire", append(slices.Clone(lock()), list), token(), one(t, "lease", leases...), wait)
+		args := []string{token(), one(t, "lease", leases...), wait, one(t, "holders", sharing...)}
+		if args[3] == "" {
+			args = args[:3]
+		}
+		w.fcall(as, "lock_acquire", append(slices.Clone(lock()), list), args...)
 	}
 	saved := w.snapshot()
 
@@ -483,15 +536,21 @@ func calls(w *world) map[string]func(*rapid.T) {
 		"acquire again": func(t *rapid.T) { acquire(t, one(t, "wait", waits...)) },
 		"try":           func(t *rapid.T) { acquire(t, "0") },
 		"release":       func(*rapid.T) { w.fcall(client(), "lock_release", lock(), token()) },
-		"release the holder": func(t *rapid.T) {
+		"a holder's": func(t *rapid.T) {
 			keys := lock()
-			for _, k := range w.keys {
-				if k.Name == keys[0] && k.Kind == "string" {
-					w.fcall(client(), "lock_release", keys, k.Items[0])
-					return
-				}
+			k := w.key(keys[0])
+			if len(k.Items) == 0 || k.Kind == "set" {
+				t.SkipNow()
 			}
-			t.SkipNow()
+			holder := k.Items[0]
+			if k.Kind == "zset" {
+				holder = k.Items[one(t, "of many", 0, 0, len(k.Items)/2-1, len(k.Items)/4)*2]
+			}
+			if one(t, "call", "release", "release", "extend") == "release" {
+				w.fcall(client(), "lock_release", keys, holder)
+			} else {
+				w.fcall(client(), "lock_extend", keys, holder, one(t, "lease", leases...))
+			}
 		},
 		"extend":  func(t *rapid.T) { w.fcall(client(), "lock_extend", lock(), token(), one(t, "lease", leases...)) },
 		"reset":   func(*rapid.T) { w.fcall(client(), "lock_reset", lock()) },
@@ -500,8 +559,23 @@ func calls(w *world) map[string]func(*rapid.T) {
 		"later":   func(*rapid.T) { w.later() },
 		"crowd": func(t *rapid.T) {
 			keys := append(slices.Clone(lock()), one(t, "list", lists...))
-			for _, token := range tokens[:one(t, "tokens", 3, 4, len(tokens))] {
-				w.fcall(w.srv.client, "lock_acquire", keys, token, "30000", "30000")
+			args := []string{"", "30000", "30000", one(t, "holders", sharing...)}
+			if args[3] == "" {
+				args = args[:3]
+			}
+			for _, args[0] = range tokens[:one(t, "tokens", 3, 4, len(tokens))] {
+				w.fcall(w.srv.client, "lock_acquire", keys, args...)
+			}
+		},
+		"behind a writer": func(t *rapid.T) {
+			keys := append(slices.Clone(lock()), one(t, "list", lists...))
+			w.fcall(w.srv.client, "lock_acquire", keys, "a", "30000", "0", "0")
+			w.fcall(w.srv.client, "lock_acquire", keys, "b", "30000", "30000")
+			reader := func() { w.fcall(w.srv.client, "lock_acquire", keys, "c", "30000", "30000", "0") }
+			reader()
+			for range one(t, "calls", 1, 2, 3) {
+				w.pass(w.micros + one(t, "silence", int64(2_001), 2_001, 1_000, 2_000)*millisecond)
+				reader()
 			}
 		},
 		"accident": func(t *rapid.T) {
@@ -535,7 +609,7 @@ func calls(w *world) map[string]func(*rapid.T) {
 				}
 				// Mostly only one of these is wrong.
 				keys := slices.Concat(locks[0], lists)[:number("keys", want.Keys)]
-				args := []string{one(t, "token", "a", "a", "", strings.Repeat("a", memory.TokenMax+1)), "1", "30000", "1"}[:number("arguments", want.Args)]
+				args := []string{one(t, "token", "a", "a", "", strings.Repeat("a", memory.TokenMax+1)), "1", "30000", "1", "1"}[:number("arguments", want.Args+one(t, "holders", 0, 1))]
 				if len(keys) > 1 && one(t, "one key twice", false, true) {
 					keys[one(t, "this", 0, len(keys)-1)] = keys[one(t, "and this", 0, 1, len(keys)-2, len(keys)-1)]
 				}
@@ -571,6 +645,12 @@ func TestLockLua(t *testing.T) {
 	if asked := flag.Lookup("rapid.checks").Value.String() != runs || testing.Short(); !asked && steps < 100_000 && !t.Failed() {
 		t.Errorf("only %d steps", steps)
 	}
+}
+
+// TestReference judges the reference by the rules alone.
+func TestReference(t *testing.T) {
+	settings(t, map[string]string{"rapid.checks": "4000", "rapid.steps": "50"})
+	rapid.Check(t, callsRun(&realServer{}))
 }
 
 // settings are those of rapid, until the end of the test. What the command line says wins.

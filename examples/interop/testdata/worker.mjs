@@ -1,6 +1,6 @@
 // A worker of the mixed fleet, see suite_test.go.
 import { createInterface } from 'node:readline'
-import { acquire, LostError } from './redislock.mjs'
+import { Locker, NotHeldError } from 'redislock'
 
 const { ADDR, NAME, LEASE, REGISTER, WHO, CLIENT, RESP, CLUSTER } = process.env
 const nodes = (CLUSTER ?? ADDR).split(' ').map((address) => ({ host: address.split(':')[0], port: Number(address.split(':')[1]) }))
@@ -19,7 +19,8 @@ if (CLIENT === 'redis') {
   client.on('error', console.error)
   run = (...args) => client.call(...args)
 }
-const lock = await acquire(client, NAME, { leaseMs: LEASE * 1000, timeoutMs: 120_000 })
+const locker = new Locker(client)
+const lock = await locker.acquire(NAME, { lease: LEASE * 1000, wait: 120_000 })
 console.log('held', lock.fence)
 for await (const line of createInterface({ input: process.stdin })) {
   if (line === 'write') {
@@ -29,8 +30,9 @@ for await (const line of createInterface({ input: process.stdin })) {
 await lock.release().then(
   () => console.log('released'),
   (error) => {
-    if (!(error instanceof LostError)) throw error
+    if (!(error instanceof NotHeldError)) throw error
     console.log('lost')
   },
 )
+await locker.close()
 client.destroy?.() ?? client.disconnect()

@@ -5,7 +5,12 @@ import sys
 import redis
 from redis.cluster import ClusterNode, RedisCluster
 
-from redislock import Lock, NotAcquired
+from redislock import Lock, NotHeld
+
+# redis-py 4.3, which is Debian's, loses a cluster for good when one of its nodes dies: to ask the others it
+# makes a deep copy of its arguments, and one of them refers to itself (redis-py issue 2480).
+if not hasattr(RedisCluster, "__deepcopy__"):
+    RedisCluster.__deepcopy__ = lambda self, memo: self
 
 env = os.environ
 nodes = [address.split(":") for address in env.get("CLUSTER", env["ADDR"]).split()]
@@ -13,15 +18,18 @@ if "CLUSTER" in env:
     client = RedisCluster(startup_nodes=[ClusterNode(host, int(port)) for host, port in nodes], socket_timeout=2)
 else:
     client = redis.Redis(host=nodes[0][0], port=int(nodes[0][1]), socket_timeout=2)
-lock = Lock(client, env["NAME"], expire=int(env["LEASE"]))
+lock = Lock(client, env["NAME"], lease=int(env["LEASE"]))
 if not lock.acquire(timeout=120):
     sys.exit("not acquired")
+# By itself, RedisCluster would first ask any node, and that may be the dead one, which of the arguments are keys.
+node = {"target_nodes": client.get_node_from_key(env["REGISTER"])} if "CLUSTER" in env else {}
 print("held", lock.fence, flush=True)
 for line in sys.stdin:
     if line == "write\n":
-        print("wrote", client.fcall("register_write", 1, env["REGISTER"], lock.fence, env["WHO"]), flush=True)
+        took = client.execute_command("FCALL", "register_write", 1, env["REGISTER"], lock.fence, env["WHO"], **node)
+        print("wrote", took, flush=True)
 try:
     lock.release()
     print("released")
-except NotAcquired:
+except NotHeld:
     print("lost")
