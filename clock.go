@@ -12,7 +12,7 @@ type serverClock struct {
 }
 
 // earliest is the earliest moment, by our clock, at which the server's clock shows ms. It assumes that the
-// server's clock runs less than a tenth faster than ours, see Lock.Context. One millisecond is for rounding.
+// server's clock runs less than a tenth faster than ours. One millisecond is for rounding.
 func (c serverClock) earliest(ms int64, today time.Time) time.Time {
 	const far = int64(7 * 24 * time.Hour / time.Millisecond) // prevents overflow; longer than any wait or handed-over lease
 	ahead := time.Duration(min(max(ms-c.now, -far), far)) * time.Millisecond

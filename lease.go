@@ -9,8 +9,8 @@ import (
 
 const (
 	// Context ends ahead of the deadline, by lease/noticeShare and by noticeMax at most. The holder
-	// stops in that time. It also covers a late timer, and a clock that is slower than the server's: see
-	// Lock.Context for the rates.
+	// stops in that time. It also covers a late timer, and a clock that is slower than the server's:
+	// docs/guarantees.md, "Clocks", has the rates.
 	noticeMax   = 500 * time.Millisecond
 	noticeShare = 10
 

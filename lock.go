@@ -334,11 +334,8 @@ func (l *Lock) Fence() int64 { return l.fence }
 //
 // It ends ahead of Deadline, by a tenth of the lease and at most 500 ms: stop in that time. A timer of
 // its own ends it, so a call, the network or a goroutine that hangs cannot hold it up. It ends before the
-// server can give the lock to somebody else, even if this machine's clock is slower than the server's by
-// less than this:
-//
-//	lease        5 s or less   10 s   1 min    2 min    16 min
-//	slower by    10 %          5 %    0.8 %    0.4 %    0.05 %, the most by which NTP slews a clock
+// server can give the lock to somebody else, even if this machine's clock is slower than the server's: by
+// up to 10 % for a lease of 5 s, 5 % for 10 s, less for longer ones (docs/guarantees.md, "Clocks").
 //
 // It ends too late if the process or machine stands still, or if the server's clock is put forward.
 // After a Reset or the loss of the key, it ends with the next renewal.
