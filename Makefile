@@ -125,8 +125,8 @@ picture: # docs/demo.svg, the first three scenes of a real run of the demo
 		--lines 4,32 --font.family 'ui-monospace, Menlo, Consolas, monospace' --output docs/demo.svg
 
 lint: prose
-prose: vale # the English of the documents, their columns and their links
-	@$(vale) --no-global --output line $$(git ls-files '*.md' ':!bench/results')
+prose: vale # the English of the documents and comments, the documents' columns and links
+	@$(vale) --no-global --output line $$(git ls-files '*.md' '*.go' '*.py' '*.ts' '*.mts' '*.mjs' ':!bench/results')
 	@go run ./internal/tools/documents
 
 # Vale has its grammars in C: to build it takes minutes, once.

@@ -19,7 +19,7 @@ type signature struct {
 	function   string
 	keys, args []string
 	flags      []string
-	optional   int // so many of the arguments can be left out
+	optional   int // how many of the arguments can be left out
 }
 
 var signatures = []signature{

@@ -80,7 +80,7 @@ var _ = OnEachTopology("limits", func() {
 		Entry(nil, signatures[0]), Entry(nil, signatures[1]), Entry(nil, signatures[2]), Entry(nil, signatures[3]), Entry(nil, signatures[4]),
 	)
 
-	// written are waiters that somebody writes by hand: so many, who called then. The list of each is its own.
+	// written are n waiters that somebody writes by hand; they called then. Each has a list of its own.
 	written := func(format string, n int, called int64, entry string) {
 		GinkgoHelper()
 		var commands [][]string

@@ -180,7 +180,7 @@ func (w *watch) tell(e Event) {
 	done = true
 }
 
-// next removes and returns the first event; false: there is none.
+// next removes and returns the first event; false: no event.
 func (w *watch) next() (e Event, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

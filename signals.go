@@ -115,7 +115,7 @@ func (h *hub) pace(d time.Duration) time.Duration {
 	return d
 }
 
-// listen makes a listener pop this signal list until w is removed. "": w needs no list any more.
+// listen makes a listener pop this signal list until w is removed. "": w needs no list.
 func (h *hub) listen(w *waiter, signals string) {
 	if w.heard == signals {
 		return

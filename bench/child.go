@@ -135,7 +135,7 @@ func memoryNow() memory {
 	}
 }
 
-// procStatus is a number of /proc/self/status in bytes, 0 where there is none.
+// procStatus is a number of /proc/self/status in bytes, 0 if it is missing.
 func procStatus(field string) uint64 {
 	text, _ := os.ReadFile("/proc/self/status")
 	_, rest, _ := strings.Cut(string(text), field+":")

@@ -200,7 +200,7 @@ func (s *slice) waits() []grant {
 	return counted
 }
 
-// contended is what one kind of lock came to with so many contenders and such a hold.
+// contended is the result of one kind of lock for a number of contenders and a hold.
 type contended struct {
 	Lock       string        `json:"lock"`
 	Contenders int           `json:"contenders"`

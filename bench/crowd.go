@@ -31,7 +31,7 @@ func (c *crowded) rate() float64 { return float64(c.Waiters) / c.Took.Seconds() 
 // queueKey is the sorted set of a lock, as the contract has it.
 func queueKey(name string) string { return "lock-queue:{" + name + "}" }
 
-// untilQueued returns when so many wait for the lock, and how long that took.
+// untilQueued waits until this many wait for the lock, and returns how long that took.
 func (b *bench) untilQueued(ctx context.Context, name string, count int) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
@@ -94,7 +94,7 @@ func crowd(ctx context.Context, b *bench) error {
 	return nil
 }
 
-// overtaken is how many were served after one that stood behind them in the queue, or not at all.
+// overtaken is how many were served after a waiter behind them in the queue, or never.
 func overtaken(queue, served []string) int {
 	place := make(map[string]int, len(queue))
 	for i, token := range queue {

@@ -15,7 +15,7 @@ import (
 	"github.com/seed-ee05a192/redislock"
 )
 
-// fcallCost is what one function takes on the server with a queue of so many.
+// fcallCost is the server's time for one function with a queue of this length.
 type fcallCost struct {
 	Call  string  `json:"call"`
 	Depth int     `json:"queued"` // 0: nobody waits
@@ -25,8 +25,8 @@ type fcallCost struct {
 	usecs []float64 // of each batch
 }
 
-// A look at the counters leaves the server's caches cold, so many calls are made in between. On one
-// lock these are few, for the shortest queue to stay about as long as it is.
+// Reading the counters leaves the server's caches cold, so there are many calls in between. On one lock
+// there are few, so the shortest queue keeps about its length.
 const (
 	batch   = 5  // calls on one lock
 	locksOf = 20 // locks with queues of one length, but for the longest: one
@@ -284,7 +284,7 @@ func (g *group) drop(c rueidis.Client) {
 	}
 }
 
-// fill has somebody hold the lock and so many wait.
+// fill makes one client hold the lock and this many wait.
 func (b *bench) fill(ctx context.Context, l *rawLock, depth int) error {
 	l.holder = l.token()
 	if err := send(ctx, b.admin, []rueidis.Completed{l.acquire(b.admin, l.holder, longWait)}); err != nil {

@@ -115,7 +115,7 @@ func ping(t target, pause time.Duration) (sampler, func(), error) {
 	}, client.Close, nil
 }
 
-// handovers measures all of them in turns, each with so many couples at once.
+// handovers measures all locks in turns, each with this many couples at once.
 func handovers(ctx context.Context, b *bench, t target, couples, rounds int, length, settle time.Duration, withPing bool) ([]*handedOver, error) {
 	var results []*handedOver
 	var steps []func() error

@@ -462,7 +462,7 @@ func TestOvertaken(t *testing.T) {
 	}
 	tell().expect(t, judgeFIFO)
 
-	// Whoever is dead is dropped, not overtaken; and a server that keeps its data keeps the order.
+	// A dead waiter is dropped, not overtaken; and a server that keeps its data keeps the order.
 	for _, f := range []fault{{kind: stopClient, worker: 0}, {kind: stopPrimary, worker: everyone}, {kind: killPrimary, worker: everyone}} {
 		s := tell()
 		f.from, f.to = 1_500_000_000, 2*second
@@ -557,7 +557,7 @@ func TestExpiredQueue(t *testing.T) {
 	s.expect(t)
 }
 
-// Whoever called before MONITOR was interrupted may have its place from before, though it is seen later.
+// A client that called before MONITOR was interrupted may have its place from before, though we see it later.
 func TestQueuedUnseen(t *testing.T) {
 	tell := func(call float64) *story {
 		s := newStory()

@@ -48,8 +48,8 @@ func (l setNX) acquire(ctx context.Context, name string, try bool, o options) (h
 	}
 }
 
-// barging wakes the next waiter and lets it try again: whoever comes first has the lock. Its keys
-// are those of the library, so that the same judge can read its queue from MONITOR.
+// barging wakes the next waiter and lets it try again: the first to come has the lock. Its keys are those
+// of the library, so the same judge can read its queue from MONITOR.
 type barging struct{ client rueidis.Client }
 
 var (

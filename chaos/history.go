@@ -147,7 +147,7 @@ const (
 	srvEnqueue = "enqueue" // ZADD to the queue; no effect if it is there
 	srvGone    = "gone"    // its entry is removed: left, granted or dropped
 	srvGrant   = "grant"   // SET lock; the same token again is a renewal
-	srvShare   = "share"   // ZADD to the lock; likewise
+	srvShare   = "share"   // ZADD to the lock; the same token again is a renewal
 	srvRenew   = "renew"   // PEXPIRE lock, by its holder
 	srvLeave   = "leave"   // ZREM from the lock
 	srvFree    = "free"    // the lock is removed by the library

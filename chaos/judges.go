@@ -20,7 +20,7 @@ import (
 //	   key was deleted, or the server itself was stopped or killed while it waited. Where MONITOR was
 //	   interrupted, and it looks as if one who came before the end of that had been overtaken, or had
 //	   overtaken others, that is not known
-//	   A lock that is free while one waits: as if that one had been overtaken; if its state key was
+//	   A lock that is free while one waits: as if the waiter had been overtaken; if its state key was
 //	   deleted or the slot was being moved, since then it cannot be told
 //	d  the time of a fault of the server, or of the waiter's own client; two seconds more for each
 //	   further client that was silenced lately
@@ -130,8 +130,8 @@ func judge(h *history) *verdict {
 	return v
 }
 
-// Judge a: every accepted write is built on the last accepted one; if not, that one is lost, or
-// the same value was written twice. Nothing excuses it.
+// Judge a: every accepted write builds on the last accepted write. Otherwise the last write is lost, or the
+// same value was written twice. Nothing excuses it.
 func judgeTheRegister(h *history, v *verdict) {
 	for _, e := range h.register {
 		v.checked[judgeRegister]++
@@ -218,7 +218,7 @@ func excuseOverlap(h *history, name string, from, to int64) string {
 	return ""
 }
 
-// Judge b, second half, by what clients saw: whoever asked after another had got the lock has the
+// Judge b, second half, by what clients saw: a client that asked after another one got the lock has the
 // greater token, and no token comes twice, but for those who hold it together. Only this is excused: one who
 // joins those that a failover has brought back gets their token, and later ones were lost with it.
 func judgeClientFences(h *history, v *verdict, name string, ops []*op) {

@@ -17,7 +17,7 @@ type mutexInput struct {
 }
 
 type mutexOutput struct {
-	fence int64 // acquire: the token; 0: there is none
+	fence int64 // acquire: the token, or 0
 	known bool  // the outcome is known
 	ok    bool  // release: it held the lock
 }

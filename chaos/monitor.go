@@ -146,7 +146,7 @@ func (p *parser) line(line string) {
 	p.h.addServer(e)
 }
 
-// topLevel is a command that is none of the library's. Replicas repeat those of their primary.
+// topLevel is a command outside the library. Replicas repeat the commands of their primary.
 func (p *parser) topLevel(at int64, args []string, repeated bool) {
 	p.fn, p.caller, p.begun, p.shared = "", "", at, false
 	switch strings.ToUpper(args[0]) {

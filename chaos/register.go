@@ -7,8 +7,8 @@ import (
 )
 
 // register is what the locks protect: one number for each lock. A client reads it, works, and
-// writes the number plus one. It refuses whoever comes with an older fencing token than the newest
-// it has seen, reads included: a newer holder has begun.
+// writes the number plus one. It refuses a fencing token older than the newest that it has seen, for
+// reads, too: a newer holder has begun.
 type register struct {
 	h  *history
 	ln net.Listener

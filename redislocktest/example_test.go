@@ -12,8 +12,8 @@ import (
 	"github.com/seed-ee05a192/redislock/redislocktest"
 )
 
-// nightly is what is tested: a job that one of many machines does. It returns what the job is to be
-// remembered by.
+// nightly is the code under test: a job for any of many machines. It returns the job's result, for the
+// record.
 func nightly(ctx context.Context, locker *redislock.Locker, job func(ctx context.Context) error) (string, error) {
 	err := locker.Do(ctx, "nightly", func(ctx context.Context, _ *redislock.Lock) error {
 		return job(ctx)

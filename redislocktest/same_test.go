@@ -372,7 +372,7 @@ func (s *scene) state() {
 	s.say("%s", line)
 }
 
-// waiting returns when so many wait.
+// waiting returns when this many wait.
 func (s *scene) waiting(n int) {
 	s.eventually(func() bool {
 		state, err := s.a.Inspect(s.ctx, "x")

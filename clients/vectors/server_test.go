@@ -122,7 +122,7 @@ func (s *server) forget(gone *call) {
 	}
 }
 
-// answer is for the oldest call of that function. If there is none, the answer came too late.
+// answer is for the oldest call of that function. Without a call, the answer came too late.
 func (s *server) answer(step step) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

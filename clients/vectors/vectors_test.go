@@ -125,8 +125,8 @@ func TestVectors(t *testing.T) {
 	}
 }
 
-// replay plays the vector once for each step: up to that one, and then nothing happens any more. So what
-// the client does next, and when, is seen also where the next step comes before.
+// replay plays the vector once for each step: up to this step, and then nothing else. So it sees what the
+// client does next, and when, even if the next step would come before.
 func replay(t *testing.T, v *vector) {
 	var last lease
 	have := false

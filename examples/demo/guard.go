@@ -9,7 +9,7 @@ import (
 
 // book is what the shared file holds.
 type book struct {
-	Fence    int64            `json:"fence"` // of whoever wrote it
+	Fence    int64            `json:"fence"` // of the last writer
 	Balances map[string]cents `json:"balances"`
 	Booked   []int            `json:"booked"` // the lines of the ledger, in the order they came
 }
@@ -69,5 +69,5 @@ func (f guardedFile) write(b book) error {
 	if err := os.WriteFile(f.path+".new", text, 0o600); err != nil {
 		return err
 	}
-	return os.Rename(f.path+".new", f.path) // whoever is killed on the way leaves the old one
+	return os.Rename(f.path+".new", f.path) // a process that dies before this leaves the old file
 }

@@ -163,8 +163,8 @@ func (w *worker) take(ctx context.Context, t turn) error {
 		return lock.Release(ctx)
 	}
 
-	// Whoever looks at lock.Context() before it writes can still be stopped between the look and
-	// the write. So this one writes in any case: what counts is the guard.
+	// A worker that checks lock.Context() before it writes can still be stopped between the check and
+	// the write. So this worker writes in any case: the guard decides.
 	b.add(t.Line, w.ledger[t.Line-1])
 	b.Fence = lock.Fence()
 	err = w.file.write(b)

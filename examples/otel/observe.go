@@ -35,8 +35,8 @@ func (o opNames) OpName(ctx context.Context, cmd rueidis.Completed) string {
 	return o.DefaultOpNameResolver.OpName(ctx, cmd)
 }
 
-// observe is for redislock.Options.Observe. It makes metrics of what only the lock knows, and adds it to
-// the span that Acquire was called in; the time that a lock was held is a span below that one.
+// observe is for redislock.Options.Observe. It makes metrics of the events, and adds them to the span in
+// which Acquire was called. The time that a lock was held is a child span.
 func observe(tracer trace.Tracer, meter metric.Meter) (func(context.Context, redislock.Event), error) {
 	buckets := metric.WithExplicitBucketBoundaries(.001, .005, .01, .05, .1, .5, 1, 5, 10, 30, 60, 300)
 	waited, err1 := meter.Float64Histogram("redislock.wait.duration", metric.WithUnit("s"), buckets,

@@ -18,7 +18,7 @@ const (
 	Memory    = 600_000 // of the state, after the last use
 	Silence   = 10_000  // a check-in is due by then
 	listMax   = 1_000   // waiters, and who hold a lock together
-	letInMax  = 100     // waiters that one call gives a share
+	letInMax  = 100     // waiters to whom a call gives a share
 
 	TokenMax = 16_384 // bytes
 	KeyMax   = 8_192
@@ -79,7 +79,7 @@ type list struct {
 type signal struct {
 	fence, deadline int64
 	token           string
-	other           string // if it is none, the whole element
+	other           string // not a signal: the whole element
 }
 
 // New returns an empty server, whose library says that it has this version.
@@ -112,7 +112,7 @@ type call struct {
 	unread map[string]int64 // lists of dead clients: the deadline of the signal that they never read
 
 	known    bool  // the state has a fence
-	given    int   // so many were let in
+	given    int   // how many were let in
 	span     int64 // the longest lease or place of these
 	unblocks bool  // the first waiter loses its place if it cannot be told
 }
@@ -352,7 +352,7 @@ func (c *call) holds(token string) bool {
 	return shares || c.holder == token
 }
 
-// fits: the lock can be given to one who asks for it with so many holders.
+// fits: the lock fits a caller or waiter with this HOLDERS.
 func (c *call) fits(holders int64) bool {
 	if holders == alone || c.holder != "" {
 		return !c.isHeld()
@@ -395,7 +395,7 @@ func (c *call) leaseLeft() int64 {
 	return c.left(c.lockEnd())
 }
 
-// roomIn is the time until the leases have run out that keep out one who asks for so many holders, -1: for ever.
+// roomIn is the time until enough leases have run out for a waiter with this HOLDERS; -1: for ever.
 func (c *call) roomIn(holders int64) int64 {
 	switch {
 	case c.fits(holders):
@@ -437,7 +437,7 @@ func (c *call) canTell(list string) bool {
 	return ours && !c.strange[list] && c.may(list) && (l == nil || l.signals[0].other == "")
 }
 
-// first returns the first live waiter, "" if there is none. The dead before it lose their places.
+// first returns the first live waiter, or "". The dead before it lose their places.
 func (c *call) first() string {
 	for len(c.line) > 0 {
 		token := c.line[0].token
@@ -488,7 +488,7 @@ func (c *call) hold(lease int64) {
 	}
 }
 
-// keepState has the state outlive every lease, and a place or lease of so many ms. Its time only grows while the
+// keepState makes the state outlive every lease, and a place or lease of span ms. Its time only grows while the
 // lock is in use; a state without one also outlives the queue.
 func (c *call) keepState(span int64) {
 	end := c.now() + span
@@ -590,8 +590,8 @@ func (c *call) tell(token string, e entry, s signal) int {
 }
 
 // letInAhead also sees to a dead waiter that is first, wants the lock alone, and keeps out a caller that would share
-// it: if it has been silent, it is told to call. It returns also in how many milliseconds there is more to know of
-// that one, 0: never.
+// it: if it has been silent, it is told to call. It also returns in how many milliseconds to look at
+// the waiter again, 0: never.
 func (c *call) letInAhead(holders int64) (next string, due int64) {
 	for {
 		next = c.letIn()
@@ -760,7 +760,7 @@ func (s *Server) SetClock(micros int64) {
 	}
 }
 
-// forgetEmpty is what Redis does: a key without content is none, nor has it an end.
+// forgetEmpty is what Redis does: an empty key does not exist, and has no TTL.
 func (s *Server) forgetEmpty() {
 	for _, l := range s.locks {
 		if l.holder == "" {

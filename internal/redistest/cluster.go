@@ -76,7 +76,7 @@ func (c *Cluster) Add() (*Server, error) {
 // Addrs are those of all nodes.
 func (c *Cluster) Addrs() []string { return addresses(c.Servers) }
 
-// Primaries are those that say so themselves; the ones that do not answer are none.
+// Primaries are the nodes that say so themselves. A node that does not answer does not count.
 func (c *Cluster) Primaries() []*Server {
 	var list []*Server
 	for _, s := range c.Servers {
@@ -102,7 +102,7 @@ func (c *Cluster) Owner(key string) (owner *Server) {
 	return owner
 }
 
-// ReplicaOf is a replica of this primary by the word of that replica, nil if there is none.
+// ReplicaOf is a node that says that it is a replica of this primary, or nil.
 func (c *Cluster) ReplicaOf(primary *Server) *Server {
 	for _, s := range c.Servers {
 		if line := c.line(s, c.ids[s]); len(line) > 3 && line[3] == c.ids[primary] {

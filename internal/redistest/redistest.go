@@ -1,7 +1,7 @@
 // Package redistest starts private redis-server processes on loopback ports, for tests, the demo
 // and the benchmarks. On Linux a server dies with the process that started it, even by SIGKILL.
 // REDIS_SERVER is another binary to start than the redis-server on the PATH: of another version, or
-// valkey-server. REDIS_CLI likewise.
+// valkey-server. REDIS_CLI is the same for redis-cli.
 package redistest
 
 import (

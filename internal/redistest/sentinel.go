@@ -78,7 +78,7 @@ func startWatcher(conf string) (*Server, error) {
 // Addrs are those of the Sentinels: what a client is given.
 func (t *Sentinel) Addrs() []string { return addresses(t.Watchers) }
 
-// Primary is the one that more than half of the Sentinels name, nil if there is none.
+// Primary is the server that more than half of the Sentinels name, or nil.
 func (t *Sentinel) Primary() *Server {
 	votes := map[string]int{}
 	for _, w := range t.Watchers {

@@ -94,7 +94,7 @@ func (l RawLock) Pipeline(commands ...[]string) []rueidis.RedisResult {
 	return l.Client.DoMulti(context.Background(), built...)
 }
 
-// AsInt is an integer reply: digits in a string are none.
+// AsInt is an integer reply. Digits in a string do not count.
 func AsInt(result rueidis.RedisResult) int64 {
 	GinkgoHelper()
 	n, err := result.ToInt64()

@@ -22,7 +22,7 @@ func advised(o *rueidis.ClientOption) {
 	o.Dialer = net.Dialer{Timeout: time.Second, KeepAlive: time.Second}
 }
 
-// manyHeld is some locks that one Locker holds, and when the Context of each of them ended.
+// manyHeld is some locks of one Locker, and when the Context of each of them ended.
 type manyHeld struct {
 	names []string
 	locks map[string]*redislock.Lock
@@ -153,7 +153,7 @@ var _ = Describe("Context has ended before the next one's grant", func() {
 
 					held := holdMany(ctx, first, 30, redislock.WithLease(lease))
 					second := NewLocker(s.Addr())
-					// The calls of a waiter have no end: a dial that one of them has begun holds up renewals.
+					// The calls of a waiter have no end: a dial of such a call holds up renewals.
 					busy := MustAcquire(ctx, second, NewName())
 					waiter := Acquiring(ctx, first, busy.Name(), 1)
 					granted := held.waitForAll(ctx, second)

@@ -407,7 +407,7 @@ var _ = Describe("WithReplicas", func() {
 })
 
 var _ = Describe("a cluster", func() {
-	// move moves a lock's slot to a server, and calls do when so many of its keys have moved.
+	// move moves a lock's slot to a server, and calls do when this many of its keys have moved.
 	move := func(c *redistest.Cluster, name string, to *redistest.Server, do map[int]func()) {
 		GinkgoHelper()
 		steps := 0
@@ -565,8 +565,8 @@ var _ = Describe("a server", func() {
 		DeferCleanup(replica.Resume)
 		Expect(s.Do("SET", "what", "it lacks").Error()).NotTo(HaveOccurred())
 		Expect(s.Do("FAILOVER").Error()).NotTo(HaveOccurred()) // CLIENT PAUSE WRITE from here on
-		// Each BLPOP ends in time and the next one is sent on the same connection; that one is not answered, which
-		// only a deadline of the client's own ends, and with it the connection.
+		// Each BLPOP ends in time, and the next one is sent on the same connection. The next one gets no answer:
+		// only a deadline of the client's own ends it, and with it the connection.
 		before := blocked()
 		Eventually(blocked).WithTimeout(minute).ShouldNot(ContainElement(BeElementOf(before)))
 		Expect(replica.Resume()).To(Succeed())

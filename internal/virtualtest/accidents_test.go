@@ -323,7 +323,7 @@ func (w *world) judgeCalm() {
 	}
 }
 
-// judgeKnown: whoever holds the lock, or is in its queue, lives or is dead. It needs mu.
+// judgeKnown: each holder of the lock, and each waiter in its queue, is a live or a dead user. It needs mu.
 func (w *world) judgeKnown(l *lock, token string) {
 	x := w.waits[token]
 	if x == nil || x.users > 0 || x.excused || x.unsure || x.p.closing || time.Since(x.over) < time.Second {

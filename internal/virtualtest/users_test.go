@@ -11,7 +11,7 @@ import (
 	"github.com/seed-ee05a192/redislock/internal/wire"
 )
 
-// user is a goroutine that takes locks and does all that one may do with them.
+// user is a goroutine that takes locks and uses all their methods.
 type user struct {
 	w    *world
 	slot int

@@ -213,7 +213,7 @@ func (w *world) holders(l *lock) map[string]int64 {
 	return ends
 }
 
-// mayJoin: x can have the lock beside so many who have it already.
+// mayJoin: x can have the lock beside this many who have it already.
 func (w *world) mayJoin(x *wait, holders map[string]int64) bool {
 	for token := range holders {
 		if y := w.waits[token]; x.holders == 1 || y != nil && y.holders == 1 {
@@ -572,7 +572,7 @@ func (w *world) left(end int64) time.Duration {
 	if end == 0 {
 		return wire.Never
 	}
-	// A lease of so many ms ends with the last microsecond of its last millisecond.
+	// A lease ends with the last microsecond of its last millisecond.
 	return time.Duration(float64((end+1)*1000-w.micros()) * float64(time.Microsecond) / (1 + w.rate))
 }
 

@@ -102,7 +102,7 @@ type process struct {
 	closed  chan struct{}
 	silent  chan struct{} // closed when the link works again; nil: it does
 	refused bool
-	fatal   int // so many calls get an error that does not pass
+	fatal   int // how many calls get a lasting error
 }
 
 // client is what redislock.New is given: it has the Server of a process, and knows no commands.
@@ -271,7 +271,7 @@ func (w *world) close(p *process) {
 	close(p.closed)
 }
 
-// note keeps the last steps, for whoever reads of a failure.
+// note keeps the last steps, for the report of a failure.
 func (w *world) note(format string, args ...any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

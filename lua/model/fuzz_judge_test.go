@@ -248,7 +248,7 @@ func (v *verdict) during(ms int64) bool {
 	return ms >= v.before.micros/1000-slack && ms <= v.after.micros/1000+slack
 }
 
-// ends tells whether a key expires so many ms after the call, or never if 0.
+// ends tells whether a key expires this many ms after the call, or never if 0.
 func (v *verdict) ends(key string, ms int64) bool {
 	at := v.after.keys[key].expires
 	return ms == 0 && at == -1 || ms > 0 && v.during(at-ms)
@@ -379,13 +379,13 @@ func (v *verdict) acquiredTogether(r []int64, place int) (class string, err erro
 	return "queued", nil
 }
 
-// outlived tells whether the state outlives the lock, or there is none.
+// outlived tells whether the state outlives the lock, or is missing.
 func (v *verdict) outlived() bool {
 	lock, state := v.after.keys[v.lock].expires, v.after.keys[v.hash]
 	return state.kind == "" || state.expires < 0 || lock >= 0 && lock < state.expires
 }
 
-// fenceOf is the fence that a state knows, 0 if it is none, or the last one possible.
+// fenceOf is the fence that a state knows; 0 if that is not a fence, or the last one possible.
 func (v *verdict) fenceOf(s state) int64 {
 	fence := digits(strings.TrimSuffix(s.hash(v.hash)["fence"], " shared"))
 	if fence < 0 || fence >= most {

@@ -180,7 +180,7 @@ func parseState(reply any) state {
 	return s
 }
 
-// text is a string key's value, as far as the library reads it. An empty one is none.
+// text is a string key's value, as far as the library reads it. An empty value counts as missing.
 func (s state) text(key string) (string, bool) {
 	v, ok := s.keys[key]
 	if !ok || v.kind != "string" || v.items[0] == "" {
@@ -234,7 +234,7 @@ func (s state) changes(b state) error {
 	return nil
 }
 
-// digits is a whole number without sign, -1 if it is none.
+// digits is a whole number without sign, or -1.
 func digits(s string) int64 {
 	if s == "" || strings.Trim(s, "0123456789") != "" {
 		return -1

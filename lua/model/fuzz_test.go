@@ -64,7 +64,7 @@ const (
 	call            // function, then an argument each: word or number
 	raw             // function numkeys n (word)...
 	sane            // token, lease and wait and holders: lock_acquire as a client calls it
-	crowd           // how n: so many members of the queue
+	crowd           // how n: the number of members of the queue
 	flush           //
 	setField        // field number: of the state; from 128 on, of a lock that is held together
 )

@@ -496,7 +496,7 @@ var (
 		{"lock:{x}", "lock-queue:{x}", "lock-state:{x}"},
 		{"lock:y{x}", "lock-queue:y{x}", "lock-state:y{x}"},
 	}
-	lists   = []string{narrowList, "lock-signal:2", "mailbox {x}", "lock-signal:y{x}:3", "mailbox"} // the last one is none
+	lists   = []string{narrowList, "lock-signal:2", "mailbox {x}", "lock-signal:y{x}:3", "mailbox"} // the last one is not a signal list
 	tokens  = []string{"a", "b", "c", "d", "e 0 1", "@f"}
 	leases  = []string{"0", "1", "1000", "1999", "2000", "2001", "30000", "30000", "999999999", "1000000000", "9999999999999"}
 	sharing = []string{"", "", "", "0", "0", "1", "2", "2", "3", "1000", "9999999999999"} // HOLDERS; "": left out
@@ -675,7 +675,7 @@ func (x locked) call(function string, args ...string) {
 	x.fcall(x.srv.client, function, locks[0], args...)
 }
 
-// rareSteps are some that chance hardly ever makes, or not so many.
+// rareSteps are some that chance hardly ever makes.
 var rareSteps = []struct {
 	name string
 	run  func(x locked)

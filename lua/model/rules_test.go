@@ -201,7 +201,7 @@ func (s *step) judge() {
 	s.timeLimits(holds)
 }
 
-// grant judges one that was given the lock as the i-th in this call, beside so many others.
+// grant judges one that was given the lock as the i-th in this call, beside these others.
 func (s *step) grant(g string, i, others int, wasAlone, isAlone bool, end int64) {
 	caller := s.function == "lock_acquire" && g == s.token()
 	x, known := s.waiters[g]

@@ -251,7 +251,7 @@ for (const [kind, connect] of Object.entries(kinds)) {
       assert.equal(await pttl(name), -2)
     })
 
-    test('held together: so many at most, in one queue with those who want it alone', async () => {
+    test('held together: at most n, in one queue with those who want it alone', async () => {
       const name = newName()
       const two = { holders: 2 }
       const [a, b] = [await locker.acquire(name, two), await locker.acquire(name, two)]

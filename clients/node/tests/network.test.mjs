@@ -19,7 +19,7 @@ import {
   SOON,
 } from './support.mjs'
 
-/** Rejects with this, within so many ms and a second. A machine that is busy gets two more. */
+/** Rejects with this, within this many ms and a second. A busy machine gets two more. */
 async function within(ms, promise, error) {
   const began = performance.now()
   await assert.rejects(promise, error)

@@ -44,7 +44,7 @@ func main() {
 				lock = <-acquired
 			}
 			fmt.Println(lock.Fence(), left(lock))
-		case "renewed": // n times from now on; answers likewise
+		case "renewed": // n times from now on; answers in the same way
 			for ; n > 0; n-- {
 				before, _ := lock.Deadline()
 				for now := before; !now.After(before) && lock.Context().Err() == nil; now, _ = lock.Deadline() {
