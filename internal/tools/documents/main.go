@@ -1,6 +1,6 @@
 // Command documents checks the Markdown files that git knows: prose has at most 100 columns, README.md
-// has at most 200 lines, and each link to a file or a heading leads there. It makes no call to the
-// network.
+// has at most 200 lines, each link to a file or a heading leads there, and measured figures have the
+// command that measures them. It makes no call to the network.
 package main
 
 import (
@@ -25,6 +25,9 @@ var (
 	code        = regexp.MustCompile("`[^`]*`")
 	link        = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	linkText    = regexp.MustCompile(`\[([^\]]*)\]\([^)]*\)`)
+	// A measured figure has a decimal point or microseconds: 0.75 s, 12 µs, 24 million.
+	figure      = regexp.MustCompile(`\d+ µs|\d+\.\d+ (ms|s|KB|MB|GB)\b|\d+ million\b`)
+	command     = regexp.MustCompile("(?m)(`|^\\$ |^)(make |go test |go run |[A-Z_]+=\\S+ |bench/)")
 	notInAnchor = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
 )
 
@@ -57,6 +60,10 @@ func check(files []string) (found int) {
 			fmt.Fprintf(os.Stderr, "%s: %d lines, more than %d\n", file, n, readmeLines)
 			found++
 		}
+		for _, fault := range unmeasured(file, lines) {
+			fmt.Fprintf(os.Stderr, "%s: %s\n", file, fault)
+			found++
+		}
 		for i, line := range lines {
 			for _, fault := range faults(file, line) {
 				fmt.Fprintf(os.Stderr, "%s:%d: %s\n", file, i+1, fault)
@@ -82,6 +89,35 @@ func prose(file string) ([]string, error) {
 		inside = inside != border
 	}
 	return lines, nil
+}
+
+// unmeasured are the sections with measured figures and no command, neither there nor before the first one.
+func unmeasured(file string, prose []string) (all []string) {
+	text, err := os.ReadFile(file)
+	if err != nil || file == "CHANGELOG.md" { // history
+		return nil
+	}
+	title, has, here := "the beginning", "", false
+	first := false // the beginning has a command
+	end := func() {
+		if has != "" && !here && !first {
+			all = append(all, fmt.Sprintf("no command for %q in %s", has, title))
+		}
+		first = first || title == "the beginning" && here
+		has, here = "", false
+	}
+	for i, line := range strings.Split(string(text), "\n") {
+		if strings.HasPrefix(prose[i], "## ") {
+			end()
+			title = line
+		}
+		if found := figure.FindString(prose[i]); found != "" {
+			has = found
+		}
+		here = here || command.MatchString(line)
+	}
+	end()
+	return all
 }
 
 func faults(file, line string) (all []string) {

@@ -33,3 +33,27 @@ func TestFaults(t *testing.T) {
 		}
 	}
 }
+
+func TestUnmeasured(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "a.md")
+	for text, want := range map[string]string{
+		"Takes 0.75 s.":                                     `no command for "0.75 s" in the beginning`,
+		"`make bench` says 0.75 s.":                         "",
+		"`make bench`\n\n## A\n\n12 µs\n":                   "",
+		"# T\n\n## A\n\n`make bench`\n\n## B\n\n12 µs":      `no command for "12 µs" in ## B`,
+		"## A\n\n```\nmake bench\n```\n\n24 million states": "",
+		"## A\n\nwithin 5 s, every 30 s, version 1.2":       "",
+		"## A\n\n```\n0.75 s\n```\n":                        "",
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		lines, err := prose(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(unmeasured(file, lines), "; "); got != want {
+			t.Errorf("%q: %q, not %q", text, got, want)
+		}
+	}
+}
