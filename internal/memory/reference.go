@@ -1,5 +1,5 @@
-// Package memory is a server in plain Go: the functions of lua/lock.lua, and the keys that they use.
-// It has no clock of its own and no connections. lua/model compares it with lock.lua, step by step.
+// Package memory is a server in plain Go: the functions of lua/lock.lua and their keys. It has no clock
+// and no connections. lua/model compares it with lock.lua, step by step.
 package memory
 
 import (
@@ -17,7 +17,7 @@ const (
 	headCheck = 1_000
 	Memory    = 600_000 // of the state, after the last use
 	Silence   = 10_000  // a check-in is due by then
-	listMax   = 1_000   // waiters, and who hold a lock together
+	listMax   = 1_000   // waiters, and co-holders of a lock
 	letInMax  = 100     // waiters to whom a call gives a share
 
 	TokenMax = 16_384 // bytes
@@ -30,29 +30,29 @@ const (
 )
 
 const (
-	anyNumber int64 = 0 // HOLDERS of one who shares with all
+	anyNumber int64 = 0 // HOLDERS of a caller that shares with any number
 	alone     int64 = 1
 
 	never = 1 << 53 // the score of a share that does not expire
 )
 
-// Server is all that a server knows. It is not safe for concurrent use. A key's end is the last
-// millisecond at which it is there; 0: it has no TTL.
+// Server is the state of a server. It is not safe for concurrent use. A key's end is its last millisecond;
+// 0: it has no TTL.
 type Server struct {
 	Micros  int64 // its clock
 	version string
 	locks   map[string]*lock
 	lists   map[string]*list // the signal lists
-	strange map[string]bool  // keys of a type that is not theirs
+	strange map[string]bool  // keys of a wrong type
 }
 
 type lock struct {
 	lockKey, queueKey, stateKey string
 
-	holder    string           // who holds it alone, "": nobody
+	holder    string           // of a lock held alone; "": nobody
 	holderEnd int64            // of that lease
-	shares    map[string]int64 // who hold it together, with the end of each lease; some may have run out
-	together  bool             // the last fence was given to one who shares
+	shares    map[string]int64 // the co-holders with the end of each lease; some may have run out
+	together  bool             // a sharer got the last fence
 	line      []place
 	lineEnd   int64
 	numbers   map[string]int64 // of the state: fence, last, since
@@ -82,12 +82,12 @@ type signal struct {
 	other           string // not a signal: the whole element
 }
 
-// New returns an empty server, whose library says that it has this version.
+// New returns an empty server. Its lock_version is this version.
 func New(version string) *Server {
 	return &Server{version: version, locks: map[string]*lock{}, lists: map[string]*list{}, strange: map[string]bool{}}
 }
 
-// at returns the lock with these keys, which begins free.
+// at returns the lock with these keys. A new lock is free.
 func (s *Server) at(keys []string) *lock {
 	l := s.locks[keys[0]]
 	if l == nil {
@@ -109,15 +109,15 @@ type call struct {
 	*lock
 	token  string
 	may    func(key string) bool
-	unread map[string]int64 // lists of dead clients: the deadline of the signal that they never read
+	unread map[string]int64 // lists of dead clients: the deadline of the unread signal
 
 	known    bool  // the state has a fence
 	given    int   // how many were let in
-	span     int64 // the longest lease or place of these
+	span     int64 // the longest lease or place of the waiters that were let in
 	unblocks bool  // the first waiter loses its place if it cannot be told
 }
 
-// Arguments of each function: how many keys and words it takes. lock_acquire takes one more, HOLDERS.
+// The number of keys and arguments of each function. lock_acquire takes one more argument, HOLDERS.
 var Arguments = map[string]struct{ Keys, Args int }{
 	"lock_acquire": {4, 3}, "lock_release": {3, 1}, "lock_extend": {3, 2}, "lock_reset": {3, 0},
 	"lock_inspect": {3, 0}, "lock_version": {0, 0},
@@ -125,8 +125,8 @@ var Arguments = map[string]struct{ Keys, Args int }{
 
 var wholeNumber = regexp.MustCompile(`^[0-9]{1,13}$`)
 
-// Call is an FCALL. May tells which keys the caller may write besides its own: hand-over pushes to signal
-// lists that the call did not declare. The reply is an int64, a string, a Failure, or a []any of these.
+// Call is an FCALL. may tells which undeclared keys the caller may write: a hand-over pushes to the signal
+// lists of others. The reply is an int64, a string, a Failure, or a []any of these.
 func (s *Server) Call(function string, keys, args []string, may func(string) bool) any {
 	want := Arguments[function]
 	if function == "lock_acquire" {
@@ -188,7 +188,7 @@ func (c *call) acquire(signal string, lease, wait, holders int64) any {
 		c.keepState(max(lease, c.span))
 		return c.held(lease)
 	}
-	// The signal list counts only for one who may have to wait.
+	// Only a caller that may have to wait needs the signal list.
 	if wait > 0 && (!c.fits(holders) || len(c.line) > 0) && c.strange[signal] {
 		return Failure("WRONGTYPE")
 	}
@@ -226,7 +226,7 @@ func (c *call) acquire(signal string, lease, wait, holders int64) any {
 	if position == 2 && due > 0 {
 		checkIn = min(checkIn, due)
 	}
-	if fresh || wait > Memory { // else it outlives the wait anyway
+	if fresh || wait > Memory { // the state outlives a shorter wait anyway
 		c.keepState(max(left, wait))
 	}
 	return []any{int64(0), position, max(1, checkIn), c.now()}
@@ -254,7 +254,7 @@ func (c *call) extend(lease int64) (held int64) {
 		c.hold(lease)
 		held = 1
 	}
-	if len(c.shares) > 0 { // a lock that is free is left to the next acquire
+	if len(c.shares) > 0 { // the next acquire takes a free lock
 		c.token = "" // a waiter like any other
 		c.letIn()
 	}
@@ -314,7 +314,7 @@ func (c *call) inspect() any {
 // over: a share with this end has run out.
 func (s *Server) over(end int64) bool { return end != 0 && s.now() >= end }
 
-// left is what is left of a lease with this end, -1 if it never expires.
+// left is the rest of a lease with this end; -1: it never expires.
 func (c *call) left(end int64) int64 {
 	if end == 0 {
 		return -1
@@ -322,14 +322,14 @@ func (c *call) left(end int64) int64 {
 	return end - c.now()
 }
 
-// DropEnded drops the shares that have run out. They count no more, but would again with an older clock.
+// DropEnded drops ended shares. They do not count, but would count again after the clock is put back.
 func (s *Server) DropEnded() {
 	for _, l := range s.locks {
 		maps.DeleteFunc(l.shares, func(_ string, end int64) bool { return s.over(end) })
 	}
 }
 
-// endOfShare is the first millisecond without it. Of a key, it is the last one with it.
+// endOfShare is the first millisecond after the share. The end of a key is its last millisecond.
 func endOfShare(end int64) int64 {
 	if end == 0 {
 		return 0
@@ -337,7 +337,7 @@ func endOfShare(end int64) int64 {
 	return end + 1
 }
 
-// shareLeft is what is left of a share, -1 if it never expires.
+// shareLeft is the rest of a share; -1: it never expires.
 func (c *call) shareLeft(token string) int64 {
 	if c.shares[token] == 0 {
 		return -1
@@ -360,7 +360,7 @@ func (c *call) fits(holders int64) bool {
 	return holders == anyNumber || int64(len(c.shares)) < holders
 }
 
-// lockEnd is when the lock is free if nobody calls: of those who share it, the longest lease counts.
+// lockEnd is when the lock is free if nobody calls: at the end of the longest lease.
 func (l *lock) lockEnd() int64 {
 	end := l.holderEnd
 	for _, e := range l.shares {
@@ -372,14 +372,14 @@ func (l *lock) lockEnd() int64 {
 	return end
 }
 
-// inOrder are those who share the lock, the longest lease last.
+// inOrder returns the co-holders, the longest lease last.
 func (l *lock) inOrder() []string {
 	return slices.SortedFunc(maps.Keys(l.shares), func(a, b string) int {
 		return cmp.Or(cmp.Compare(score(l.shares[a]), score(l.shares[b])), strings.Compare(a, b))
 	})
 }
 
-// score is the end of a lease in the set of those who share a lock.
+// score is the end of a lease in the set of the co-holders.
 func score(end int64) int64 {
 	if end == 0 {
 		return never
@@ -407,7 +407,7 @@ func (c *call) roomIn(holders int64) int64 {
 	return c.shareLeft(leases[int64(len(leases))-holders])
 }
 
-// entryOf is what is known of a waiter. If that was lost, it has a claim's time from when the state began.
+// entryOf is the entry of a waiter. If it is lost, the waiter has Claim from the start of the state.
 func (c *call) entryOf(token string) entry {
 	if e, ok := c.entries[token]; ok {
 		return e
@@ -421,11 +421,11 @@ func (c *call) entryOf(token string) entry {
 
 func (c *call) lapsed(e entry) bool { return c.now() > e.called+e.wait }
 
-// silent: it is so late for its check-in as a waiter that was handed the lock may be.
+// silent: the waiter is Claim late for its check-in.
 func (c *call) silent(e entry) bool { return c.now() > e.called+min(e.wait/3, Silence)+Claim }
 
-// canTell: the server lets this caller push to the list, and it is a signal list of the lock or prefix, by its name and
-// by its oldest element.
+// canTell: the server lets this caller push to the list, and the list is a signal list of the lock or prefix
+// by its name and its oldest element.
 func (c *call) canTell(list string) bool {
 	prefix, _, named := strings.Cut(list, "-signal:")
 	ours := named && strings.HasPrefix(c.lockKey, prefix+":")
@@ -468,7 +468,7 @@ func (c *call) nextFence() int64 { return max(c.numbers["fence"]+1, c.Micros) }
 
 func (c *call) raiseFence(together bool) { c.numbers["fence"], c.together = c.nextFence(), together }
 
-// raiseFenceIfFirst: those who hold the lock together have one fence.
+// raiseFenceIfFirst: co-holders have the same fence.
 func (c *call) raiseFenceIfFirst(holders int64) {
 	if !c.isHeld() || c.numbers["fence"] == 0 {
 		c.raiseFence(holders != alone)
@@ -515,8 +515,8 @@ func (c *call) held(lease int64) any {
 	return []any{int64(1), c.numbers["fence"], lease, c.now()}
 }
 
-// letIn gives the lock to those in front who can have it, but not to the caller. It returns the first who
-// still waits.
+// letIn gives the lock to the first waiters that it fits, up to the caller. It returns the first that still
+// waits.
 func (c *call) letIn() (next string) {
 	for c.holder == "" {
 		token := c.first()
@@ -555,11 +555,11 @@ func (c *call) letIn() (next string) {
 	return ""
 }
 
-// What came of telling a waiter.
+// The result of telling a waiter.
 const (
 	told = iota
 	mute // it cannot be told, and keeps its place
-	gone // it is dead, or in the way
+	gone // it is dead, or blocks the lock
 )
 
 func (c *call) tell(token string, e entry, s signal) int {
@@ -589,8 +589,8 @@ func (c *call) tell(token string, e entry, s signal) int {
 	return told
 }
 
-// letInAhead also sees to a dead waiter that is first, wants the lock alone, and keeps out a caller that would share
-// it: if it has been silent, it is told to call. It also returns in how many milliseconds to look at
+// letInAhead also handles a dead waiter that is first, wants the lock alone, and keeps out a caller that would share
+// it: after a silence, letInAhead tells it to call. It also returns in how many milliseconds to look at
 // the waiter again, 0: never.
 func (c *call) letInAhead(holders int64) (next string, due int64) {
 	for {
@@ -601,7 +601,7 @@ func (c *call) letInAhead(holders int64) (next string, due int64) {
 		}
 		due = e.called + Claim
 		if l := c.lists[e.signal]; c.now() > due && l != nil && c.canTell(e.signal) {
-			due = l.signals[0].deadline // if that is not over: unread, it is as good as one more
+			due = l.signals[0].deadline // an unread signal before its deadline is enough
 		}
 		if c.now() <= due {
 			return next, due - c.now() + 1
@@ -627,8 +627,8 @@ func (c *call) giveUp() {
 	}
 }
 
-// enqueue gives the caller a place, or has it keep the one that it has. It returns the position, and
-// whether the state is a new hash.
+// enqueue gives the caller a place, or keeps its place. It returns the position, and whether the state is a
+// new hash.
 func (c *call) enqueue(signal string, lease, wait, holders int64) (position int64, fresh bool) {
 	end := c.now() + wait
 	last, ok := c.numbers["last"]
@@ -722,7 +722,7 @@ func (s *Server) Delete(name string) {
 	s.forgetEmpty()
 }
 
-// Stuff appends to a list what is no signal.
+// Stuff appends to a list an element that is not a signal.
 func (s *Server) Stuff(name, element string) {
 	l := s.lists[name]
 	if l == nil {
@@ -738,7 +738,7 @@ func (s *Server) Spoil(name string) {
 	s.strange[name] = true
 }
 
-// SetClock also lets what has run out vanish.
+// SetClock also removes expired keys.
 func (s *Server) SetClock(micros int64) {
 	s.Micros = micros
 	over := func(end int64) bool { return end != 0 && s.now() > end }
@@ -776,7 +776,7 @@ func (s *Server) forgetEmpty() {
 	maps.DeleteFunc(s.lists, func(_ string, l *list) bool { return len(l.signals) == 0 })
 }
 
-// Clone copies all that the server knows.
+// Clone copies the server.
 func (s *Server) Clone() *Server {
 	c := New(s.version)
 	c.Micros = s.Micros
@@ -793,20 +793,20 @@ func (s *Server) Clone() *Server {
 	return c
 }
 
-// Key is a key of Redis, its content as text: of a zset and a hash two items each, members with scores
-// and fields with values.
+// Key is a key of Redis, with its content as text. A zset and a hash have two items each: members with scores,
+// fields with values.
 type Key struct {
 	Name, Kind string
 	End        int64
 	Items      []string
 }
 
-// Equal compares all of two keys.
+// Equal compares two keys.
 func (k Key) Equal(other Key) bool {
 	return k.Name == other.Name && k.Kind == other.Kind && k.End == other.End && slices.Equal(k.Items, other.Items)
 }
 
-// Sort brings the fields of a hash in order.
+// Sort sorts the fields of a hash.
 func (k *Key) Sort() {
 	if k.Kind != "hash" {
 		return
@@ -815,7 +815,7 @@ func (k *Key) Sort() {
 	k.Items = slices.Concat(pairs...)
 }
 
-// Keys is all that there is, in the order of the names.
+// Keys returns all keys, by name.
 func (s *Server) Keys() []Key {
 	text := func(n int64) string { return strconv.FormatInt(n, 10) }
 	var all []Key
@@ -825,7 +825,7 @@ func (s *Server) Keys() []Key {
 		} else if len(l.shares) > 0 {
 			together := Key{l.lockKey, "zset", l.lockEnd(), nil}
 			for _, token := range l.inOrder() {
-				if !s.over(l.shares[token]) { // else it is dropped sooner or later
+				if !s.over(l.shares[token]) { // DropEnded removes it later
 					together.Items = append(together.Items, token, text(score(l.shares[token])))
 				}
 			}

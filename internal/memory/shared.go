@@ -14,13 +14,13 @@ import (
 
 const (
 	popFor   = 2 * time.Second // Pop returns none after this
-	popGrace = 2 * time.Second // and an error, if there is no answer then
+	popGrace = 2 * time.Second // after that, no answer is an error
 )
 
 // Shared is a Server with many clients, on the clock of package time. In a testing/synctest bubble
 // that is the clock of the bubble. It has no goroutines, and is safe for concurrent use.
 type Shared struct {
-	mu       sync.Mutex // never held over anything that blocks
+	mu       sync.Mutex // nobody blocks while holding it
 	server   *Server
 	ahead    time.Duration
 	replicas int
@@ -28,7 +28,7 @@ type Shared struct {
 	clients  int
 }
 
-// NewShared returns an empty server. It confirms each write on as many replicas as anybody asks for.
+// NewShared returns an empty server. As many replicas confirm a write as a caller asks for.
 func NewShared(version string) *Shared {
 	return &Shared{server: New(version), replicas: 1 << 30, arrivals: map[string]chan struct{}{}}
 }
@@ -64,9 +64,9 @@ func (s *Shared) SetReplicas(n int) {
 
 // Network carries the calls of a client, or loses them.
 type Network interface {
-	// Carry has the server carry out a call, by calling serve: now, or never, or later, also after Carry
-	// itself has returned. It returns nil if serve has returned and the client has the reply. Otherwise
-	// it returns an error, when ctx ends at the latest; one that is not a *wire.Error passes.
+	// Carry carries a call to the server, by calling serve: now, never, or later, even after Carry itself
+	// has returned. It returns nil if serve has returned and the client has the reply. Otherwise it returns
+	// an error, at the end of ctx at the latest. An error that is not a *wire.Error passes.
 	Carry(ctx context.Context, call string, serve func()) error
 }
 
@@ -74,7 +74,7 @@ type Network interface {
 type Client struct {
 	shared  *Shared
 	network Network
-	list    string // where it is told of hand-overs
+	list    string // its signal list
 }
 
 var _ wire.Server = (*Client)(nil)
@@ -238,7 +238,7 @@ func (c *Client) Pop(ctx context.Context, list string, most int) ([]wire.Signal,
 	}
 }
 
-// pop also returns what is closed when there is something in an empty list.
+// pop also returns a channel that is closed when an empty list gets an element.
 func (s *Shared) pop(list string, most int) (popped answer[[]wire.Signal], arrived chan struct{}) {
 	s.Do(func(server *Server) {
 		for len(popped.reply) < max(most, 1) {
@@ -287,7 +287,7 @@ func (a answer[T]) err(function string) error {
 // fcall runs a function of the library. It also returns when it was sent.
 func fcall[T any](ctx context.Context, c *Client, function string, keys []string, args ...string) (reply T, sent time.Time, err error) {
 	sent = time.Now()
-	var got answer[T] // of its own, as it may come after the end of this call
+	var got answer[T] // its own variable: it may be set after the end of this call
 	err = c.carry(ctx, function, func() {
 		c.shared.Do(func(s *Server) {
 			reply := s.Call(function, keys, args, func(string) bool { return true })
@@ -317,7 +317,7 @@ func (c *Client) fault(call string, err error) error {
 
 func ownKeys(k wire.Keys) []string { return []string{k.Lock, k.Queue, k.State} }
 
-// millis is a time in the library's unit, rounded up so that nothing becomes zero by that.
+// millis is a time in whole milliseconds, rounded up so that it does not become zero.
 func millis(d time.Duration) string {
 	if d == wire.Never {
 		return "0"
