@@ -61,8 +61,8 @@ func (t *cluster) failover(_ *nemesis, s step) string {
 	return "no replica"
 }
 
-// settle restarts what was killed and returns when all is well again, and stays so: a primary that is back
-// is taken for failed for two node timeouts more, and its replica can still be elected.
+// settle restarts the killed server and returns when the cluster is healthy and stays so: for two more node
+// timeouts the others take the restarted primary for failed, and may still elect its replica.
 func (t *cluster) settle() string {
 	if t.killed != nil {
 		if err := t.killed.Restart(); err != nil {
@@ -77,7 +77,7 @@ func (t *cluster) settle() string {
 	return note(t.Settle())
 }
 
-// moveSlot moves the slot of a lock to another primary, key by key and slowly, as resharding does.
+// moveSlot moves the slot of a lock to another primary, slowly and key by key, as resharding does.
 func (t *cluster) moveSlot(_ *nemesis, s step) string {
 	key := "lock:{" + s.name + "}"
 	from := t.Owner(key)

@@ -13,7 +13,7 @@ import (
 	"github.com/seed-ee05a192/redislock"
 )
 
-// Locks with known faults. The judges must find these, or they prove nothing.
+// Locks with known faults. The judges must find them, or the judges prove nothing.
 const (
 	controlSetNX   = "setnx"
 	controlBarging = "barging"
@@ -22,8 +22,8 @@ const (
 
 var controls = []string{controlSetNX, controlBarging, controlLate}
 
-// setNX is the lock of many tutorials: SET NX PX, polling, no fencing token, and a holder that
-// believes in its lock until it gives it back.
+// setNX is the lock of many tutorials: SET NX PX, polling, no fencing token, and a holder that trusts its
+// lock until it releases it.
 type setNX struct{ client rueidis.Client }
 
 func (l setNX) close() {}
@@ -115,7 +115,7 @@ func (l barging) acquire(ctx context.Context, name string, try bool, o options) 
 	}
 }
 
-// controlHold is what both return.
+// controlHold is the hold of both.
 type controlHold struct {
 	client   rueidis.Client
 	name     string
@@ -142,8 +142,8 @@ func (h *controlHold) Release(ctx context.Context) error {
 	return err
 }
 
-// late is the real lock, but the notice of its loss waits for its renewal: Context ends when a call says
-// so, and a call can hang for longer than the lease.
+// late is the real lock, but the notice of a loss waits for the renewal: a call ends Context, and a call can
+// hang for longer than the lease.
 type late struct {
 	realLocks
 	client rueidis.Client

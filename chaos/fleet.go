@@ -18,12 +18,12 @@ import (
 // fleet is the client processes, each with proxies of its own to every node.
 type fleet struct {
 	h       *history
-	job     job // what all have in common
+	job     job // the common part of all
 	clients []*client
 	readers sync.WaitGroup
 }
 
-// client is one place in the fleet: a process, and after its death the next.
+// client is one place in the fleet: a process, and its successor after its death.
 type client struct {
 	index   int
 	proxies []*proxy.Proxy
@@ -56,8 +56,8 @@ func newFleet(h *history, common job, size int, nodes []string) (*fleet, error) 
 	return f, nil
 }
 
-// The kernel kills the children of a thread with it: so one thread that never ends starts them all,
-// and none of them outlives this process, not even a stopped one.
+// The kernel kills the children of a thread with it. So one thread that never ends starts them all, and none
+// of them outlives this process, not even a stopped child.
 var forks = sync.OnceValue(func() chan<- func() {
 	c := make(chan func())
 	go func() {
@@ -105,7 +105,7 @@ func (f *fleet) start(c *client) error {
 		r := bufio.NewScanner(out)
 		for r.Scan() {
 			var e Event
-			if json.Unmarshal(r.Bytes(), &e) == nil { // the last line of a killed one may be cut
+			if json.Unmarshal(r.Bytes(), &e) == nil { // the last line of a killed client may be cut
 				f.h.add(e)
 			}
 		}
@@ -136,8 +136,8 @@ func (c *client) eachProxy(do func(*proxy.Proxy)) {
 	}
 }
 
-// finish has all clients begin nothing new and waits until they are through, at most so long. It
-// returns how many were not.
+// finish tells all clients to begin nothing new, and waits this long for them to finish. It returns how many
+// did not.
 func (f *fleet) finish(patience time.Duration) int {
 	for _, c := range f.clients {
 		c.mu.Lock()
@@ -157,7 +157,7 @@ func (f *fleet) finish(patience time.Duration) int {
 	return late
 }
 
-// close ends whatever is left.
+// close ends the rest.
 func (f *fleet) close() {
 	for _, c := range f.clients {
 		c.mu.Lock()

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mono reads the clock that all processes of this machine share and that nobody steps.
+// mono reads the monotonic clock, which all processes of this machine share.
 func mono() int64 {
 	var t unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &t) // never fails for this clock
@@ -20,7 +20,7 @@ func mono() int64 {
 // monoOf turns a time.Time of this process into that clock.
 func monoOf(t time.Time) int64 { return mono() + int64(time.Until(t)) }
 
-// What a client process tells of its operations.
+// The reports of a client process about its operations.
 const (
 	evCall     = "call"     // it asks for the lock and will wait for it
 	evTry      = "try"      // it asks for the lock and will not wait
@@ -28,27 +28,27 @@ const (
 	evFailed   = "failed"   // it did not get the lock
 	evRenewed  = "renewed"  // Deadline has moved
 	evLost     = "lost"     // it was told that the lock may be lost
-	evEnded    = "ended"    // its Context has ended; told at once, whatever the holder is busy with
+	evEnded    = "ended"    // its Context has ended; reported at once, even if the holder is busy
 	evAlive    = "alive"    // its Context has not ended, though Release has returned
 	evRelease  = "release"  // it is about to give the lock back
-	evReleased = "released" // it has done so, or Err
+	evReleased = "released" // it has given the lock back, or Err
 )
 
 // Event is one line that a client process writes.
 type Event struct {
 	T        int64  `json:"t"` // mono
 	Kind     string `json:"k"`
-	Op       string `json:"o"` // worker.incarnation.goroutine.number, the same is the token's label
+	Op       string `json:"o"` // worker.incarnation.goroutine.number, also the token's label
 	Name     string `json:"n"`
 	Fence    int64  `json:"f,omitempty"`
-	Deadline int64  `json:"d,omitempty"` // mono; 0: the client knows of none
+	Deadline int64  `json:"d,omitempty"` // mono; 0: no deadline
 	Lease    int64  `json:"l,omitempty"`
 	Share    int    `json:"s,omitempty"` // see options
 	Loyal    bool   `json:"w,omitempty"` // renewed: it works until it is told to stop
 	Err      string `json:"e,omitempty"`
 }
 
-// op is the life of one operation, put together from its events.
+// op is one operation, from its events.
 type op struct {
 	id       string
 	name     string
@@ -57,12 +57,12 @@ type op struct {
 	try      bool
 	share    int // how many may hold the lock together; 0: alone, below 0: any number
 	call     int64
-	end      int64 // it got the lock or failed; 0: neither was heard of
+	end      int64 // it got the lock or failed; 0: not reported
 	held     bool
 	err      string
 	fence    int64
 	lease    int64
-	deadline int64 // the latest that it knew of
+	deadline int64 // the last one reported
 	lost     int64
 	ended    int64
 	survived bool // its Context outlived Release
@@ -71,7 +71,7 @@ type op struct {
 	relErr   string
 }
 
-// until is when the holder stopped to believe in the lock; died is when its process was killed.
+// until is when the holder stopped trusting the lock; died is when its process was killed.
 func (o *op) until(died int64) int64 {
 	t := died
 	for _, end := range []int64{o.deadline, o.lost, o.release} {
@@ -82,8 +82,8 @@ func (o *op) until(died int64) int64 {
 	return t
 }
 
-// aliveTo is when its Context ended, at the latest when its process was killed. Release ends Context
-// before it sends anything, so the notice of that may come after the release.
+// aliveTo is when its Context ended, at the latest the death of its process. Release ends Context before it
+// sends anything, so the report may come after the release.
 func (o *op) aliveTo(died int64) int64 {
 	t := died
 	if o.ended != 0 {
@@ -95,12 +95,12 @@ func (o *op) aliveTo(died int64) int64 {
 	return t
 }
 
-// fault is one thing that the nemesis did, from its begin until its effects had ended: a server
-// answers again, a link is whole.
+// fault is one action of the nemesis, from its begin to the end of its effects: a server answers again, a
+// link is whole.
 type fault struct {
 	kind     string
 	from, to int64
-	worker   int    // the client that it concerns, everyone if below 0
+	worker   int    // the client that it hits; below 0: all
 	name     string // the lock whose key was deleted
 	key      string // lock, queue or state
 	lossy    bool   // a failover that can lose writes: Redis replicates asynchronously
@@ -132,30 +132,30 @@ func (f *fault) silences(worker int) bool {
 // serverEvent is one effect of a call, as the server's MONITOR shows it.
 type serverEvent struct {
 	at     int64 // the server's wall clock, us
-	begun  int64 // when the call began that did it: leases count from there
+	begun  int64 // when its call began: leases count from there
 	node   string
 	kind   string
 	name   string
 	token  string
 	number int64 // a fence, or a lease in ms
 	fn     string
-	caller string // the token of the call that did it
+	caller string // the token of its call
 }
 
 const (
-	srvGap     = "gap"     // MONITOR was interrupted: what follows may not be all
-	srvEnqueue = "enqueue" // ZADD to the queue; no effect if it is there
+	srvGap     = "gap"     // MONITOR was interrupted: events may be missing
+	srvEnqueue = "enqueue" // ZADD to the queue; no effect on a token that is there
 	srvGone    = "gone"    // its entry is removed: left, granted or dropped
 	srvGrant   = "grant"   // SET lock; the same token again is a renewal
 	srvShare   = "share"   // ZADD to the lock; the same token again is a renewal
 	srvRenew   = "renew"   // PEXPIRE lock, by its holder
 	srvLeave   = "leave"   // ZREM from the lock
 	srvFree    = "free"    // the lock is removed by the library
-	srvFence   = "fence"   // a fencing token was given out
-	srvDelete  = "delete"  // a key was deleted by the nemesis; token is the kind of key
+	srvFence   = "fence"   // a new fencing token
+	srvDelete  = "delete"  // the nemesis deleted a key; token is the kind of key
 )
 
-// history is all that is known of one episode.
+// history is the record of one episode.
 type history struct {
 	mu         sync.Mutex
 	start      int64
@@ -166,7 +166,7 @@ type history struct {
 	register   []registerEvent
 	deaths     map[string]int64 // "worker.incarnation": when the process was killed
 	end        int64
-	renewing   chan int // workers of which a loyal holder has just renewed its lease
+	renewing   chan int // workers with a loyal holder that has just renewed its lease
 }
 
 func newHistory() *history {
@@ -187,7 +187,7 @@ func (h *history) add(e Event) {
 	h.events = append(h.events, e)
 }
 
-// awaitRenewal returns a worker of which a loyal holder renews its lease now, below 0 if none does for so long.
+// awaitRenewal returns a worker with a loyal holder that renews its lease now; below 0: none does in this time.
 func (h *history) awaitRenewal(limit time.Duration) int {
 	select {
 	case worker := <-h.renewing:
@@ -209,7 +209,7 @@ func (h *history) addRegister(e registerEvent) {
 	h.register = append(h.register, e)
 }
 
-// begin notes a fault that lasts until done is called on it.
+// begin notes a fault that lasts until done.
 func (h *history) begin(f fault) *fault {
 	f.from, f.to = mono(), 1<<62
 	h.mu.Lock()
@@ -224,14 +224,14 @@ func (h *history) done(f *fault, note string) {
 	f.to, f.note = mono(), note
 }
 
-// moved corrects the begin of a fault that had to wait for its occasion.
+// moved corrects the begin of a fault that had to wait.
 func (h *history) moved(f *fault, from int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	f.from = max(f.from, from)
 }
 
-// aimed is for a fault that had to look for the client that it concerns: it begins now.
+// aimed is for a fault that had to look for its client: it begins now.
 func (h *history) aimed(f *fault, worker int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -267,7 +267,7 @@ func lifeKey(worker, life int) string { return strconv.Itoa(worker) + "." + strc
 // wall turns the server's stamp into mono.
 func (h *history) wall(us int64) int64 { return us*1000 - h.wallOffset }
 
-// ops puts the operations together, in order of their calls.
+// ops returns the operations, in order of their calls.
 func (h *history) ops() []*op {
 	byID := map[string]*op{}
 	var all []*op

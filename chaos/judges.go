@@ -7,27 +7,25 @@ import (
 	"time"
 )
 
-// The judges. What they excuse is counted, with the reason, and nothing else is excused:
+// The judges. They count each excuse with its reason, and excuse nothing else:
 //
 //	a  nothing
-//	b  two leases at once, unless both share the lock and no more do than the later one asked for; if between the two grants the lock's key was deleted, the lock was reset, or
-//	   a failover may have lost the first grant (Sentinel's, or an election in a cluster: Redis
-//	   replicates asynchronously). A client that was stopped holds the lock until its own deadline,
-//	   whatever it believes later. Tokens out of order: that failover, for one who joins those that share
-//	   the lock since before
-//	c  a waiter that was overtaken: if a failover may have lost its place. One that was dropped: that too;
-//	   while it was dead, stopped or cut off (not counted: it is no live waiter); if its queue or state
-//	   key was deleted, or the server itself was stopped or killed while it waited. Where MONITOR was
-//	   interrupted, and it looks as if one who came before the end of that had been overtaken, or had
-//	   overtaken others, that is not known
-//	   A lock that is free while one waits: as if the waiter had been overtaken; if its state key was
-//	   deleted or the slot was being moved, since then it cannot be told
-//	d  the time of a fault of the server, or of the waiter's own client; two seconds more for each
-//	   further client that was silenced lately
-//	e  as b; a sample that porcupine cannot decide in time
-//	f  a Context that was alive when another one was granted the lock: as two leases in b; if its process
-//	   was stopped at that moment, or had gone on for less than 100 ms: nothing ends a Context of a
-//	   stopped process
+//	b  Two leases at once, if both share the lock and no more share it than the later one asked for. Or if,
+//	   between the two grants, the lock's key was deleted, the lock was reset, or a failover may have lost the
+//	   first grant (Sentinel's, or an election in a cluster: Redis replicates asynchronously). A client that was
+//	   stopped holds the lock only until its own deadline. Tokens out of order: the same failover, for a client
+//	   that joins older holders.
+//	c  An overtaken waiter: if a failover may have lost its place. The order is not known for waiters from before
+//	   the end of an interruption of MONITOR.
+//	   A dropped waiter: the same; if its queue or state key was deleted; if the server was stopped or killed
+//	   while it waited. A waiter that was dead, stopped or cut off does not count.
+//	   A free lock while somebody waits: as an overtaken waiter; if the state key was deleted or the slot was being
+//	   moved, since then the server cannot tell the waiter.
+//	d  The time of a fault of the server, or of the waiter's own client; two seconds more for each further client
+//	   that was silenced lately.
+//	e  As b; a sample that porcupine cannot decide in time.
+//	f  A Context that was alive when another client got the lock: as two leases in b. Or if its process was
+//	   stopped at that moment, or had run again for less than 100 ms: nothing ends a Context of a stopped process.
 const (
 	judgeRegister  = "a fenced register"
 	judgeIntervals = "b lease intervals"
@@ -45,7 +43,7 @@ type violation struct {
 	at    int64 // mono
 	since int64 // where the timeline begins
 	name  string
-	ops   []string // those concerned
+	ops   []string // the operations in question
 	text  string
 }
 
@@ -61,7 +59,7 @@ type verdict struct {
 	writes     int
 	faults     map[string]int
 	worst      time.Duration // the longest stall
-	worstBound time.Duration // what it was allowed
+	worstBound time.Duration // the bound at that time
 	worstAt    int64
 	worstName  string
 }
@@ -88,7 +86,7 @@ func (v *verdict) fail(judge, name string, since, at int64, format string, args 
 	v.violations = append(v.violations, violation{judge, at, since, name, opPattern.FindAllString(text, -1), text})
 }
 
-// judge gives the verdict on an episode.
+// judge returns the verdict on an episode.
 func judge(h *history) *verdict {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -149,11 +147,11 @@ func judgeTheRegister(h *history, v *verdict) {
 	}
 }
 
-// tolerance is for the two clocks that are compared, and for the server's milliseconds.
+// tolerance covers the comparison of two clocks, and the server's milliseconds.
 const tolerance = int64(2 * time.Millisecond)
 
-// startOf is when the server granted the lock: its stamp is the fencing token. That can be ahead of
-// the clock if tokens were given out faster than one in a microsecond or the clock went back.
+// startOf is when the server granted the lock: the fencing token. It can be ahead of the clock, if there was
+// more than one token in a microsecond or the clock went back.
 func startOf(h *history, o *op) int64 {
 	if at := h.wall(o.fence); at >= o.call-tolerance && at <= o.end {
 		return at
@@ -161,8 +159,8 @@ func startOf(h *history, o *op) int64 {
 	return o.end
 }
 
-// Judge b, first half: from the grant, as the server stamped it, until its holder gave the lock back
-// or had to take it for lost by its own clock, nobody else was granted it.
+// Judge b, first half: nobody else gets the lock from the server's stamp of the grant until the holder gave
+// it back, or had to take it for lost by its own clock.
 func judgeOverlaps(h *history, v *verdict, name string, ops []*op) {
 	type lease struct {
 		*op
@@ -183,13 +181,13 @@ func judgeOverlaps(h *history, v *verdict, name string, ops []*op) {
 			if a.to <= b.from+tolerance {
 				continue
 			}
-			if a.share != 0 && b.share != 0 || b.to <= b.from { // their number is judged by what the server did
+			if a.share != 0 && b.share != 0 || b.to <= b.from { // the server's events tell their number
 				still = append(still, a)
 				continue
 			}
 			if why := excuseOverlap(h, name, a.from, b.from); why != "" {
 				v.excused["b: two holders, "+why]++
-				continue // and so for all who come after b
+				continue // and so do all after b
 			}
 			still = append(still, a)
 			v.fail(judgeIntervals, name, a.from, b.from,
@@ -219,8 +217,8 @@ func excuseOverlap(h *history, name string, from, to int64) string {
 }
 
 // Judge b, second half, by what clients saw: a client that asked after another one got the lock has the
-// greater token, and no token comes twice, but for those who hold it together. Only this is excused: one who
-// joins those that a failover has brought back gets their token, and later ones were lost with it.
+// greater token, and no token comes twice, except among co-holders. Only this is excused: a client that joins
+// holders which a failover has brought back gets their token, and the failover lost later tokens.
 func judgeClientFences(h *history, v *verdict, name string, ops []*op) {
 	var holds []*op
 	owner := map[int64]*op{}
@@ -254,8 +252,8 @@ func judgeClientFences(h *history, v *verdict, name string, ops []*op) {
 	}
 }
 
-// Tokens only grow, in the order of the server. Nothing excuses it. The last one is written once more where a
-// lost queue has left entries behind; that nobody is granted it again is judged by what clients saw.
+// Tokens only grow, in the order of the server. Nothing excuses a smaller one. The library writes the last token
+// again if a lost queue has left entries behind; the clients' reports tell that nobody gets it again.
 func judgeServerFences(h *history, v *verdict) {
 	last := map[string]int64{}
 	for _, e := range h.server {
@@ -274,8 +272,7 @@ func judgeServerFences(h *history, v *verdict) {
 // span is a part of the timeline.
 type span struct{ from, to int64 }
 
-// served is the bound: a dead client that was handed the lock costs 2 s, the next look at the queue
-// up to 1 s more.
+// served is the bound: a dead client that got the lock costs 2 s, the next check-in up to 1 s more.
 const (
 	served    = 3 * time.Second
 	claimTime = 2 * time.Second
@@ -311,7 +308,7 @@ func judgeStalls(h *history, v *verdict, name string, ops []*op) {
 				if stall > v.worst {
 					v.worst, v.worstBound, v.worstAt, v.worstName = stall, bound, part.to, name
 				}
-				// The others who wait in the same stall say nothing new.
+				// The other waiters of the same stall add nothing.
 				switch {
 				case stall > bound && !told[part.to]:
 					told[part.to] = true
@@ -367,8 +364,8 @@ func minus(s span, spans []span) []span {
 	return left
 }
 
-// undisturbed cuts faults out of s: those of the server and of this client as long as they last,
-// those of others at their begin.
+// undisturbed cuts faults out of s: faults of the server and of this client for their whole length, faults of
+// others at their begin.
 func undisturbed(h *history, worker int, name string, s span) []span {
 	var cuts []span
 	for _, f := range h.faults {
@@ -392,8 +389,8 @@ func undisturbed(h *history, worker int, name string, s span) []span {
 	return minus(s, merged)
 }
 
-// leaseRunning is the longest lease that the server had given lately to somebody who did not give
-// the lock back. If Release took long, its call was lost, and the lease went on although it succeeded in the end.
+// leaseRunning is the longest recent lease of a holder that did not give the lock back. If Release took long,
+// its first call was lost, and the lease went on although Release succeeded in the end.
 func leaseRunning(h *history, ops []*op, name string, s span) time.Duration {
 	const (
 		lately = int64(4 * time.Second)
@@ -416,7 +413,7 @@ func leaseRunning(h *history, ops []*op, name string, s span) time.Duration {
 		if e.kind != srvGrant && e.kind != srvShare && e.kind != srvRenew || e.name != name {
 			continue
 		}
-		// Did it hear of this grant? It may have been through before, or got a later one.
+		// Did it hear of this grant? It may have ended before, or got a later one.
 		o, at := byID[labelOf(e.token)], h.wall(e.at)
 		lease := time.Duration(e.number) * time.Millisecond
 		if e.caller != e.token { // handed over
@@ -429,9 +426,8 @@ func leaseRunning(h *history, ops []*op, name string, s span) time.Duration {
 	return longest
 }
 
-// furtherDead is what the clients cost that were silenced lately, but for the first, which the bound
-// has in it. One that was killed costs that until its places have lapsed, the others until they have had
-// the time to call.
+// furtherDead is the cost of the clients silenced lately, without the first, which the bound includes. A killed
+// client costs that until its places have lapsed, another one until it has had the time to call.
 func furtherDead(h *history, worker int, at int64) time.Duration {
 	dead := map[int]bool{}
 	for _, f := range h.faults {
@@ -446,9 +442,9 @@ func furtherDead(h *history, worker int, at int64) time.Duration {
 	return time.Duration(max(0, len(dead)-1)) * claimTime
 }
 
-// Judge f: a holder works until its Context ends, whatever its Deadline says. So from its grant until
-// then, the server grants the lock to nobody else and renews no other's lease. MONITOR shows that, and
-// the tokens that clients got where MONITOR was interrupted.
+// Judge f: a holder works until its Context ends, whatever its Deadline says. So from its grant until then, the
+// server grants the lock to nobody else and renews no other lease. MONITOR shows that; where MONITOR was
+// interrupted, the tokens of the clients do.
 func judgeAlive(h *history, v *verdict, name string, ops []*op) {
 	type granted struct {
 		at     int64
@@ -499,7 +495,7 @@ func judgeAlive(h *history, v *verdict, name string, ops []*op) {
 	}
 }
 
-// awake is what a process is given to end its Contexts, once it runs again.
+// awake is the time that a process has to end its Contexts after it runs again.
 const awake = 100 * time.Millisecond
 
 func wasStopped(h *history, worker int, at int64) bool {

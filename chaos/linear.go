@@ -7,9 +7,8 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// Judge e: samples of the histories, through porcupine. The model is a mutex that knows its owner
-// and gives out growing tokens; it is told of what takes the lock from its owner: the end of the
-// lease, a deleted key, a failover.
+// Judge e: samples of the histories, through porcupine. The model is a mutex that knows its owner and returns
+// growing tokens. Events take the lock from its owner: the end of the lease, a deleted key, a failover.
 
 type mutexInput struct {
 	kind  string // acquire, release, expire, forget
@@ -60,7 +59,7 @@ var mutexModel = (&porcupine.NondeterministicModel{
 				return []any{free}
 			}
 			return []any{s}
-		default: // forget: the server may lose what it knew
+		default: // forget: the server may lose its data
 			return []any{s, free}
 		}
 	},
@@ -121,7 +120,7 @@ func judgeLinearizable(h *history, v *verdict, name string, ops []*op) {
 }
 
 // twoPrimaries tells whether judge b excuses two holders by a failover: while the old primary lives on, both
-// let their holders release, which no single lock does.
+// primaries accept a release, which no single lock does.
 func twoPrimaries(h *history, name string, window []*op) bool {
 	for i, a := range window {
 		from, to := startOf(h, a), a.until(h.deathOf(a))
@@ -134,8 +133,7 @@ func twoPrimaries(h *history, name string, window []*op) bool {
 	return false
 }
 
-// sample is a window of holds as porcupine wants them. What is left out only makes it easier to
-// find a legal order.
+// sample is a window of holds, for porcupine. Missing operations only make it easier to find a legal order.
 func sample(h *history, name string, window, unknown []*op) []porcupine.Operation {
 	const never = int64(1) << 62
 	var history []porcupine.Operation

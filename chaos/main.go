@@ -1,6 +1,6 @@
-// Command chaos puts the lock through faults and judges what came of it: OS processes take locks
-// through proxies, a nemesis kills, stops, cuts and deletes by a seeded schedule, and six judges
-// go over the history. It exits with 1 if one of them finds a violation.
+// Command chaos tests the lock under faults. OS processes take locks through proxies. A nemesis kills, stops,
+// cuts and deletes by a seeded schedule. Six judges check the history. It exits with 1 if a judge finds a
+// violation.
 //
 //	make chaos
 //	CHAOS_MINUTES=10 CHAOS_TOPOLOGY=cluster CHAOS_SEED=42 make chaos
@@ -38,9 +38,9 @@ type settings struct {
 const (
 	goroutines    = 4 // of each client
 	episodeLength = 2 * time.Minute
-	// patience is what those who wait at the end are given.
+	// patience is how long the last waiters may take.
 	patience = 15 * time.Second
-	// shown is how many violations of an episode are told with their timelines.
+	// shown is how many violations of an episode are printed with their timelines.
 	shown = 3
 )
 
@@ -95,7 +95,7 @@ func (s *settings) fromEnv() (err error) {
 	return nil
 }
 
-// run runs all episodes and prints what came of them.
+// run runs all episodes and prints the results.
 func (s *settings) run(ctx context.Context, w io.Writer) (*verdict, error) {
 	topologies := []string{s.topology}
 	switch {
@@ -120,7 +120,7 @@ func (s *settings) run(ctx context.Context, w io.Writer) (*verdict, error) {
 		for n := uint64(0); left > 0 && ctx.Err() == nil; n++ {
 			length := min(left, episodeLength)
 			if rest := left - length; rest < 20*time.Second {
-				length = left // no crumbs
+				length = left // no short rest
 			}
 			left -= length
 			start := time.Now()
@@ -140,7 +140,7 @@ func (s *settings) run(ctx context.Context, w io.Writer) (*verdict, error) {
 	return total, nil
 }
 
-// episode runs one topology, with a fresh server, for so long and judges it.
+// episode runs one topology for this long, with a fresh server, and judges it.
 func (s *settings) episode(ctx context.Context, w io.Writer, name string, seed uint64, length time.Duration) (*verdict, error) {
 	topo, err := startTopology(name)
 	if err != nil {
@@ -186,7 +186,7 @@ func (s *settings) episode(ctx context.Context, w io.Writer, name string, seed u
 	case controlLate:
 		n.only = []string{deafLinks, blackHole}
 	}
-	// The last part is quiet: all who wait must get on.
+	// The last part is quiet: all waiters must be served.
 	quiet := min(length/4, 5*time.Second)
 	stormCtx, endStorm := context.WithTimeout(ctx, length-quiet)
 	n.run(stormCtx)

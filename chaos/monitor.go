@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// monitor follows MONITOR of one node until ctx ends: the effects of every call in the order in
-// which the server carried them out, with its stamps. Only what the library itself does is taken
-// (the "lua" lines), so a replica, which repeats its primary's writes, adds nothing.
+// monitor follows MONITOR of one node until ctx ends: the effects of every call in the server's order, with its
+// stamps. It takes only the library's own commands (the "lua" lines), so a replica that repeats its primary's
+// writes adds nothing.
 func monitor(ctx context.Context, h *history, addr string, peers map[string]bool, ready func()) {
 	connected := false
 	for ctx.Err() == nil {
@@ -65,7 +65,7 @@ func follow(ctx context.Context, h *history, addr string, peers map[string]bool,
 	}
 }
 
-// parser knows the call under way, to which the lines of the library belong.
+// parser knows the current call, to which the lines of the library belong.
 type parser struct {
 	h      *history
 	addr   string
@@ -73,7 +73,7 @@ type parser struct {
 	fn     string
 	caller string
 	begun  int64
-	shared bool // this call wrote into the set of those who share: its PEXPIRE is for all of them
+	shared bool // this call wrote into the set of the co-holders: its PEXPIRE is for all of them
 }
 
 func (p *parser) line(line string) {
@@ -234,7 +234,7 @@ func (w *watchers) watch(ctx context.Context, h *history, nodes []string) {
 	}
 }
 
-// ready waits until all are at it.
+// ready waits until all are following.
 func (w *watchers) ready() error {
 	timeout := time.After(5 * time.Second)
 	for _, first := range w.pending {

@@ -36,7 +36,7 @@ const (
 	dropReply      = "drop reply"
 )
 
-// weights of the faults; those that a topology does not know are left out.
+// weights of the faults. A topology ignores faults that it does not know.
 var weights = []struct {
 	kind   string
 	weight int
@@ -46,8 +46,8 @@ var weights = []struct {
 	{blackHole, 3}, {dropReply, 3}, {deafLinks, 5},
 }
 
-// step is one fault of the schedule. All that is random about it is drawn beforehand, so that the
-// schedule depends on nothing but the seed.
+// step is one fault of the schedule. Its random parts are drawn beforehand, so the schedule depends only on the
+// seed.
 type step struct {
 	kind   string
 	client int // of deafLinks: where no loyal holder renews
