@@ -25,7 +25,7 @@ type timeline struct {
 	color bool
 }
 
-// newTimeline prints in colour only where somebody looks at it and has not asked for NO_COLOR.
+// newTimeline prints in colour only on a terminal, without NO_COLOR.
 func newTimeline(out *os.File) *timeline {
 	info, err := out.Stat()
 	terminal := err == nil && info.Mode()&os.ModeCharDevice != 0
@@ -48,7 +48,7 @@ func (t *timeline) head() {
 
 func (t *timeline) scene(title string) { t.print(bold, "-- %s", title) }
 
-// row is one line; what is zero stays empty.
+// row is one line; a zero field stays empty.
 type row struct {
 	style    style
 	at       time.Duration

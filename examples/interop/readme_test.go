@@ -32,7 +32,7 @@ var runners = map[string]struct {
 var (
 	// headingOrBlock is a heading, or a fenced block: its language, and its text.
 	headingOrBlock = regexp.MustCompile("(?ms)^#+ ([^\n]*)$|^```(\\w*)\n(.*?)^```$")
-	// userOf is the user of SECURITY.md as whom redis-cli runs below a heading. Without one, it is the administrator.
+	// userOf is redis-cli's user of SECURITY.md below a heading. The default is the administrator.
 	userOf = regexp.MustCompile(`\((lock-\w+)\)$`)
 	// transcript is a line "$ command", which a backslash continues, and what it prints.
 	transcript = regexp.MustCompile(`(?m)^\$ ((?:.*\\\n)*.*)\n((?:[^$\n].*\n|\n)*)`)

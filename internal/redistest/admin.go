@@ -47,7 +47,7 @@ func (s *Server) isPrimary() bool {
 	return role == "master"
 }
 
-// within waits for a condition, and says what is missing if it does not come true.
+// within waits for a condition. If it does not come true, the error says what is missing.
 func within(limit time.Duration, missing string, ok func() bool) error {
 	for deadline := time.Now().Add(limit); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {

@@ -181,7 +181,7 @@ func (c *Cluster) Move(key string, to *Server, during func(moved int)) error {
 			}
 		}
 	}()
-	// The target first, else nobody serves the slot for a moment.
+	// The target first, so that somebody always serves the slot.
 	owners := []*Server{to, from}
 	for _, p := range c.Primaries() {
 		if p != to && p != from {

@@ -55,7 +55,7 @@ func StateOf(l *redislock.Locker, name string) redislock.State {
 	return state
 }
 
-// PTTL is what is left of a key, in milliseconds.
+// PTTL is the rest of a key's life, in milliseconds.
 func PTTL(client rueidis.Client, key string) int64 {
 	GinkgoHelper()
 	ms, err := Redis(client, "PTTL", key).ToInt64()

@@ -233,7 +233,7 @@ func (l RawLock) Int(args ...string) int64 {
 	return AsInt(Redis(l.Client, args...))
 }
 
-// PTTL is what is left of a key, in milliseconds.
+// PTTL is the rest of a key's life, in milliseconds.
 func (l RawLock) PTTL(key string) int64 {
 	GinkgoHelper()
 	return l.Int("PTTL", key)

@@ -110,7 +110,7 @@ func (e endpoint) Port() int {
 // here is the topology that the present spec runs on.
 var here *Topology
 
-// Routes say how a client gets to what is at an address, where that takes more than to dial it.
+// Routes say how a client reaches an address that it cannot just dial.
 var Routes = map[string]Route{}
 
 // Route is nil of both where the address is dialled as it is.
@@ -139,7 +139,7 @@ var _ = SynchronizedBeforeSuite(func() []byte {
 	for _, d := range shared {
 		Routes[d.Primaries[0]] = Route{Sentinels: d.Sentinels}
 	}
-	// What is said nowhere else is standalone.
+	// The default is standalone.
 	here, Server = &Topologies[0], endpoint(shared["standalone"].Primaries[0])
 })
 
@@ -169,7 +169,7 @@ func OwnRedis(args ...string) *redistest.Server {
 	return s
 }
 
-// Directly connects to one server and asks nobody where else to go.
+// Directly connects to one server, and follows no topology.
 func Directly(addr string, change ...func(*rueidis.ClientOption)) rueidis.Client {
 	GinkgoHelper()
 	return connect(rueidis.ClientOption{InitAddress: []string{addr}, DisableCache: true, ForceSingleClient: true}, change)

@@ -196,7 +196,7 @@ func (w *world) stepClock(back bool, by time.Duration) {
 	w.stale = true
 }
 
-// excuseAll is for those who hold or wait now.
+// excuseAll excuses all present holders and waiters.
 func (w *world) excuseAll() {
 	for _, x := range w.waits {
 		x.excused = true

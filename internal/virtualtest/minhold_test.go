@@ -15,7 +15,7 @@ import (
 	"github.com/seed-ee05a192/redislock/redislocktest"
 )
 
-// lasts fails the test unless this is what is left of the lease.
+// lasts fails the test unless this is the rest of the lease.
 func lasts(t *testing.T, server *redislocktest.Server, want time.Duration) {
 	t.Helper()
 	if ttl := server.State(name).TTL; ttl < want || ttl > want+time.Millisecond {
@@ -179,7 +179,7 @@ func TestMinHoldRelease(t *testing.T) {
 	})
 }
 
-// TestMinHoldWhile: every lease is at least what is left of the minimum hold, and a loss is seen no later than with
+// TestMinHoldWhile: every lease is at least the rest of the minimum hold, and a loss is seen no later than with
 // the lease that was asked for.
 func TestMinHoldWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

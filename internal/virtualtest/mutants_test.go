@@ -1,6 +1,6 @@
 //go:build !race
 
-// The race detector has nothing to say of mutants, and would take ten times as long.
+// Without the race detector: it finds no mutant, and takes ten times as long.
 
 package virtualtest
 
@@ -18,14 +18,13 @@ import (
 	"time"
 )
 
-// mutant is the client with one mistake. The numbers are those of the faults that users had run into, or
-// that were found by trying to break it.
+// mutant is the client with one mistake. The numbers are those of known faults.
 type mutant struct {
 	name, file, old, new string
 }
 
 var mutants = []mutant{
-	// Those that lock.pml has as well.
+	// The mutants of lock.pml.
 	{"stale-signal-believed", "wait.go",
 		"deadline := w.line.clock.earliest(s.Deadline, time.Now())",
 		"deadline := time.Now().Add(length)"},

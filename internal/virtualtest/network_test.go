@@ -36,7 +36,7 @@ type call struct {
 	token       string
 	lease, wait time.Duration
 	holders     int
-	told        *told // of whom; nil: of nobody who waits or holds any more
+	told        *told // of this wait or hold; nil: it is over
 	sent        time.Time
 	served      int64 // the step; 0: not yet
 	givenUp     bool

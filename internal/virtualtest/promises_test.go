@@ -80,7 +80,7 @@ func TestOutageIsNotBusy(t *testing.T) {
 				defer cancel()
 				start := time.Now()
 				_, err := locker.Acquire(ctx, name)
-				took(t, start, 5*time.Second, 5250*time.Millisecond) // and what is to be undone
+				took(t, start, 5*time.Second, 5250*time.Millisecond) // and the undoing
 				is(t, err, redislock.ErrUnavailable, context.DeadlineExceeded)
 				isNot(t, err, redislock.ErrNotAcquired)
 

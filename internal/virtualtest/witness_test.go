@@ -120,7 +120,7 @@ type hold struct {
 	given   bool // back, by its user
 }
 
-// view is what is on the server.
+// view is the state on the server.
 type view struct {
 	all    []memory.Key
 	byName map[string]*memory.Key
@@ -163,7 +163,7 @@ func (w *world) tick() {
 	w.stale = true
 }
 
-// look is what is on the server now. It needs mu.
+// look returns the present state on the server. It needs mu.
 func (w *world) look() view {
 	if w.stale {
 		w.stale = false
@@ -399,7 +399,7 @@ func (w *world) changed(l *lock, x *wait, c *call, queue []string, lapsed bool, 
 	if c.function == "lock_reset" {
 		held = nil
 	}
-	beside := maps.Clone(holds) // those who had the lock when the next one got it
+	beside := maps.Clone(holds) // the holders when the next one got the lock
 	maps.DeleteFunc(beside, func(token string, _ int64) bool { _, had := held[token]; return !had })
 	// The order of the grants is that of the queue; a caller that is not in it, or had lapsed, comes last.
 	place := func(token string) int {
@@ -450,7 +450,7 @@ func (l *lock) drop(x *wait) {
 	l.line = slices.DeleteFunc(l.line, func(v *wait) bool { return v == x })
 }
 
-// grant is what the witness sees: the lock is given to x, in a call of by, beside those who have it. It needs mu.
+// grant judges a grant to x, in a call of by, beside the present holders. It needs mu.
 func (w *world) grant(l *lock, x, by *wait, beside map[string]int64) {
 	fence := w.look().fence(l)
 	switch joins := len(beside) > 0; {

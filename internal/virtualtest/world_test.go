@@ -1,6 +1,6 @@
 // Package virtualtest has the real client live through hours of accidents in seconds: several Lockers
 // share a few locks in a testing/synctest bubble, on the server of internal/memory, over a network that
-// delays and loses. Judges compare what each client believes with what is true on the server.
+// delays and loses. Judges compare each client's beliefs with the truth on the server.
 //
 // A run is drawn from its seed. Goroutines of one instant run in any order, and the client itself draws
 // tokens and pauses, so the same seed gives a similar run and not the same one: rapid could not shrink it.
@@ -149,7 +149,7 @@ func newWorld(seed uint64, steps *atomic.Int64) *world {
 
 func (w *world) has(kind string) bool { return slices.Contains(w.kinds, kind) }
 
-// begin starts a process. It needs mu, or a world that nobody else has.
+// begin starts a process. It needs mu, or a world of its own.
 func (w *world) begin(slot int) *process {
 	p := &process{w: w, id: len(w.all) + 1, slot: slot, closed: make(chan struct{})}
 	p.list = fmt.Sprintf("lock-signal:%d", p.id)
@@ -264,7 +264,7 @@ func (w *world) close(p *process) {
 	p.locker.Close()
 	w.note("process %d: closed after %v", p.id, time.Since(start))
 	took := time.Since(start)
-	time.Sleep(300 * time.Millisecond) // for those who wait to have left
+	time.Sleep(300 * time.Millisecond) // until the waiters have left
 	w.mu.Lock()
 	w.judgeClose(p, took)
 	w.mu.Unlock()
