@@ -51,7 +51,7 @@ const (
 // are passed over as long as one does: what they lack is loaded when a call meets it.
 func Load(ctx context.Context, client rueidis.Client) error {
 	l := newLoader(client, LoadIfNeeded, nil)
-	r := l.look()
+	r := l.look(0)
 	var err error
 	select {
 	case <-r.done:
@@ -148,25 +148,32 @@ func newLoader(client rueidis.Client, mode LoadMode, logger *slog.Logger) *loade
 
 // ensure waits for the first round that goes well.
 func (l *loader) ensure(ctx context.Context) error {
-	if l.ready.Load() || l.mode == LoadNever {
-		return nil
+	for l.mode != LoadNever {
+		rounds := l.rounds.Load()
+		if l.ready.Load() {
+			break
+		}
+		r := l.look(rounds)
+		if r == nil {
+			continue
+		}
+		select {
+		case <-r.done:
+			return r.err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
-	r := l.look()
-	select {
-	case <-r.done:
-		return r.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return nil
 }
 
 // missing is for a call that met a node without the library. Rounds is how many were over before the
 // call. It returns how many are when the call is to be made again, or why that is useless.
 func (l *loader) missing(ctx context.Context, rounds int64) (int64, error) {
-	if now := l.rounds.Load(); now > rounds {
-		return now, nil // a round has ended since: it may have found that node
+	r := l.look(rounds)
+	if r == nil {
+		return l.rounds.Load(), nil // that round may have found the node
 	}
-	r := l.look()
 	soon := time.NewTimer(retryWithin)
 	defer soon.Stop()
 	select {
@@ -183,10 +190,13 @@ func (l *loader) missing(ctx context.Context, rounds int64) (int64, error) {
 	}
 }
 
-// look joins the round under way, or begins one.
-func (l *loader) look() *round {
+// look joins the round under way, or begins one. It returns nil if more than these rounds are over.
+func (l *loader) look(rounds int64) *round {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.rounds.Load() > rounds { // under mu: else one that has just ended is followed by another
+		return nil
+	}
 	if l.round == nil {
 		l.round = &round{done: make(chan struct{})}
 		go l.run(l.round)
