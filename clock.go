@@ -21,14 +21,16 @@ func (c serverClock) earliest(ms int64, today time.Time) time.Time {
 }
 
 // newer is the one of two that was asked for last: the older one, the more the clocks may have drifted.
-// What the two tell together is kept: the clock was put back if it had to show more by now.
+// What the two tell together is kept: the clock was put back if other had to show more, also if its call
+// was sent first and took longer.
 func (c serverClock) newer(other serverClock) serverClock {
+	last := other
 	if other.at.Before(c.at) {
-		return c
+		last = c
 	}
-	other.high = c.high
+	last.high = c.high
 	if c.now != 0 && other.now < c.now+other.at.Sub(c.by).Milliseconds() {
-		other.high = max(c.high, c.now+other.by.Sub(c.at).Milliseconds()+1)
+		last.high = max(c.high, c.now+other.by.Sub(c.at).Milliseconds()+1)
 	}
-	return other
+	return last
 }

@@ -195,6 +195,9 @@ func (w *waiter) answered(reply wire.Acquired, err error) {
 		w.callAt(now.Add(w.retry.next()))
 	case reply.Held:
 		w.slow = now.Sub(reply.Sent)
+		if w.line != nil { // for the signals that follow if this grant came too late
+			w.line.clock = w.line.clock.newer(serverClock{now: reply.Now, at: reply.Sent, by: now})
+		}
 		told = nil // of this grant, or of an older one
 		// Asked twice: it was queued, if only by a call whose answer was lost.
 		// The lease counts from before the request was sent: whatever was slow, the server's ends later.

@@ -22,15 +22,14 @@ export function earliest(clock: ServerClock, ms: number, today: number): number 
 }
 
 /**
- * The one of two that was asked for last. What the two tell together is kept: the clock was put back if it
- * had to show more by now.
+ * The one of two that was asked for last. What the two tell together is kept: the clock was put back if
+ * `next` had to show more, also if its call was sent first and took longer.
  */
 export function newer(known: ServerClock | undefined, next: ServerClock): ServerClock {
   if (!known) return next
-  if (next.at < known.at) return known
   const high =
     next.now < known.now + Math.trunc(next.at - known.by)
       ? Math.max(known.high, known.now + Math.trunc(next.by - known.at) + 1)
       : known.high
-  return { ...next, high }
+  return { ...(next.at < known.at ? known : next), high }
 }

@@ -176,13 +176,14 @@ class ServerClock:
         return self.at + (ms - self.now) - 1 - (today - self.at) / 10
 
     def newer(self, other: ServerClock) -> ServerClock:
-        """The one that was asked for last. What both tell together is kept."""
-        if other.at < self.at:
-            return self
+        """The one that was asked for last. What both tell together is kept.
+
+        `other` may have been sent first, and taken longer.
+        """
         high = self.high
         if self.now and other.now < self.now + math.floor(other.at - self.by):
             high = max(high, self.now + math.floor(other.by - self.at) + 1)
-        return replace(other, high=high)
+        return replace(self if other.at < self.at else other, high=high)
 
 
 class Term(NamedTuple):
@@ -388,7 +389,9 @@ class Wait:
         self._slow = now - sent
         if reply.held:
             # A signal that came meanwhile is of this grant, or of an older one. The lease counts from
-            # before the call was sent: whatever was slow, the server's ends later.
+            # before the call was sent: whatever was slow, the server's ends later. If the grant came too
+            # late, the clock counts for the signals that follow.
+            self.line.clock = self.line.clock.newer(ServerClock(reply.now, sent, now))
             self._take(now, Grant(reply.value, Term(sent, reply.span), by=now, ours=ours,
                                   queued=self._asked > 1 and not self.request.is_try))
             return ours
