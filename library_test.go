@@ -34,7 +34,7 @@ var signatures = []signature{
 // textOf says which text of lua/lock.lua has which version.
 const (
 	textOf  = "1.0.0"
-	textSum = "1a3827f3ffc8851f857331ed9dc8f1274415fce75f2c6f9ef4d6fe0a79eea415"
+	textSum = "f6500eaf4e0ccb39883a5c446a4bc29506dcb076b3e03ae43ac968aaff8148c6"
 )
 
 // libraryAt is a lock of this spec's own, at a server that has the library.

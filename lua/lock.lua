@@ -468,7 +468,7 @@ end
 
 -- Tells a waiter that it was given the lock, until the end of this lease; with a fence of '0' that
 -- it shall call. Returns whether that was possible; if not because its client is dead, also the
--- deadline of the signal that this client has left unread.
+-- deadline of the signal that this client has left unread; and whether the slot is being moved.
 --
 -- A client is dead if its oldest signal lies unread past its deadline and this waiter of it has
 -- not called since. If it has, the old signal is only litter: removed, so that no list grows.
@@ -481,7 +481,7 @@ local function tell(c, waiter, fence, lease)
   local unread = try('RPUSH', list,
     fence .. ' ' .. decimal(c.now + lease) .. ' ' .. waiter.token)
   if type(unread) == 'table' then
-    return false
+    return false, nil, unread.err:find('non local key', 1, true)
   end
   local deadline
   if unread > 1 then
@@ -512,6 +512,7 @@ end
 -- one gets a new fence; those who share have the same. Stops at the caller: that one needs no
 -- signal. Stops at one that cannot be told (its entry was lost, its list is none of this lock's, or
 -- the server refuses a key that the call did not declare): it takes the lock when it checks in.
+-- While the slot is moved key by key nobody can check in, so a silent waiter keeps its place.
 --
 -- One that waits to hold the lock alone keeps out a caller that would share it (c.sharing). Having
 -- been silent for CLAIM_MS it is told to call: if it is dead, this signal will stay unread.
@@ -536,7 +537,7 @@ local function let_in(c)
     else
       return
     end
-    local told, unread_since = tell(c, waiter, fence, lease)
+    local told, unread_since, moving = tell(c, waiter, fence, lease)
     if told and fence == '0' then
       return
     elseif told then
@@ -549,7 +550,7 @@ local function let_in(c)
       end
       c.span = math.max(c.span or 1, waiter.lease, waiter.wait)
       c.given = (c.given or 0) + 1
-    elseif unread_since or c.unblocks or silent(c, waiter) then
+    elseif unread_since or c.unblocks or silent(c, waiter) and not moving then
       if unread_since then
         c.dead = c.dead or {}
         c.dead[waiter.signal] = unread_since
