@@ -1,5 +1,7 @@
 # What a person types. Every target installs what it needs first and asks nothing.
-# REDIS_SERVER and REDIS_CLI: the binaries to use, where others than redis-server and redis-cli.
+# REDIS_SERVER and REDIS_CLI: the binaries to use, where others than redis-server and redis-cli. Demo, test,
+# matrix, chaos, bench and fuzz take them, and say which version it is; model needs no server.
+# REDIS_URL: a server that runs already, for demo, bench, top and load.
 GOLANGCI := 2.15.0
 ACTIONLINT := 1.7.7
 REDIS_URL ?= redis://127.0.0.1:6379
@@ -106,7 +108,7 @@ fuzz: ## any words and any keys into the functions, FUZZ_TIME (5m) each; what it
 
 load: ## load the function library into the server at REDIS_URL
 	@$(need) redis-cli
-	redis-cli -e -u "$(REDIS_URL)" -x FUNCTION LOAD REPLACE < lua/lock.lua
+	"$${REDIS_CLI:-redis-cli}" -e -u "$(REDIS_URL)" -x FUNCTION LOAD REPLACE < lua/lock.lua
 
 golangci:
 	@$(need) go

@@ -645,7 +645,7 @@ func TestLockLua(t *testing.T) {
 		}
 	})
 	steps := servers[0].steps + servers[1].steps
-	t.Logf("%d steps", steps)
+	t.Logf("%d steps on %s", steps, redistest.Version())
 	if asked := flag.Lookup("rapid.checks").Value.String() != runs || testing.Short(); !asked && steps < 100_000 && !t.Failed() {
 		t.Errorf("only %d steps", steps)
 	}
