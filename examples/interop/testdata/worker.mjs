@@ -1,6 +1,6 @@
 // A worker of the mixed fleet, see suite_test.go.
 import { createInterface } from 'node:readline'
-import { Locker, NotHeldError } from 'redislock'
+import { Locker, NotHeldError } from '@redislock/client'
 
 const { ADDR, NAME, LEASE, REGISTER, WHO, CLIENT, RESP, CLUSTER } = process.env
 const nodes = (CLUSTER ?? ADDR).split(' ').map((address) => ({ host: address.split(':')[0], port: Number(address.split(':')[1]) }))
