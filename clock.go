@@ -21,14 +21,16 @@ func (c serverClock) earliest(ms int64, today time.Time) time.Time {
 }
 
 // newer returns the later reading of two, because clocks drift apart. It also notes in high whether the
-// server's clock was put back between them.
+// server's clock was put back between c and other. The call of other may have been sent before that of c,
+// and have taken longer.
 func (c serverClock) newer(other serverClock) serverClock {
+	last := other
 	if other.at.Before(c.at) {
-		return c
+		last = c
 	}
-	other.high = c.high
+	last.high = c.high
 	if c.now != 0 && other.now < c.now+other.at.Sub(c.by).Milliseconds() {
-		other.high = max(c.high, c.now+other.by.Sub(c.at).Milliseconds()+1)
+		last.high = max(c.high, c.now+other.by.Sub(c.at).Milliseconds()+1)
 	}
-	return other
+	return last
 }

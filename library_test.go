@@ -34,7 +34,7 @@ var signatures = []signature{
 // textOf says which text of lua/lock.lua has which version.
 const (
 	textOf  = "1.0.0"
-	textSum = "d7a443d9721e29cb4a9324bab4051406a46026136227a41bd2ac3f9efd75385b"
+	textSum = "e5a2fa436d277011153541574b140252db2bc647e6bf1f7d26c09c853d4e4f8c"
 )
 
 // libraryAt is a lock of this spec's own, at a server that has the library.

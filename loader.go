@@ -55,7 +55,7 @@ const (
 // some primaries may have the library.
 func Load(ctx context.Context, client rueidis.Client) error {
 	l := newLoader(client, LoadIfNeeded, nil)
-	r := l.look()
+	r := l.look(0)
 	var err error
 	select {
 	case <-r.done:
@@ -152,25 +152,32 @@ func newLoader(client rueidis.Client, mode LoadMode, logger *slog.Logger) *loade
 
 // ensure waits for the first successful round.
 func (l *loader) ensure(ctx context.Context) error {
-	if l.ready.Load() || l.mode == LoadNever {
-		return nil
+	for l.mode != LoadNever {
+		rounds := l.rounds.Load()
+		if l.ready.Load() {
+			break
+		}
+		r := l.look(rounds)
+		if r == nil {
+			continue
+		}
+		select {
+		case <-r.done:
+			return r.err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
-	r := l.look()
-	select {
-	case <-r.done:
-		return r.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return nil
 }
 
 // missing is for a call that found a node without the library. rounds is l.rounds before the call. It
 // returns when the caller should repeat the call, with l.rounds of now; or the error that makes it useless.
 func (l *loader) missing(ctx context.Context, rounds int64) (int64, error) {
-	if now := l.rounds.Load(); now > rounds {
-		return now, nil // a round has ended since: it may have loaded there
+	r := l.look(rounds)
+	if r == nil {
+		return l.rounds.Load(), nil // a round has ended since: it may have loaded there
 	}
-	r := l.look()
 	soon := time.NewTimer(retryWithin)
 	defer soon.Stop()
 	select {
@@ -187,10 +194,13 @@ func (l *loader) missing(ctx context.Context, rounds int64) (int64, error) {
 	}
 }
 
-// look joins the round under way, or begins one.
-func (l *loader) look() *round {
+// look joins the round under way, or begins one. It returns nil if more than these rounds are over.
+func (l *loader) look(rounds int64) *round {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.rounds.Load() > rounds { // under mu: else one that has just ended is followed by another
+		return nil
+	}
 	if l.round == nil {
 		l.round = &round{done: make(chan struct{})}
 		go l.run(l.round)

@@ -193,6 +193,9 @@ func (w *waiter) answered(reply wire.Acquired, err error) {
 		w.callAt(now.Add(w.retry.next()))
 	case reply.Held:
 		w.slow = now.Sub(reply.Sent)
+		if w.line != nil { // the signals that follow need it if this grant came too late
+			w.line.clock = w.line.clock.newer(serverClock{now: reply.Now, at: reply.Sent, by: now})
+		}
 		told = nil // the signal was for this grant, or an older one
 		// After a second call we were queued, if only by a call whose answer was lost. The lease counts from
 		// before the call was sent, so the server's lease ends later.

@@ -217,10 +217,7 @@ func run(ctx context.Context, p plan, only, command, server string, out, log io.
 	if err != nil {
 		return err
 	}
-	b.report.Machine.Redis = infoField(text, "redis_version")
-	if valkey := infoField(text, "valkey_version"); valkey != "" {
-		b.report.Machine.Redis = "(Valkey) " + valkey
-	}
+	b.report.Machine.Redis = redistest.VersionIn(text)
 	b.report.Machine.Commit = commit()
 	if b.cpuBefore, err = b.cpuTimes(ctx); err != nil {
 		return err

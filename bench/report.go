@@ -83,7 +83,7 @@ func thisMachine(command string) machine {
 
 func (m machine) print(w io.Writer) {
 	fmt.Fprintf(w, "%s, `%s`, commit %s, took %s\n\n", m.Date, m.Command, m.Commit, m.Took)
-	fmt.Fprintf(w, "%s, %d cores, %s, load before: %s, CPU used by others meanwhile: %s; redis %s, %s", m.CPU, m.Cores, m.OS, m.Load, m.Others, m.Redis, m.Go)
+	fmt.Fprintf(w, "%s, %d cores, %s, load before: %s, CPU used by others meanwhile: %s; %s, %s", m.CPU, m.Cores, m.OS, m.Load, m.Others, m.Redis, m.Go)
 	for _, path := range slices.Sorted(func(yield func(string) bool) {
 		for path := range m.Modules {
 			if !yield(path) {

@@ -466,7 +466,7 @@ end
 
 -- Tells a waiter that it has the lock until the end of this lease; a fence of '0' asks it to call.
 -- Returns whether that was possible. If the waiter's client is dead, also returns the deadline of
--- the signal that the client left unread.
+-- the signal that the client left unread; and whether the server refused it because the slot moves.
 --
 -- A client is dead if its oldest signal lies unread past the deadline and this waiter has not
 -- called since. If the waiter has called, the old signal is litter and is removed: no list grows.
@@ -479,7 +479,7 @@ local function tell(c, waiter, fence, lease)
   local unread = try('RPUSH', list,
     fence .. ' ' .. decimal(c.now + lease) .. ' ' .. waiter.token)
   if type(unread) == 'table' then
-    return false
+    return false, nil, unread.err:find('non local key', 1, true)
   end
   local deadline
   if unread > 1 then
@@ -510,7 +510,8 @@ end
 -- them gets a new fence; sharers have the same. Stops at
 --   - the caller, which needs no signal, and
 --   - a waiter that cannot be told: its entry is lost, its list is not a signal list, or the server
---     refuses an undeclared key. This waiter takes the lock when it checks in.
+--     refuses an undeclared key. This waiter takes the lock when it checks in. While the slot moves
+--     key by key nobody can check in, so a silent waiter keeps its place.
 --
 -- A waiter that wants the lock alone keeps out a caller that wants to share it (c.sharing). After
 -- CLAIM_MS of silence it is told to call. If it is dead, this signal stays unread.
@@ -535,7 +536,7 @@ local function let_in(c)
     else
       return
     end
-    local told, unread_since = tell(c, waiter, fence, lease)
+    local told, unread_since, moving = tell(c, waiter, fence, lease)
     if told and fence == '0' then
       return
     elseif told then
@@ -548,7 +549,7 @@ local function let_in(c)
       end
       c.span = math.max(c.span or 1, waiter.lease, waiter.wait)
       c.given = (c.given or 0) + 1
-    elseif unread_since or c.unblocks or silent(c, waiter) then
+    elseif unread_since or c.unblocks or silent(c, waiter) and not moving then
       if unread_since then
         c.dead = c.dead or {}
         c.dead[waiter.signal] = unread_since

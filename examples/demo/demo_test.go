@@ -143,6 +143,7 @@ var _ = Describe("make demo", func() {
 		d := start("REDIS_URL=redis://" + server.Addr())
 		Eventually(d, quick).Should(gexec.Exit(0))
 		d.expectNothingLeft()
+		Expect(string(d.Out.Contents())).To(ContainSubstring("at REDIS_URL (" + redistest.Version() + ")"))
 		Expect(client.Do(ctx, client.B().Keys().Pattern("*").Build()).AsStrSlice()).To(Equal([]string{"mine"}))
 		Expect(client.Do(ctx, client.B().FunctionList().Build()).ToArray()).To(BeEmpty())
 	})

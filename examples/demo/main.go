@@ -95,14 +95,21 @@ func run(ctx context.Context) (ok bool, err error) {
 		where = fmt.Sprintf("a private one on %s (%s)", server.Addr(), redistest.Version())
 		url = "redis://" + server.Addr()
 	}
-	d.out.print(bold, "Processes share one file. A lock in Redis lets them at it one at a time, in order of arrival.")
-	d.out.print(plain, "Turn by turn they book the %d lines of a ledger: acquire, read the balances, add, write, release.", len(ledger))
-	d.out.print(plain, "Redis: %s. Lease of the lock: %v.\n", where, lease)
-	d.out.head()
 	if err := d.open(url, os.Getenv("REDIS_URL") != ""); err != nil {
 		return false, err
 	}
 	clean.do(d.close)
+	if d.foreign {
+		info, err := d.client.Do(ctx, d.client.B().Info().Section("server").Build()).ToString()
+		if err != nil {
+			return false, err
+		}
+		where += " (" + redistest.VersionIn(info) + ")"
+	}
+	d.out.print(bold, "Processes share one file. A lock in Redis lets them at it one at a time, in order of arrival.")
+	d.out.print(plain, "Turn by turn they book the %d lines of a ledger: acquire, read the balances, add, write, release.", len(ledger))
+	d.out.print(plain, "Redis: %s. Lease of the lock: %v.\n", where, lease)
+	d.out.head()
 	if err := d.start(url, epoch); err != nil {
 		return false, err
 	}

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -12,7 +14,8 @@ import (
 const clockFile = "clock"
 
 // StartWithClock is Start for a server whose wall clock StepClock can set. Its monotonic clock goes on
-// as it is, like that of a machine whose time NTP or a person sets. It takes Debian's faketime.
+// as it is, like that of a machine whose time NTP or a person sets. It takes Debian's faketime, for a Valkey
+// also gcc, and a server that is linked dynamically.
 func StartWithClock(args ...string) (*Server, error) {
 	faketime, err := findFaketime("/usr/lib/*/faketime", "/usr/lib*/faketime", "/usr/local/lib/faketime")
 	if err != nil {
@@ -22,9 +25,17 @@ func StartWithClock(args ...string) (*Server, error) {
 	if s.dir, err = os.MkdirTemp("", "redistest-"); err != nil {
 		return nil, err
 	}
+	preload := faketime
+	if strings.HasPrefix(Version(), "Valkey") {
+		own, err := systemClock(s.dir)
+		if err != nil {
+			return nil, errors.Join(err, os.RemoveAll(s.dir))
+		}
+		preload += ":" + own
+	}
 	s.env = []string{
 		// Without libc's malloc, jemalloc and libfaketime wait for each other before main.
-		"LD_PRELOAD=" + faketime + ":libc.so.6",
+		"LD_PRELOAD=" + preload + ":libc.so.6",
 		"FAKETIME_TIMESTAMP_FILE=" + filepath.Join(s.dir, clockFile),
 		"FAKETIME_NO_CACHE=1",
 		"FAKETIME_DONT_FAKE_MONOTONIC=1",
@@ -37,6 +48,30 @@ func StartWithClock(args ...string) (*Server, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// systemClock builds what keeps a Valkey from counting the processor's ticks between two looks at the
+// system's clock, which Valkey 9 does: a step would show up to a millisecond late, and a stopped clock would
+// run on. Without /proc/cpuinfo, it knows of no ticks.
+func systemClock(dir string) (library string, err error) {
+	library = filepath.Join(dir, "systemclock.so")
+	build := exec.Command("gcc", "-shared", "-fPIC", "-x", "c", "-o", library, "-", "-ldl")
+	build.Stdin = strings.NewReader(`
+		#define _GNU_SOURCE
+		#include <dlfcn.h>
+		#include <stdio.h>
+		#include <string.h>
+		#define OPEN(name) FILE *name(const char *path, const char *mode) { \
+			FILE *(*real)(const char *, const char *) = dlsym(RTLD_NEXT, #name); \
+			return strcmp(path, "/proc/cpuinfo") ? real(path, mode) : NULL; \
+		}
+		OPEN(fopen)
+		OPEN(fopen64)
+	`)
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("redistest: gcc, for the clock of a Valkey: %w\n%s", err, out)
+	}
+	return library, nil
 }
 
 func findFaketime(folders ...string) (string, error) {

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/redis/rueidis"
 )
 
 // Cluster is some primaries, each with as many replicas.
@@ -192,6 +194,61 @@ func (c *Cluster) Move(key string, to *Server, during func(moved int)) error {
 		err = errors.Join(err, p.Do("CLUSTER", "SETSLOT", slot, "NODE", c.ids[to]).Error())
 	}
 	return err
+}
+
+// MovesAtOnce tells whether Binary can move a slot in one step, see MoveAtOnce: Redis 8.4, Valkey 9.
+func MovesAtOnce() bool {
+	maker, version, _ := strings.Cut(Version(), " ")
+	var major, minor int
+	_, _ = fmt.Sscanf(version, "%d.%d", &major, &minor)
+	return maker == "Valkey" && major >= 9 || maker == "Redis" && (major > 8 || major == 8 && minor >= 4)
+}
+
+// MoveAtOnce moves the slot of a key to another primary, by the server's own means: its keys are copied
+// while calls go on, and change hands in one step. It takes a server that MovesAtOnce.
+func (c *Cluster) MoveAtOnce(key string, to *Server) error {
+	from := c.Owner(key)
+	if from == nil || from == to {
+		return fmt.Errorf("redistest: the slot of %q is not there to be moved", key)
+	}
+	slot := itoa(SlotOf(key))
+	at, start := from, []string{"CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", c.ids[to]}
+	status, done := []string{"CLUSTER", "GETSLOTMIGRATIONS"}, "success"
+	if strings.HasPrefix(Version(), "Redis") {
+		at, start = to, []string{"CLUSTER", "MIGRATION", "IMPORT", slot, slot}
+		status, done = []string{"CLUSTER", "MIGRATION", "STATUS", "ID"}, "completed"
+	}
+	task, err := at.Do(start...).ToString()
+	if err != nil {
+		return err
+	}
+	if task != "OK" {
+		status = append(status, task)
+	}
+	state := ""
+	err = within(time.Minute, "the slot is not moved", func() bool {
+		state = newestMigration(at.Do(status...))
+		return state == done && c.Owner(key) == to || state == "failed" || strings.HasPrefix(state, "cancel")
+	})
+	if err == nil && state != done {
+		err = fmt.Errorf("redistest: the move of the slot ended as %q", state)
+	}
+	return err
+}
+
+// newestMigration is the state of the first one listed.
+func newestMigration(reply rueidis.RedisResult) string {
+	list, err := reply.ToArray()
+	if err != nil || len(list) == 0 {
+		return ""
+	}
+	fields, err := list[0].AsMap()
+	if err != nil {
+		return ""
+	}
+	field := fields["state"]
+	state, _ := field.ToString()
+	return state
 }
 
 // Settle returns when each primary has its replicas, in sync, and all nodes say that all is well.

@@ -19,6 +19,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -43,6 +44,9 @@ type Server struct {
 	cmd   *exec.Cmd
 	done  chan struct{} // closed when cmd has ended and was waited for
 	ahead time.Duration // its clock of ours, see StepClock
+
+	ready atomic.Pointer[exec.Cmd] // it has answered
+	ended atomic.Bool              // by us
 }
 
 // Start runs a redis-server that keeps nothing on disk and returns once it answers. args are more
@@ -71,6 +75,20 @@ func Version() string {
 	var maker, version string
 	_, _ = fmt.Sscanf(string(text), "%s server v=%s", &maker, &version)
 	return strings.TrimSpace(maker + " " + version)
+}
+
+// VersionIn is likewise of a server that runs, from what its INFO says.
+func VersionIn(info string) string {
+	maker, version := "Redis", ""
+	for line := range strings.Lines(info) {
+		switch name, value, _ := strings.Cut(strings.TrimSpace(line), ":"); name {
+		case "redis_version":
+			version = cmp.Or(version, value)
+		case "valkey_version":
+			maker, version = "Valkey", value
+		}
+	}
+	return maker + " " + version
 }
 
 // CLI is redis-cli, or the one of REDIS_CLI.
@@ -127,6 +145,7 @@ func (s *Server) Stop() error {
 func (s *Server) Kill() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.ended.Store(true)
 	err := s.cmd.Process.Kill()
 	<-s.done
 	return ignoreDone(err)
@@ -157,6 +176,7 @@ func (s *Server) signal(sig os.Signal) error {
 }
 
 func (s *Server) terminate() {
+	s.ended.Store(true)
 	_ = s.cmd.Process.Signal(syscall.SIGTERM)
 	_ = s.cmd.Process.Signal(syscall.SIGCONT) // a paused one would sleep through its SIGTERM
 	select {
@@ -189,14 +209,22 @@ func (s *Server) run() error {
 		return fmt.Errorf("redistest: %w", err)
 	}
 	done := make(chan struct{})
-	go func() { _ = cmd.Wait(); close(done) }()
+	go func() {
+		_ = cmd.Wait()
+		close(done)
+		if state := cmd.ProcessState; s.ready.Load() == cmd && !s.ended.Load() && !state.Success() {
+			fmt.Fprintf(os.Stderr, "redistest: the server on %s ended by itself: %v\n%s\n", s.Addr(), state, s.log(offset))
+		}
+	}()
 	s.cmd, s.done = cmd, done
+	s.ended.Store(false)
 
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.Now().Add(startTimeout); time.Now().Before(deadline); {
 		if s.isReady(offset) && answers(s.Addr(), cmd.Process.Pid) {
 			unlinkShared(cmd.Process.Pid)
+			s.ready.Store(cmd)
 			return nil
 		}
 		select {

@@ -54,7 +54,7 @@ func surely(l RawLock, lock *redislock.Lock) {
 	Expect(time.Until(deadline)).To(BeNumerically("<=", left+time.Millisecond))
 }
 
-var _ = Describe("the server's clock", func() {
+var _ = Describe("the server's clock", Label("server-clock"), func() {
 	var (
 		s    *redistest.Server
 		step func(time.Duration)

@@ -310,7 +310,7 @@ var _ = Describe("Context has ended before the next one's grant", func() {
 		network.BlackHole(false)
 	})
 
-	DescribeTable("though the server's clock is faster", func(ctx SpecContext, lease time.Duration, rate float64) {
+	DescribeTable("though the server's clock is faster", Label("server-clock"), func(ctx SpecContext, lease time.Duration, rate float64) {
 		s, err := redistest.StartWithClock()
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(s.Stop)

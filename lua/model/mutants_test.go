@@ -129,7 +129,7 @@ var mutants = []mutant{
 		old: "c.unblocks = '', true, free",
 		new: "c.unblocks = '', true, true"},
 	{name: "silent-blocks", keysOnly: true,
-		old: "elseif unread_since or c.unblocks or silent(c, waiter) then",
+		old: "elseif unread_since or c.unblocks or silent(c, waiter) and not moving then",
 		new: "elseif unread_since or c.unblocks then"},
 	{name: "silent-too-soon", keysOnly: true,
 		old: "waiter.called + math.min(waiter.wait / 3, SILENCE_MS) + CLAIM_MS",

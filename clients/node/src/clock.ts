@@ -22,14 +22,14 @@ export function earliest(clock: ServerClock, ms: number, today: number): number 
 }
 
 /**
- * The later reading of two. It notes in `high` whether the server's clock was put back between them.
+ * The later reading of two. It notes in `high` whether the server's clock was put back: `next` had to show
+ * more, also if its call was sent first and took longer.
  */
 export function newer(known: ServerClock | undefined, next: ServerClock): ServerClock {
   if (!known) return next
-  if (next.at < known.at) return known
   const high =
     next.now < known.now + Math.trunc(next.at - known.by)
       ? Math.max(known.high, known.now + Math.trunc(next.by - known.at) + 1)
       : known.high
-  return { ...next, high }
+  return { ...(next.at < known.at ? known : next), high }
 }

@@ -1,3 +1,4 @@
+import { onAbort } from './abort'
 import {
   BusyError,
   CallError,
@@ -128,10 +129,10 @@ export class Hub {
       }
       this.#add(waiter)
       waiter.limit.set(isTry ? began + TRY_MS : began + request.wait)
-      signal?.addEventListener('abort', expire)
+      const unlisten = signal && onAbort(signal, expire)
       const settle = waiter.end
       waiter.end = (result) => {
-        signal?.removeEventListener('abort', expire)
+        unlisten?.()
         settle(result)
       }
       this.#step(waiter)

@@ -1,4 +1,5 @@
 import { randomBytes } from 'node:crypto'
+import { onAbort } from './abort'
 import { ArgumentError, BusyError, CallError, ClosedError, LostError, NotHeldError } from './errors'
 import { Hold } from './hold'
 import { Hub } from './hub'
@@ -286,9 +287,9 @@ export class Locker {
     const end = now() + first.wait
     const lost = new AbortController()
     const stop = new AbortController() // the wait
-    const abort = () => stop.abort(first.signal?.reason)
-    if (first.signal?.aborted) throw first.signal.reason
-    first.signal?.addEventListener('abort', abort)
+    const { signal } = first
+    if (signal?.aborted) throw signal.reason
+    const unlisten = signal && onAbort(signal, () => stop.abort(signal.reason))
     const held: Lock[] = []
     try {
       for (const keys of all) {
@@ -309,7 +310,7 @@ export class Locker {
       for (const lock of held.reverse()) await lock.giveUp().catch(() => {})
       throw error
     } finally {
-      first.signal?.removeEventListener('abort', abort)
+      unlisten?.()
     }
   }
 

@@ -375,7 +375,7 @@ export class Server {
   ): Promise<void> {
     const have = await versionOn(call)
     if (have === undefined || isUsable(have)) return
-    const remedy = 'redis-cli -x FUNCTION LOAD REPLACE < node_modules/redislock/lock.lua'
+    const remedy = 'redis-cli -x FUNCTION LOAD REPLACE < node_modules/@redislock/client/lock.lua'
     const what =
       have === '' ? 'has no function library' : `has version ${have} of the function library`
     const wrong = `redislock: Redis ${what}, and version ${version} is needed; to load it: ${remedy}`
@@ -470,7 +470,7 @@ function missing(failure: CallError): CallError {
   return refused(
     new LibraryError(
       'redislock: Redis has no function library; to load it: ' +
-        'redis-cli -x FUNCTION LOAD < node_modules/redislock/lock.lua',
+        'redis-cli -x FUNCTION LOAD < node_modules/@redislock/client/lock.lua',
       failure.cause,
     ),
   )

@@ -86,7 +86,7 @@ export class Server {
       `${this.port}`,
       ...plain,
     ]
-    this.process = spawn('redis-server', args, { stdio: 'ignore' })
+    this.process = spawn(process.env.REDIS_SERVER || 'redis-server', args, { stdio: 'ignore' })
   }
 
   async #up() {
@@ -103,7 +103,7 @@ export class Server {
 
   async cli(...args) {
     const all = ['-p', `${this.port}`, ...args.map(String)]
-    return (await run('redis-cli', all, { timeout: SOON })).stdout.trim()
+    return (await run(process.env.REDIS_CLI || 'redis-cli', all, { timeout: SOON })).stdout.trim()
   }
 
   kill(signal = 'SIGKILL') {

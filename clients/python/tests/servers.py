@@ -39,7 +39,7 @@ class Server:
         for _ in range(20):  # somebody else may take the port first
             self.port = free_port()
             listen = ["--port", "0", "--tls-port", str(self.port)] if tls else ["--port", str(self.port)]
-            words = ["redis-server"]
+            words = [os.environ.get("REDIS_SERVER", "redis-server")]
             if sentinel is not None:
                 config = os.path.join(self.folder, "sentinel.conf")
                 with open(config, "w") as f:

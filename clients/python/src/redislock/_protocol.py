@@ -176,13 +176,14 @@ class ServerClock:
         return self.at + (ms - self.now) - 1 - (today - self.at) / 10
 
     def newer(self, other: ServerClock) -> ServerClock:
-        """The later reading of two. It notes in `high` whether the clock was put back between them."""
-        if other.at < self.at:
-            return self
+        """The later reading of two. It notes in `high` whether the clock was put back.
+
+        `other` may have been sent first, and taken longer.
+        """
         high = self.high
         if self.now and other.now < self.now + math.floor(other.at - self.by):
             high = max(high, self.now + math.floor(other.by - self.at) + 1)
-        return replace(other, high=high)
+        return replace(self if other.at < self.at else other, high=high)
 
 
 class Term(NamedTuple):
@@ -388,7 +389,9 @@ class Wait:
         self._slow = now - sent
         if reply.held:
             # A signal that came meanwhile was for this grant, or an older one. The lease counts from before
-            # the call was sent, so the server's lease ends later.
+            # the call was sent, so the server's lease ends later. If the grant came too late, the signals
+            # that follow need the clock.
+            self.line.clock = self.line.clock.newer(ServerClock(reply.now, sent, now))
             self._take(now, Grant(reply.value, Term(sent, reply.span), by=now, ours=ours,
                                   queued=self._asked > 1 and not self.request.is_try))
             return ours
