@@ -77,7 +77,7 @@ func Version() string {
 	return strings.TrimSpace(maker + " " + version)
 }
 
-// VersionIn is likewise of a server that runs, from what its INFO says.
+// VersionIn returns the maker and version of a running server, from its INFO.
 func VersionIn(info string) string {
 	maker, version := "Redis", ""
 	for line := range strings.Lines(info) {
