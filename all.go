@@ -11,27 +11,28 @@ import (
 	"github.com/seed-ee05a192/redislock/internal/wire"
 )
 
-// AcquireAll takes several locks, one after the other in bytewise order of their keys. Callers that name some of
-// the same locks, in whatever order and language, never wait for each other in a circle. The locks may be
-// in several slots of a cluster.
+// AcquireAll takes several locks, one after the other in bytewise order of their keys. This order is the
+// same in every language, so callers never wait for each other in a circle. The locks may be in several
+// slots of a cluster.
 //
-// The result has the lock of names[i] at i. Names of one lock, as "x" and "{x}" are, count once: they have
-// the same *Lock. Release each lock once. Each has a Fence and a Context of its own.
+// The lock of names[i] is at index i of the result. Two names of one lock, such as "x" and "{x}", have the
+// same *Lock. Release each lock once. Each has a Fence and a Context of its own.
 //
-// If a lock cannot be had, or may be lost while the next one is waited for, all are released in reverse
-// order, without a minimum hold: in the background, if Redis does not answer within a second. Then the error is
-// that of Acquire; errors.Is also finds ErrLost in it if a lock was lost.
+// After an error, the caller holds none of the locks. If AcquireAll cannot get a lock, or may have lost one
+// while it waits for the next, it releases all in reverse order, without a minimum hold. If Redis does not
+// answer within a second, the release goes on in the background. Errors are those of Acquire; errors.Is
+// finds ErrLost if a lock was lost.
 //
-// The options are for each lock, but for WithWait, which bounds all waits together. WithToken gives all of
-// them one token.
+// The options are for each lock. Only WithWait limits all waits together. WithToken gives all of them one
+// token.
 func (l *Locker) AcquireAll(ctx context.Context, names []string, opts ...Option) ([]*Lock, error) {
 	_, locks, err := l.obtainAll(ctx, "acquire", names, false, opts)
 	return locks, err
 }
 
-// DoAll is Do with the locks of AcquireAll. The context that fn gets ends when ctx does, or when any of the
-// locks is released or may be lost. DoAll returns nil only if fn returned nil and every lock was held until
-// DoAll gave it back.
+// DoAll is Do with the locks of AcquireAll. The context of fn ends when ctx ends, or when any of the locks
+// is released or may be lost. DoAll returns nil only if fn returned nil and every lock was held until DoAll
+// gave it back. Other errors are joined as in Do.
 func (l *Locker) DoAll(ctx context.Context, names []string, fn func(ctx context.Context, locks []*Lock) error, opts ...Option) (err error) {
 	taken, locks, err := l.obtainAll(ctx, "do", names, true, opts)
 	if err != nil {
@@ -54,7 +55,7 @@ func (l *Locker) DoAll(ctx context.Context, names []string, fn func(ctx context.
 	return fn(held, locks)
 }
 
-// obtainAll returns the locks in the order in which they were taken, and in that of names.
+// obtainAll returns the locks twice: in the order in which it took them, and in the order of names.
 func (l *Locker) obtainAll(ctx context.Context, op string, names []string, inDo bool, opts []Option) (taken, locks []*Lock, err error) {
 	order, err := l.inOrder(op, names)
 	if err != nil {
@@ -81,9 +82,9 @@ func (l *Locker) obtainAll(ctx context.Context, op string, names []string, inDo 
 	return taken, locks, nil
 }
 
-// takeAll takes one lock after the other. With an error it returns those that it has got.
+// takeAll takes one lock after the other. With an error, it returns the locks that it has got.
 func (l *Locker) takeAll(ctx context.Context, op string, order []wire.Keys, inDo bool, opts []Option) (taken []*Lock, err error) {
-	ctx, lost := context.WithCancelCause(ctx) // no use to wait any more
+	ctx, lost := context.WithCancelCause(ctx) // ends the waits once a lock is lost
 	defer lost(nil)
 	for _, k := range order {
 		lock, err := l.obtain(ctx, k.Name, l.opts.request(op, opts...), inDo)
@@ -93,7 +94,7 @@ func (l *Locker) takeAll(ctx context.Context, op string, order []wire.Keys, inDo
 		taken = append(taken, lock)
 		context.AfterFunc(lock.Context(), func() { lost(context.Cause(lock.Context())) })
 	}
-	for _, lock := range taken { // as the last one was granted
+	for _, lock := range taken { // lost while the last one was granted?
 		if cause := context.Cause(lock.Context()); cause != nil {
 			return taken, lock.wrap(op, cause)
 		}
@@ -101,7 +102,7 @@ func (l *Locker) takeAll(ctx context.Context, op string, order []wire.Keys, inDo
 	return taken, nil
 }
 
-// abandonAll waits for that, but not for long.
+// abandonAll releases the locks. It waits undoWait at most; then the release goes on in the background.
 func abandonAll(ctx context.Context, locks []*Lock) {
 	through := make(chan struct{})
 	go func() {
@@ -114,8 +115,8 @@ func abandonAll(ctx context.Context, locks []*Lock) {
 	}
 }
 
-// backward ends all locks, the last one first: one after the other while Redis answers, else the rest together.
-// It returns one error, and ErrLost with it if any lock was lost: the same of each lock would be long.
+// backward ends all locks, the last one first: one after the other while Redis answers, otherwise the rest
+// at once. It returns the first error, joined with ErrLost if any lock was lost. All errors would be long.
 func backward(locks []*Lock, end func(*Lock) error) (verdict error) {
 	var mu sync.Mutex
 	var rest sync.WaitGroup
@@ -142,7 +143,7 @@ func backward(locks []*Lock, end func(*Lock) error) (verdict error) {
 
 func byKey(a, b wire.Keys) int { return strings.Compare(a.Lock, b.Lock) }
 
-// inOrder returns the keys of the locks, each once.
+// inOrder returns the keys of the locks in the order of AcquireAll, each once.
 func (l *Locker) inOrder(op string, names []string) ([]wire.Keys, error) {
 	if len(names) == 0 {
 		return nil, errors.New("redislock: " + op + ": no names of locks")

@@ -2,33 +2,34 @@ package redislock
 
 import "time"
 
-// serverClock is what a reply has told of the server's clock: it showed now when the call that asked was
-// sent, or later.
+// serverClock is one reading of the server's clock, from a reply. The server's clock showed now at some
+// moment between at and by.
 type serverClock struct {
 	now  int64     // ms; 0: nothing is known
-	at   time.Time // by our clock
-	by   time.Time // when the reply was here
-	high int64     // it was put back, and may have shown this before; 0: not as far as is known
+	at   time.Time // when the call was sent, by our clock
+	by   time.Time // when the reply arrived, by our clock
+	high int64     // ms; the clock was put back and may have shown this before; 0: it was not, as far as we know
 }
 
-// earliest is the earliest moment, by our clock, at which the server's shows ms, if it runs less than a
-// tenth faster than ours, see Lock.Context. A millisecond is for the rounding.
+// earliest is the earliest moment, by our clock, at which the server's clock shows ms. It assumes that the
+// server's clock runs less than a tenth faster than ours, see Lock.Context. One millisecond is for rounding.
 func (c serverClock) earliest(ms int64, today time.Time) time.Time {
-	const far = int64(7 * 24 * time.Hour / time.Millisecond) // farther than any place or short lease; no overflow
+	const far = int64(7 * 24 * time.Hour / time.Millisecond) // prevents overflow; longer than any wait or handed-over lease
 	ahead := time.Duration(min(max(ms-c.now, -far), far)) * time.Millisecond
 	drift := today.Sub(c.at) / 10
 	return c.at.Add(ahead - time.Millisecond - drift)
 }
 
-// newer is the one of two that was asked for last: the older one, the more the clocks may have drifted.
-// What the two tell together is kept: the clock was put back if it had to show more by now.
+// newer returns the later reading of two, because clocks drift apart. It also notes in high whether the
+// server's clock was put back: other had to show more, also if its call was sent first and took longer.
 func (c serverClock) newer(other serverClock) serverClock {
+	last := other
 	if other.at.Before(c.at) {
-		return c
+		last = c
 	}
-	other.high = c.high
+	last.high = c.high
 	if c.now != 0 && other.now < c.now+other.at.Sub(c.by).Milliseconds() {
-		other.high = max(c.high, c.now+other.by.Sub(c.at).Milliseconds()+1)
+		last.high = max(c.high, c.now+other.by.Sub(c.at).Milliseconds()+1)
 	}
-	return other
+	return last
 }

@@ -31,9 +31,21 @@ func TestClockPutBack(t *testing.T) {
 			if later := next.newer(reply(next.now+1000, 6000, 6020)); later.high != c.high {
 				t.Error("the next reply forgets it")
 			}
-			if late := next.newer(reply(1_000_005, 10, 5020)); late != next {
-				t.Error("a reply that comes late counts")
+			want := next
+			if name == "put forward" { // it could have been put back as well
+				want.high = 1_900_021
+			}
+			if late := next.newer(reply(1_000_005, 10, 5020)); late != want {
+				t.Errorf("a reply that comes late makes it %+v, want %+v", late, want)
 			}
 		})
 	}
+	t.Run("put back, says a call that was sent first and took longer", func(t *testing.T) {
+		known := reply(1_005_010, 5000, 5020)
+		want := known
+		want.high = 1_005_611
+		if next := known.newer(reply(945_600, 4900, 5600)); next != want {
+			t.Errorf("%+v, want %+v", next, want)
+		}
+	})
 }

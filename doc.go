@@ -22,21 +22,23 @@
 // # Hold a lock
 //
 // A lock has a lease, ten seconds by default. The package renews it every third of that, so the lease
-// says how long the others wait if the holder dies. [Lock.Context] ends ahead of the lease if it could
-// not be renewed: stop then.
+// says how long the others wait if the holder dies. If renewal fails, [Lock.Context] ends ahead of the
+// lease: stop then.
 //
 // A process that was suspended learns too late that it lost the lock. So send [Lock.Fence] with each
 // write, and have the storage refuse a lower fence than it has seen.
 //
 // # Errors
 //
-// Test for them with errors.Is. [ErrNotAcquired]: the server said that the lock is busy.
-// [ErrUnavailable]: nobody answered, so nothing is known of the lock. [ErrLost], [ErrNotHeld]: the lock
-// was lost.
+// Test for them with errors.Is:
+//
+//   - [ErrNotAcquired]: the server said that the lock is busy.
+//   - [ErrUnavailable]: nobody answered, so nothing is known of the lock.
+//   - [ErrLost], [ErrNotHeld]: the lock was lost.
 //
 // # Beyond this page
 //
-// All decisions are made in Redis, by one function library: lua/lock.lua, which this package loads at
-// first use. docs/guarantees.md says what happens when something fails, docs/recipes.md has solutions
-// for common tasks, and package redislocktest helps to test code that takes locks.
+// One function library in Redis makes all decisions: lua/lock.lua, which this package loads at first
+// use. docs/guarantees.md says what happens when something fails, docs/recipes.md has solutions for
+// common tasks, and package redislocktest helps to test code that takes locks.
 package redislock

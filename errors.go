@@ -10,51 +10,51 @@ import (
 	"github.com/seed-ee05a192/redislock/internal/wire"
 )
 
-// Errors come wrapped in text that names the operation and the lock; test for them with
-// errors.Is and errors.As. An error that is none of these is what Redis said.
+// Errors come wrapped in text that names the operation and the lock. Test for them with errors.Is and
+// errors.As. All other errors are answers of Redis, or say which argument is wrong.
 var (
-	// ErrNotAcquired says that somebody holds the lock or waits for it: TryAcquire, WithWait(0), or a
-	// wait whose ctx (or WithWait) ended, after the server had said so; then errors.Is finds ctx's own
-	// error as well. The caller does not hold the lock, and nothing waits for it.
+	// ErrNotAcquired says that somebody holds the lock or waits for it. Acquire, TryAcquire and Do
+	// return it. The caller does not hold the lock and has no place in the queue. If ctx or WithWait
+	// ended a wait, errors.Is also finds ctx's own error.
 	ErrNotAcquired = errors.New("not acquired")
 
-	// ErrQueueFull is the ErrNotAcquired of WithQueueLimit. The queue was left.
+	// ErrQueueFull is the ErrNotAcquired of WithQueueLimit: too many wait already.
 	ErrQueueFull = fmt.Errorf("%w: the queue is full", ErrNotAcquired)
 
 	// ErrUnavailable says that nobody answered, or that Redis answered with an error that passes
-	// (LOADING, CLUSTERDOWN and the like): so nothing is known of the lock. Every call can return it.
-	// When a ctx (or WithWait) ended a wait, errors.Is finds ctx's own error as well.
+	// (LOADING, CLUSTERDOWN and the like). Nothing is known of the lock. Every call can return it. If
+	// ctx or WithWait ended a wait, errors.Is also finds ctx's own error.
 	ErrUnavailable = wire.ErrUnavailable
 
-	// ErrNotHeld is returned by Release and Extend if the lock had been lost before: its lease ran
-	// out, it was reset or released elsewhere, or its key is gone.
+	// ErrNotHeld says that the lock had been lost before: its lease ran out, somebody reset or released
+	// it, or its key is gone. Release and Extend return it.
 	ErrNotHeld = errors.New("not held")
 
-	// ErrLost is the context.Cause of Lock.Context when the lock may be lost: somebody else may hold it
-	// soon, or holds it already. The text says which limit it was: the lease, the maximum hold, or that
-	// it was taken away. Do returns it if that was before fn returned. Acquire returns it if every grant
-	// had run out when it arrived: the lease is too short for this network.
+	// ErrLost says that somebody else may hold the lock now or soon. The text says why: the lease, the
+	// maximum hold, or that somebody took the lock away. It is the context.Cause of Lock.Context. Do
+	// returns it if the lock was lost before fn returned. Acquire returns it if every grant had run out
+	// when it arrived: the lease is too short for this network.
 	ErrLost = errors.New("lease lost")
 
-	// ErrClosed is returned by all calls of a Locker after Close, and to those who wait during it;
-	// it is the context.Cause of the locks that Close released.
+	// ErrClosed says that the Locker is closed. Waiters and all later calls return it. It is the
+	// context.Cause of the locks that Close released.
 	ErrClosed = errors.New("locker is closed")
 
-	// ErrNotReplicated is returned by Acquire and TryAcquire if fewer replicas than WithReplicas
-	// asks for confirmed the grant in time. The lock was released.
+	// ErrNotReplicated says that fewer replicas than WithReplicas asks for confirmed the grant in time.
+	// Acquire, TryAcquire and Do return it. The lock was released.
 	ErrNotReplicated = errors.New("not replicated")
 )
 
-// VersionError says that a Redis node has no function library that this package can work with, and
-// what a DBA can do about it. All calls of a Locker return it until that is done.
+// VersionError says that this package cannot work with the function library on a Redis node, and how a
+// DBA repairs that. All calls of a Locker return it until then.
 type VersionError struct {
 	Node   string // host:port of the node, or the path of its socket
-	Have   string // the library's version there, "" if there is none of ours
+	Have   string // the library's version there, "" if the node has none of ours
 	Want   string // the version of this package's library
-	Reason string // what is in the way
-	Err    error  // what Redis said, nil if that was no error
+	Reason string // why the package cannot work with it
+	Err    error  // the error that Redis answered, or nil
 
-	replaceable bool // by ours
+	replaceable bool // this package may replace it
 }
 
 func (e *VersionError) Error() string {
@@ -70,7 +70,7 @@ func (e *VersionError) Error() string {
 		"to load it: redis-cli %s -x FUNCTION LOAD REPLACE < lua/lock.lua)", e.Node, reason, e.Want, where)
 }
 
-// Unwrap returns what Redis said.
+// Unwrap returns the error that Redis answered, or nil.
 func (e *VersionError) Unwrap() error { return e.Err }
 
 // wrap names the operation and the lock.
@@ -81,7 +81,7 @@ func wrap(op, name string, err error) error {
 	return fmt.Errorf("redislock: %s %q: %w", op, name, err)
 }
 
-// join is errors.Join in one line.
+// join is errors.Join, with a text of one line.
 func join(errs ...error) (all error) {
 	for _, err := range errs {
 		switch {
@@ -94,7 +94,7 @@ func join(errs ...error) (all error) {
 	return all
 }
 
-// The rest is all that this package knows of Redis's error texts.
+// Only the rest of this file knows Redis's error texts.
 
 // code is the first word of an error that Redis replied with, "" for any other error.
 func code(err error) string {
@@ -115,7 +115,7 @@ func notFound(err error) bool       { return says(err, "Function not found") }
 func alreadyExists(err error) bool  { return says(err, "already exists") }
 func unknownCommand(err error) bool { return says(err, "unknown command") }
 
-// classify makes a wire.Error of what a call failed with.
+// classify turns the error of a call into a wire.Error.
 func classify(err error) error {
 	var version *VersionError
 	e := &wire.Error{Err: err}

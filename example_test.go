@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -74,7 +75,7 @@ func ExampleNew() {
 		locker, err := redislock.New(client, redislock.Options{
 			Lease:   30 * time.Second, // how long the others wait if this process dies
 			MaxHold: time.Hour,        // no lock is held for longer
-			Owner:   "worker-7",       // for whoever looks
+			Owner:   "worker-7",       // for operators
 		})
 		if err != nil {
 			fmt.Println(err)
@@ -160,7 +161,7 @@ func ExampleLocker_DoAll() {
 	withLocker(func(ctx context.Context, locker *redislock.Locker) {
 		err := locker.DoAll(ctx, []string{"account:7", "account:3"}, func(ctx context.Context, locks []*redislock.Lock) error {
 			fmt.Println("from", locks[0].Name(), "to", locks[1].Name())
-			return ctx.Err() // it ends when any of them may be lost
+			return ctx.Err() // ends when any of the locks may be lost
 		})
 		fmt.Println(err)
 		// Output:
@@ -192,7 +193,7 @@ func ExampleLocker_Reset() {
 			fmt.Println(err)
 			return
 		}
-		fmt.Println(locker.Reset(ctx, "orders")) // the next waiter has it, if there is one
+		fmt.Println(locker.Reset(ctx, "orders")) // the next waiter gets it
 		fmt.Println(lock.Release(ctx))
 		// Output:
 		// true <nil>
@@ -220,7 +221,7 @@ func ExampleLock_Context() {
 			fmt.Println(err)
 			return
 		}
-		<-lock.Context().Done() // ahead of the moment at which another one can have it
+		<-lock.Context().Done() // before somebody else can have it
 		fmt.Println(errors.Is(context.Cause(lock.Context()), redislock.ErrLost))
 		// Output: true
 	})
@@ -293,6 +294,163 @@ func ExampleLock_Detach() {
 		}
 		fmt.Println(same.Fence() == lock.Fence(), same.Release(ctx))
 		// Output: true <nil>
+	})
+}
+
+func ExampleLock_Release() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		lock, err := locker.Acquire(ctx, "orders")
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		cancel() // Release ignores it
+		fmt.Println(lock.Release(ctx))
+		err = lock.Release(ctx)
+		fmt.Println(errors.Is(err, redislock.ErrNotHeld), lock.Context().Err())
+		// Output:
+		// <nil>
+		// true context canceled
+	})
+}
+
+func ExampleLock_Deadline() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		lock, err := locker.Acquire(ctx, "orders", redislock.WithoutRenewal())
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		defer lock.Release(ctx)
+		deadline, expires := lock.Deadline()
+		fmt.Println(expires, time.Until(deadline) > 5*time.Second) // is there time for one more step?
+		// Output: true true
+	})
+}
+
+func ExampleLocker_Close() {
+	withRedis(func(ctx context.Context, client rueidis.Client) {
+		locker, err := redislock.New(client, redislock.Options{})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		lock, err := locker.Acquire(ctx, "orders")
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		locker.Close() // releases it
+		fmt.Println(errors.Is(context.Cause(lock.Context()), redislock.ErrClosed))
+		_, err = locker.Acquire(ctx, "orders")
+		fmt.Println(errors.Is(err, redislock.ErrClosed))
+		// Output:
+		// true
+		// true
+	})
+}
+
+func ExampleWithWait() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		if _, err := locker.Acquire(ctx, "orders"); err != nil {
+			fmt.Println(err)
+			return
+		}
+		_, err := locker.Acquire(ctx, "orders", redislock.WithWait(50*time.Millisecond))
+		fmt.Println(errors.Is(err, redislock.ErrNotAcquired), errors.Is(err, context.DeadlineExceeded))
+		// Output: true true
+	})
+}
+
+func ExampleWithLease() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		// If this process dies, the others wait for a minute.
+		lock, err := locker.Acquire(ctx, "orders", redislock.WithLease(time.Minute))
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		deadline, _ := lock.Deadline()
+		fmt.Println(time.Until(deadline) > 30*time.Second, lock.Release(ctx))
+		// Output: true <nil>
+	})
+}
+
+func ExampleWithoutExpiry() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		lock, err := locker.Acquire(ctx, "maintenance", redislock.WithoutExpiry())
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		_, expires := lock.Deadline() // if this process dies, somebody must Reset the lock
+		fmt.Println(expires, lock.Release(ctx))
+		// Output: false <nil>
+	})
+}
+
+func ExampleWithoutRenewal() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		lock, err := locker.Acquire(ctx, "orders", redislock.WithoutRenewal(), redislock.WithLease(50*time.Millisecond))
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		<-lock.Context().Done()
+		fmt.Println(errors.Is(context.Cause(lock.Context()), redislock.ErrLost))
+		// Output: true
+	})
+}
+
+func ExampleWithMaxHold() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		err := locker.Do(ctx, "orders", func(ctx context.Context, _ *redislock.Lock) error {
+			<-ctx.Done() // work that hangs
+			return nil
+		}, redislock.WithMaxHold(50*time.Millisecond))
+		fmt.Println(errors.Is(err, redislock.ErrLost))
+		// Output: true
+	})
+}
+
+func ExampleWithOwner() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		lock, err := locker.Acquire(ctx, "orders", redislock.WithOwner("checkout"))
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		owner, _, _ := strings.Cut(lock.Token(), ":")
+		fmt.Println(owner, lock.Release(ctx))
+		// Output: checkout <nil>
+	})
+}
+
+func ExampleWithToken() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		token := redislock.WithToken("job-4711-secret") // in real life, 128 random bits
+		lock, err := locker.Acquire(ctx, "job-4711", token)
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		same, err := locker.Acquire(ctx, "job-4711", token) // the same holder
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		fmt.Println(same.Fence() == lock.Fence(), same.Release(ctx))
+		// Output: true <nil>
+	})
+}
+
+func ExampleWithReplicas() {
+	withLocker(func(ctx context.Context, locker *redislock.Locker) {
+		// This server has no replica.
+		_, err := locker.Acquire(ctx, "orders", redislock.WithReplicas(1, 50*time.Millisecond))
+		fmt.Println(errors.Is(err, redislock.ErrNotReplicated)) // and the lock is released
+		// Output: true
 	})
 }
 
@@ -389,6 +547,23 @@ func exampleTest(t *testing.T) {
 		if !errors.Is(err, redislock.ErrUnavailable) {
 			t.Error(err)
 		}
+	})
+}
+
+func ExampleVersionError() {
+	withRedis(func(ctx context.Context, client rueidis.Client) {
+		locker, err := redislock.New(client, redislock.Options{LoadMode: redislock.LoadVerify})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		defer locker.Close()
+		_, err = locker.TryAcquire(ctx, "orders")
+		var wrong *redislock.VersionError
+		if errors.As(err, &wrong) { // Error() has the command for the DBA
+			fmt.Println(wrong.Reason, wrong.Want == redislock.Version)
+		}
+		// Output: the library is missing true
 	})
 }
 

@@ -25,36 +25,36 @@ var source string
 // Version is the version of the function library that this package embeds and works with.
 const Version = "1.0.0"
 
-// Source returns the text of the function library lua/lock.lua, for those who load it themselves.
+// Source returns the text of the function library lua/lock.lua, to load it with another tool.
 func Source() string { return source }
 
 const (
-	// blockFor is how long one BLPOP blocks. It may be blocked on a demoted primary, as nobody tells it:
-	// then signals are heard again after this at the latest.
+	// blockFor is how long one BLPOP blocks. It limits how long signals are missed if BLPOP is blocked on a
+	// demoted primary.
 	blockFor = 2 * time.Second
-	// blockGrace is how late BLPOP's reply may be; after that the connection is given up. A server
-	// can ignore the timeout of a BLPOP (CLIENT PAUSE), and a silent network does.
+	// blockGrace is how late BLPOP's reply may be before we close the connection. CLIENT PAUSE or a silent
+	// network can delay it for longer.
 	blockGrace = 2 * time.Second
-	// popMax bounds one reply.
+	// popMax limits the elements of one reply.
 	popMax = 1000
-	// closingFor is how long a client may say that it is closing: it says so, too, while it switches over.
+	// closingFor is how long rueidis may return ErrClosing without being closed: it does so during a failover.
 	closingFor = 2 * time.Second
 )
 
-// functions is the wire.Server of rueidis: one typed method per function of the library. It is the only
-// place that knows how arguments and replies are encoded.
+// functions is the wire.Server on rueidis: one typed method per function of the library. Only this file
+// encodes arguments and decodes replies.
 type functions struct {
 	client  rueidis.Client
 	loader  *loader
 	logger  *slog.Logger
 	prefix  string
-	id      string                    // names our signal lists
-	all     string                    // the one for all locks
-	perLock atomic.Bool               // each lock has a signal list of its own, as the server checks slots
-	closing atomic.Pointer[time.Time] // since when the client has said nothing else; nil: it has not
+	id      string                    // part of the names of our signal lists
+	all     string                    // the signal list for all locks
+	perLock atomic.Bool               // each lock has a signal list of its own: the server checks slots
+	closing atomic.Pointer[time.Time] // since when each call has failed with ErrClosing; nil: the last did not
 	demoted atomic.Bool               // the warning was written
 	leaving atomic.Bool               // a QUIT is under way
-	left    atomic.Pointer[time.Time] // when the last one was answered; nil: none was sent
+	left    atomic.Pointer[time.Time] // when the last QUIT was answered; nil: none was sent
 }
 
 var _ wire.Server = (*functions)(nil)
@@ -65,14 +65,14 @@ func newFunctions(client rueidis.Client, opts Options) *functions {
 		loader: newLoader(client, opts.LoadMode, opts.Logger),
 		logger: opts.Logger,
 		prefix: opts.Prefix,
-		id:     randomID(64), // it is in the entry of each waiter
+		id:     randomID(64), // short, because the entry of each waiter contains it
 	}
 	f.all = f.prefix + "-signal:" + f.id
 	f.perLock.Store(client.Mode() == rueidis.ClientModeCluster)
 	return f
 }
 
-// list is where we are told of hand-overs of a lock.
+// list is the signal list for a lock.
 func (f *functions) list(k wire.Keys) string {
 	if f.perLock.Load() {
 		return f.prefix + "-signal:" + k.Tagged + ":" + f.id
@@ -89,7 +89,7 @@ func (f *functions) Acquire(ctx context.Context, k wire.Keys, token string, leas
 	}
 	r := f.call(ctx, "FCALL", function, []string{k.Lock, k.Queue, k.State, list}, args...)
 	if code(r.Error()) == "CROSSSLOT" && f.perLock.CompareAndSwap(false, true) {
-		return f.Acquire(ctx, k, token, lease, wait, holders) // the client did not say that this is a cluster
+		return f.Acquire(ctx, k, token, lease, wait, holders) // a cluster, although Mode says standalone
 	}
 	n, err := ints(r)
 	if err == nil && len(n) != 4 {
@@ -107,7 +107,7 @@ func (f *functions) Acquire(ctx context.Context, k wire.Keys, token string, leas
 		a.Fence, a.Lease = n[1], span
 	case n[2] == -1 && lease == wire.Never:
 		a.Fence, a.Lease = n[1], wire.Never
-	default: // it must not be taken for one that never expires
+	default: // a lease of 0 must not become one that never expires
 		return wire.Acquired{}, fault(function, r, fmt.Errorf("a lease of %d ms", n[2]))
 	}
 	return a, nil
@@ -123,8 +123,8 @@ func (f *functions) Extend(ctx context.Context, k wire.Keys, token string, lease
 	return wire.Extended{Held: n == 1, Sent: sent}, err
 }
 
-// ExtendAndWait works on a connection of its own: WAIT counts what its own connection wrote. One that leads
-// to a demoted server is ended, and the next one taken: there may be some of them in the pool.
+// ExtendAndWait works on a connection of its own, because WAIT counts only the writes of its connection. It
+// closes connections to a demoted server and takes the next one: the pool may have several of them.
 func (f *functions) ExtendAndWait(ctx context.Context, k wire.Keys, token string, lease time.Duration, n int,
 	timeout time.Duration, extended func(wire.Extended),
 ) (acks int, err error) {
@@ -265,9 +265,9 @@ func parseWaiter(entry *rueidis.RedisMessage) (w wire.Waiter, err error) {
 	return w, err
 }
 
-// Pop makes one round trip for all signals that have piled up.
+// Pop makes one round trip for all pending signals.
 func (f *functions) Pop(ctx context.Context, list string, most int) ([]wire.Signal, error) {
-	// A ctx without a deadline: only then does rueidis heed its end while it blocks.
+	// rueidis heeds the end of ctx during a blocking call only if ctx has no deadline.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	timer := time.AfterFunc(blockFor+blockGrace, cancel)
@@ -290,7 +290,7 @@ func (f *functions) Pop(ctx context.Context, list string, most int) ([]wire.Sign
 	}
 	elements = elements[min(1, len(elements)):] // the first is the list
 	if len(results) > 1 {
-		more, _ := results[1].AsStrSlice() // what is lost with an error is found at the next check-in
+		more, _ := results[1].AsStrSlice() // check-ins make up for signals lost with an error
 		elements = append(elements, more...)
 	}
 	var signals []wire.Signal
@@ -345,7 +345,7 @@ func (f *functions) Locks(ctx context.Context, prefix string) ([]string, error) 
 	return keys, nil
 }
 
-// scan returns every key of a node that is of this type and matches the pattern, some more than once.
+// scan returns all keys of a node with this type and pattern, some more than once.
 func scan(ctx context.Context, node rueidis.Client, pattern, kind string) (keys []string, err error) {
 	var cursor uint64
 	for {
@@ -358,19 +358,18 @@ func scan(ctx context.Context, node rueidis.Client, pattern, kind string) (keys 
 	}
 }
 
-// globEscape has SCAN take a prefix literally.
+// globEscape makes SCAN take a prefix literally.
 func globEscape(prefix string) string {
 	return strings.NewReplacer(`*`, `\*`, `?`, `\?`, `[`, `\[`, `]`, `\]`, `\`, `\\`, `^`, `\^`, `-`, `\-`).Replace(prefix)
 }
 
-// answer is a reply, and when the call that was answered was sent.
+// answer is a reply, and the time when its call was sent.
 type answer struct {
 	rueidis.RedisResult
 	sent time.Time
 }
 
-// call runs one function, and loads the library if it is missing: at first use, and once more if
-// it has gone since.
+// call runs one function. It loads the library at first use, and again if it has disappeared.
 func (f *functions) call(ctx context.Context, command, function string, keys []string, args ...string) answer {
 	a, err := ending(ctx, func() answer {
 		if err := f.loader.ensure(ctx); err != nil {
@@ -378,13 +377,13 @@ func (f *functions) call(ctx context.Context, command, function string, keys []s
 		}
 		first := f.loader.rounds.Load()
 		for rounds := first; ; {
-			// Arbitrary: rueidis itself retries what it knows to be read-only, for as long as ctx allows.
-			// A millisecond sooner: Redis 8 may remove a key in its last one.
+			// Arbitrary: rueidis retries known read-only commands by itself, for as long as ctx allows.
+			// Sent a millisecond sooner: Redis 8 may remove a key in its last one.
 			a := answer{sent: time.Now().Add(-time.Millisecond)}
 			a.RedisResult = f.client.Do(ctx, f.client.B().Arbitrary(command, function, strconv.Itoa(len(keys))).
 				Keys(keys...).Args(args...).Build())
 			err := a.Error()
-			if !notFound(err) || rounds > first+1 { // else others keep removing it
+			if !notFound(err) || rounds > first+1 { // others keep removing the library
 				f.leaveDemoted(err, a.sent, true)
 				return a
 			}
@@ -402,8 +401,8 @@ func (f *functions) call(ctx context.Context, command, function string, keys []s
 	return a
 }
 
-// ending returns what do returns, or ctx's error as soon as ctx ends: rueidis does not heed ctx while
-// it dials, or waits for a connection that somebody else dials.
+// ending returns the result of do, or ctx's error as soon as ctx ends. rueidis ignores ctx while it dials,
+// or waits for a connection that another call dials.
 func ending[T any](ctx context.Context, do func() T) (result T, err error) {
 	if ctx.Done() == nil {
 		return do(), nil
@@ -418,11 +417,11 @@ func ending[T any](ctx context.Context, do func() T) (result T, err error) {
 	}
 }
 
-// leaveDemoted gives up a connection to a server that has been demoted behind a single address (a DNS
-// name, a proxy): rueidis keeps them as long as they work. QUIT needs no right, and ends the connection
-// that answers it. Of the pipelined ones that is any, if the command has a key; of the others the one that
-// was used last. It may meet a connection to the new primary, where it costs those who share the client
-// their calls under way. So there is one QUIT at a time, and only for a call that was sent after the last.
+// leaveDemoted closes a connection to a server that has been demoted behind a single address (a DNS name,
+// a proxy). rueidis keeps such connections as long as they work. QUIT needs no right, and ends the
+// connection that answers it: any of the pipelined ones, if QUIT has a key; of the dedicated ones, the
+// last used. QUIT may hit a connection to the new primary and break other calls under way. So there is
+// one QUIT at a time, and only for a call that was sent after the last QUIT.
 func (f *functions) leaveDemoted(err error, sent time.Time, pipelined bool) {
 	if code(err) != "READONLY" || f.client.Mode() != rueidis.ClientModeStandalone {
 		return
@@ -452,8 +451,8 @@ func (f *functions) leaveDemoted(err error, sent time.Time, pipelined bool) {
 	}()
 }
 
-// isClosed tells whether the client says that it is closing, and has said so for a while: it also does
-// while it switches over.
+// isClosed tells whether the client has returned ErrClosing for closingFor: it also does so briefly during
+// a failover.
 func (f *functions) isClosed(err error) bool {
 	if !errors.Is(err, rueidis.ErrClosing) {
 		if f.closing.Load() != nil {
@@ -467,7 +466,8 @@ func (f *functions) isClosed(err error) bool {
 	return since != nil && now.Sub(*since) > closingFor
 }
 
-// fault is how a call failed: at the server, on its way, or with a reply that the library cannot have made.
+// fault is the error of a call that failed at the server, in the network, or with a reply that the library
+// does not make.
 func fault(function string, a answer, err error) error {
 	if failed := a.Error(); failed != nil && !rueidis.IsRedisNil(failed) {
 		return classify(fmt.Errorf("%s: %w", function, failed))
@@ -504,7 +504,7 @@ func ceilMillis(d time.Duration) int64 {
 
 func millis(d time.Duration) string { return strconv.FormatInt(ceilMillis(d), 10) }
 
-// leaseMillis is a lease as the library wants it: 0 never expires. Only Never becomes that.
+// leaseMillis is a lease as the library's argument. Only wire.Never becomes 0, which never expires.
 func leaseMillis(d time.Duration) string {
 	if d == wire.Never {
 		return "0"

@@ -15,43 +15,42 @@ type stage int
 
 const (
 	held      stage = iota
-	releasing       // Release was called, and is not answered yet
-	released        // it was answered
-	lost            // the server may give the lock to somebody else, and the holder was told
+	releasing       // Release was called, and Redis has not answered yet
+	released        // Redis has answered
+	lost            // the server may give the lock to somebody else, and Context has ended
 )
 
-// holding is what a Lock knows of itself.
+// holding is the changing state of a Lock.
 type holding struct {
-	releases chan struct{} // holds one element during a Release: one at a time
-	extends  chan struct{} // likewise for lock_extend: of two at once, nobody would know which came last
+	releases chan struct{} // has one element during a Release: one at a time
+	extends  chan struct{} // has one element during a lock_extend: of two at once, the last one is unknown
 
-	// mu is held over no call and no user's code, and ring waits for nothing else. See Locker for the order.
+	// Nobody holds mu during a call or the user's code, and ring waits for nothing else. See Locker for the order.
 	mu        sync.Mutex
 	stage     stage
 	lease     lease
-	alarm     *time.Timer // runs ring when Context has to end
-	renewal   *time.Timer // runs keep when the lease is to be confirmed or renewed; nil: it was not armed yet
-	keeping   bool        // keep is at it
-	abort     context.CancelFunc
-	replyLost bool  // a release was sent in time and got no answer
-	verdict   error // of the release that was answered
-	unclaimed bool  // that was Close's: the first Release returns it
+	alarm     *time.Timer        // runs ring when Context has to end
+	renewal   *time.Timer        // runs keep to confirm or renew the lease; nil: not armed yet
+	keeping   bool               // keep is running
+	abort     context.CancelFunc // ends the call of keep
+	replyLost bool               // a release was sent in time and got no answer
+	verdict   error              // of the release that Redis answered
+	unclaimed bool               // Close got the verdict: the first Release returns it
 }
 
-// errTaken is an ErrLost that says why.
+// errTaken is the ErrLost of a lock that the server no longer knows.
 var errTaken = fmt.Errorf("%w: it was taken away, or its key is gone", ErrLost)
 
-// errReleased is an ErrNotHeld that says why: the verdict on the lock came with an earlier Release.
+// errReleased is the ErrNotHeld of another Release after the verdict.
 var errReleased = fmt.Errorf("%w: it was released before", ErrNotHeld)
 
 func newLock(w *waiter) *Lock {
 	lock := &Lock{
-		locker: w.l,
-		keys:   w.keys,
-		token:  w.token,
-		fence:  w.grant.fence,
-		inDo:   w.inDo,
-		// A failover could put it into the queue again.
+		locker:     w.l,
+		keys:       w.keys,
+		token:      w.token,
+		fence:      w.grant.fence,
+		inDo:       w.inDo,
 		mayRequeue: w.grant.queued && !w.ownToken,
 		calls:      context.WithoutCancel(w.caller),
 		watch:      w.watch,
@@ -69,14 +68,15 @@ func newLock(w *waiter) *Lock {
 func (l *Lock) start() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.stage == held { // else Close was faster
+	if l.stage == held { // otherwise Close was faster
 		l.alarm = time.AfterFunc(time.Until(l.lease.term.notice()), l.ring)
 		l.setLease(l.lease)
 		l.schedule()
 	}
 }
 
-// setLease is the only place that changes until when the lock is held, and Context with it. It needs mu.
+// setLease changes until when the lock is held, and moves the end of Context with it. Nothing else does.
+// It needs mu.
 func (l *Lock) setLease(next lease) {
 	l.lease = next
 	switch {
@@ -88,8 +88,8 @@ func (l *Lock) setLease(next lease) {
 	}
 }
 
-// ring ends Context ahead of the deadline. It makes no call and waits for nothing but mu. The look at the
-// time and the end of Context are one step, so no renewal comes in between.
+// ring ends Context ahead of the deadline. It makes no call and waits only for mu. It looks at the time and
+// ends Context in one step, so no renewal comes in between.
 func (l *Lock) ring() {
 	l.mu.Lock()
 	cause := l.lease.ending()
@@ -100,8 +100,8 @@ func (l *Lock) ring() {
 	}
 }
 
-// leave is the one end of a lock: nobody holds it any more, Context has ended, no timer runs, and the
-// Locker has forgotten it. It needs mu. It returns true once: that caller calls left, without mu.
+// leave ends a lock: it stops the timers, ends Context, and makes the Locker forget the lock. It needs mu.
+// It returns true once. That caller must call left, without mu.
 func (l *Lock) leave(to stage, cause error) (first bool) {
 	if l.stage != held {
 		return false
@@ -116,9 +116,11 @@ func (l *Lock) leave(to stage, cause error) (first bool) {
 	return true
 }
 
-// left tells of the end, and has Close wait no longer.
-// Until ended, a signal for the lock does not have it given back: whoever was told of a loss has until
-// the deadline to stop, another process until then to go on after Detach, and a minimum hold is kept.
+// left reports the end of the lock, and Close no longer waits for it.
+//
+// A signal for the lock that comes before ended is ignored. Otherwise it would make us give the lock back
+// while a holder that was told of its loss still stops, while another process goes on after Detach, or
+// during a minimum hold.
 func (l *Lock) left(kind EventKind, err error, ended time.Time) {
 	defer l.locker.bg.Done()
 	if keep := l.current().keepUntil; keep.After(ended) {
@@ -130,7 +132,7 @@ func (l *Lock) left(kind EventKind, err error, ended time.Time) {
 	l.watch.tell(Event{Kind: kind, Fence: l.fence, Err: err})
 }
 
-// rest has nothing confirm or renew the lease any more. It needs mu.
+// rest stops the renewal. It needs mu.
 func (l *Lock) rest() {
 	if l.renewal != nil {
 		l.renewal.Stop()
@@ -140,18 +142,18 @@ func (l *Lock) rest() {
 	}
 }
 
-// close is Close's. What Do took is released when its fn has returned: nobody else gets it before.
+// close is Close for one lock. Do releases its own lock when fn has returned: nobody else gets it before.
 func (l *Lock) close() {
 	l.end(ErrClosed)
 	l.mu.Lock()
 	l.rest()
 	l.mu.Unlock()
 	if !l.inDo {
-		_ = l.giveBack(context.Background(), true) // what can't be released runs out
+		_ = l.giveBack(context.Background(), true) // the lease ends a lock that cannot be released
 	}
 }
 
-// giveBack is Release. If it is Close's, the first Release of the user returns the same.
+// giveBack is Release. After a giveBack by Close, the user's first Release returns the same.
 func (l *Lock) giveBack(ctx context.Context, byClose bool) (err error) {
 	l.releases <- struct{}{}
 	defer func() { <-l.releases }()
@@ -183,7 +185,7 @@ func (l *Lock) giveBack(ctx context.Context, byClose bool) (err error) {
 	return err
 }
 
-// abandon is Release for a lock that its caller does not get: no minimum hold is kept.
+// abandon is Release for a lock that the caller does not get. It ignores the minimum hold.
 func (l *Lock) abandon(ctx context.Context) error {
 	l.mu.Lock()
 	l.lease.keepUntil = time.Time{}
@@ -191,8 +193,8 @@ func (l *Lock) abandon(ctx context.Context) error {
 	return l.Release(ctx)
 }
 
-// release tells the server, as long as it takes within callTimeout. During a minimum hold it has the lease
-// end with that.
+// release tells the server, and retries within callTimeout. During a minimum hold it makes the lease end
+// with that.
 func (l *Lock) release(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
@@ -209,7 +211,7 @@ func (l *Lock) release(ctx context.Context) error {
 			reply, err = l.locker.server.Release(ctx, l.keys, l.token)
 			held = reply == wire.WasHeld
 		}
-		// The call may have been carried out although its reply is lost.
+		// Redis may have carried the call out although its reply is lost.
 		l.replyLost = l.replyLost || inTime && wire.MayArrive(err)
 		return err
 	})
@@ -226,7 +228,7 @@ func (l *Lock) release(ctx context.Context) error {
 func (l *Lock) finish(ctx context.Context) error {
 	failed := l.Release(ctx)
 	if errors.Is(failed, errReleased) {
-		failed = nil // by fn
+		failed = nil // fn has released it
 	}
 	cause := context.Cause(l.ctx)
 	var why []error
@@ -247,7 +249,7 @@ func (l *Lock) finish(ctx context.Context) error {
 	return join(append([]error{failed}, why...)...)
 }
 
-// extend has the server begin a new term. A length below 0: the one to renew for.
+// extend makes the server begin a new term. A negative length stands for lease.length.
 func (l *Lock) extend(ctx context.Context, length time.Duration) error {
 	if ctx.Err() != nil {
 		return ctx.Err() // nothing is sent
@@ -289,7 +291,7 @@ func (l *Lock) extend(ctx context.Context, length time.Duration) error {
 	return err
 }
 
-// extended notes what became of a call of extend. It returns why the lock is lost, if it is. It needs mu.
+// extended notes the result of extend's call. It returns why the lock is lost, or nil. It needs mu.
 func (l *Lock) extended(before lease, next term, length time.Duration, reply wire.Extended, err error) error {
 	switch {
 	case wire.MayArrive(err):
@@ -309,7 +311,7 @@ func (l *Lock) extended(before lease, next term, length time.Duration, reply wir
 	return nil
 }
 
-// schedule has keep run when something is to be done about the lease. It needs mu.
+// schedule makes keep run when the lease is to be confirmed or renewed. It needs mu.
 func (l *Lock) schedule() {
 	at, ok := l.lease.next(time.Now())
 	switch {
@@ -323,7 +325,7 @@ func (l *Lock) schedule() {
 	}
 }
 
-// keep confirms or renews the lease, through any trouble, until that is done or Context has ended.
+// keep confirms or renews the lease. It retries until that succeeds or Context has ended.
 func (l *Lock) keep() {
 	if !l.locker.background() {
 		return // Close releases the lock
@@ -354,10 +356,11 @@ func (l *Lock) keep() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.keeping = false
-	l.schedule() // the next; or again, if Extend came through meanwhile
+	l.schedule() // the next renewal, or again if Extend succeeded meanwhile
 }
 
-// replicate confirms the lock on a connection of its own and waits until n replicas have it.
+// replicate confirms the lock on a connection of its own and waits for n replicas. If that fails, it
+// releases the lock.
 func (l *Lock) replicate(ctx context.Context, n int, timeout time.Duration) error {
 	err := l.replicated(ctx, n, timeout)
 	if err == nil {
@@ -403,8 +406,8 @@ func (l *Lock) replicated(ctx context.Context, n int, timeout time.Duration) err
 func (l *Lock) replicating(t term, holds bool) {
 	l.mu.Lock()
 	first := !holds && l.leave(lost, errTaken)
-	// It is renewed meanwhile, as a connection and the replicas may take longer than the lease: a term
-	// that was asked for later stays, also if it ends sooner (with the maximum hold).
+	// The replicas may take longer than the lease, so keep renews it meanwhile. A term that was asked for
+	// later stays, even if it ends sooner (with the maximum hold).
 	if l.stage == held && !t.from.Before(l.lease.term.from) {
 		l.setLease(l.lease.confirmed(t))
 		l.schedule()

@@ -8,10 +8,10 @@ import (
 	"github.com/seed-ee05a192/redislock/internal/wire"
 )
 
-// maxName bounds the name of a lock, in bytes: each waiter's entry has it in its keys.
+// maxName limits the name of a lock, in bytes: the keys of each waiter contain it.
 const maxName = 4096
 
-// keysOf refuses the names whose keys would not share a slot.
+// keysOf refuses a name whose keys would not share a slot.
 func keysOf(prefix, name string) (wire.Keys, error) {
 	switch {
 	case name == "":
@@ -25,7 +25,7 @@ func keysOf(prefix, name string) (wire.Keys, error) {
 	if !hasTag(name) {
 		tagged = "{" + name + "}"
 	}
-	// In one piece, as there may be many waiters.
+	// One allocation for all keys: there may be many waiters.
 	all := prefix + ":" + tagged + prefix + "-queue:" + tagged + prefix + "-state:" + tagged
 	lock := len(prefix) + len(":") + len(tagged)
 	queue := lock + len("-queue")
@@ -38,8 +38,8 @@ func keysOf(prefix, name string) (wire.Keys, error) {
 	}, nil
 }
 
-// hasTag tells whether Redis hashes only a part of the name: what is between its first '{' and the
-// next '}', unless that is empty (redis.io, Redis Cluster specification, "Hash tags").
+// hasTag tells whether Redis hashes only a part of the name: the text between its first '{' and the
+// next '}', if that is not empty (redis.io, Redis Cluster specification, "Hash tags").
 func hasTag(name string) bool {
 	_, rest, found := strings.Cut(name, "{")
 	if !found {
@@ -49,7 +49,7 @@ func hasTag(name string) bool {
 	return found && tag != ""
 }
 
-// keysFrom is the way back from a lock's key, for the locks that SCAN finds.
+// keysFrom is the inverse of keysOf, for the locks that SCAN finds. False: key is not the key of a lock.
 func keysFrom(prefix, key string) (wire.Keys, bool) {
 	tagged, found := strings.CutPrefix(key, prefix+":")
 	if !found || !hasTag(tagged) || tagged[0] == '}' {

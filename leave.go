@@ -8,34 +8,34 @@ import (
 	"github.com/seed-ee05a192/redislock/internal/wire"
 )
 
-// leaveCalls is how many places are given up at the same time.
+// leaveCalls limits the concurrent calls of leavers.
 const leaveCalls = 64
 
-// leavers give up places in queues, and grants that nobody wants any more: at once if Redis answers,
-// else in the background for as long as a place or a lease can live.
+// leavers give up places in queues, and grants that nobody wants: at once if Redis answers, otherwise in
+// the background for as long as a place or a lease can live.
 type leavers struct {
 	l *Locker
 
-	mu      sync.Mutex         // held over no call; see Locker for the order
+	mu      sync.Mutex         // not held during a call; see Locker for the order
 	all     map[string]*leaver // by token
-	queue   []*leaver          // not yet called for
+	queue   []*leaver          // waiting for a worker
 	workers int
 }
 
-// leaver is a wait that is over, and what it may have left behind.
+// leaver undoes a wait that is over: it may still have a place or the lock.
 type leaver struct {
 	keys    wire.Keys
 	token   string
 	lease   time.Duration
 	holders int
-	ours    bool          // a lock held with the token is this wait's, and is given back
+	ours    bool          // a lock held with the token belongs to this wait: give it back
 	lives   time.Duration // how long a place or a lease lasts after its last call
-	until   time.Time     // there is nothing left to give up
-	past    bool          // it is remembered
-	done    chan struct{} // closed when it is given up
+	until   time.Time     // after this, nothing is left to give up
+	past    bool          // hub remembers the wait
+	done    chan struct{} // closed when everything is given up
 }
 
-// prepare is for a wait that is over. Its caller has had Close wait for something, and this has it wait
+// prepare returns the leaver of a wait that is over. Close already waits for the caller, and from now on
 // for the leaver, too.
 func (s *leavers) prepare(w *waiter, ours bool) *leaver {
 	v := &leaver{
@@ -49,7 +49,7 @@ func (s *leavers) prepare(w *waiter, ours bool) *leaver {
 	return v
 }
 
-// again is for a wait that was over before. It does nothing for one that is being given up.
+// again gives up a wait that ended before, unless its leaver is still at work.
 func (s *leavers) again(k wire.Keys, token string) {
 	v := &leaver{keys: k, token: token, ours: true, until: time.Now().Add(callTimeout), done: make(chan struct{})}
 	s.mu.Lock()
@@ -60,7 +60,7 @@ func (s *leavers) again(k wire.Keys, token string) {
 	}
 }
 
-// add is for a leaver whose last call is over: its answer may have come late, and with it a new place.
+// add queues a leaver when the wait's last call is over: a late call may have made a new place.
 func (s *leavers) add(v *leaver) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -77,8 +77,8 @@ func (s *leavers) enqueue(v *leaver) {
 	}
 }
 
-// awaitEarlier is for a new wait with a token of the caller's own: an earlier wait with the same token
-// must not give up the place of this one.
+// awaitEarlier waits for the leaver of an earlier wait with the same token (WithToken). Otherwise it could
+// give up the place of the new wait.
 func (s *leavers) awaitEarlier(ctx context.Context, token string) {
 	s.mu.Lock()
 	v := s.all[token]
@@ -92,7 +92,7 @@ func (s *leavers) awaitEarlier(ctx context.Context, token string) {
 	}
 }
 
-// take is the next one to be given up; nil: none.
+// take returns the next leaver in the queue, or nil.
 func (s *leavers) take() *leaver {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -132,7 +132,7 @@ func (s *leavers) call(v *leaver) error {
 	ctx, cancel := context.WithTimeout(s.l.ctx, callTimeout)
 	defer cancel()
 	if !v.ours {
-		// Somebody else may hold the lock with this token: this only leaves the queue.
+		// Another process may hold the lock with this token. A try only leaves the queue.
 		reply, err := s.l.server.Acquire(ctx, v.keys, v.token, v.lease, 0, v.holders)
 		if err != nil || !reply.Held || reply.Fence/1000 != reply.Now {
 			return err
@@ -156,7 +156,7 @@ func (s *leavers) finish(v *leaver) {
 	close(v.done)
 }
 
-// await waits for a leaver, but not for long.
+// await waits for a leaver, for a limited time.
 func (v *leaver) await(atMost time.Duration) {
 	timer := time.NewTimer(atMost)
 	defer timer.Stop()

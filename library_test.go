@@ -34,7 +34,7 @@ var signatures = []signature{
 // textOf says which text of lua/lock.lua has which version.
 const (
 	textOf  = "1.0.0"
-	textSum = "f6500eaf4e0ccb39883a5c446a4bc29506dcb076b3e03ae43ac968aaff8148c6"
+	textSum = "e5a2fa436d277011153541574b140252db2bc647e6bf1f7d26c09c853d4e4f8c"
 )
 
 // libraryAt is a lock of this spec's own, at a server that has the library.

@@ -18,40 +18,44 @@ import (
 	"github.com/seed-ee05a192/redislock/internal/wire"
 )
 
-// LoadMode says what a Locker does about the function library in Redis.
+// LoadMode says how a Locker treats the function library in Redis.
 type LoadMode int
 
 const (
-	// LoadIfNeeded loads the library on every primary that has none or an older one of the same
-	// major version. It needs the right to FUNCTION LOAD there; without it, calls return a
+	// LoadIfNeeded loads the library on every primary that has none, or an older one of the same
+	// major version. It needs the right to FUNCTION LOAD. Without this right, calls return a
 	// *VersionError.
 	LoadIfNeeded LoadMode = iota
-	// LoadVerify loads nothing: where the library is missing, older or of another major version,
-	// calls return a *VersionError.
+	// LoadVerify loads nothing. If the library is missing, older or of another major version, calls
+	// return a *VersionError.
 	LoadVerify
-	// LoadNever neither loads nor looks, at the eviction policy neither. If the library is missing,
-	// calls return a *VersionError.
+	// LoadNever loads nothing and checks nothing, not even the eviction policy. If the library is
+	// missing, calls return a *VersionError.
 	LoadNever
 )
 
 const (
-	// lookFor bounds the look at one of several primaries: one that hangs holds up nobody for longer.
+	// lookFor limits the check of one of several primaries, so a primary that hangs does not delay the others.
 	lookFor = 2 * time.Second
-	// retryWithin is how soon a call is tried again while primaries are looked at: its own may be done.
+	// retryWithin is how soon a call is repeated during a round: its own primary may be ready already.
 	retryWithin = 100 * time.Millisecond
 )
 
-// Load puts the function library on every primary that client knows: where it is missing, it is
-// loaded; an older version of the same major version is replaced; the same or a newer one is left
-// alone, so it is never downgraded and two versions of an app do not fight. Another major version,
-// or somebody else's library or functions under our names, is a *VersionError and nothing changes
-// there. A Locker does this by itself at first use, unless Options.LoadMode says otherwise.
+// Load puts the function library on every primary that client knows. A Locker does this by itself at
+// first use, unless Options.LoadMode says otherwise. On each primary, Load
 //
-// In a cluster, replicas get the library from their primaries. Nodes that do not answer within 2 s
-// are passed over as long as one does: what they lack is loaded when a call meets it.
+//   - loads the library if it is missing,
+//   - replaces an older version of the same major version,
+//   - keeps the same or a newer version, so two versions of an app do not fight,
+//   - changes nothing and returns a *VersionError if it finds another major version, or somebody else's
+//     library or functions with our names.
+//
+// Replicas get the library from their primaries. Load skips nodes that do not answer within 2 s, as long
+// as one node does. The Locker loads there when a call finds the library missing. After another error,
+// some primaries may have the library.
 func Load(ctx context.Context, client rueidis.Client) error {
 	l := newLoader(client, LoadIfNeeded, nil)
-	r := l.look()
+	r := l.look(0)
 	var err error
 	select {
 	case <-r.done:
@@ -65,9 +69,9 @@ func Load(ctx context.Context, client rueidis.Client) error {
 	return nil
 }
 
-// primaries runs do on each primary of client, side by side, and returns what failed. A limit is for each
-// of several nodes; 0: none. Whether a node is a primary, not every user may ask: so with more than one
-// node, READONLY is no error.
+// primaries runs do on each primary of client, concurrently, and returns the errors. limit is for each of
+// several nodes; 0: none. Some users may not ask whether a node is a primary. So with more than one node,
+// READONLY is no error.
 func primaries(ctx context.Context, client rueidis.Client, limit time.Duration,
 	do func(context.Context, string, rueidis.Client) error,
 ) []error {
@@ -103,7 +107,7 @@ func primaries(ctx context.Context, client rueidis.Client, limit time.Duration,
 	return errs
 }
 
-// within runs do, and does not wait for it when ctx or the limit ends; a limit of 0 is none.
+// within runs do, and returns at the end of ctx or limit even if do hangs. limit 0: none.
 func within(ctx context.Context, limit time.Duration, do func(context.Context) error) error {
 	if limit > 0 {
 		var cancel context.CancelFunc
@@ -123,50 +127,57 @@ func isReplica(ctx context.Context, node rueidis.Client) bool {
 	return name == "slave"
 }
 
-// loader does what LoadMode says, once, and again when a function turns out to be missing.
+// loader loads or checks the library as LoadMode says: at first use, and when a function is missing.
 type loader struct {
 	client rueidis.Client
 	mode   LoadMode
 	logger *slog.Logger
-	ready  atomic.Bool  // a round has gone well
+	ready  atomic.Bool  // a round has succeeded
 	rounds atomic.Int64 // how many are over
 
-	mu       sync.Mutex        // held over no call
+	mu       sync.Mutex        // not held during a call
 	round    *round            // under way; nil: none
 	evicting map[string]string // the policy of nodes that evict keys, by address
 }
 
-// round is one look at all primaries, side by side, for all who ask meanwhile.
+// round is one check of all primaries. All callers that ask meanwhile share it.
 type round struct {
 	done chan struct{}
-	err  error // when done
+	err  error // set before done is closed
 }
 
 func newLoader(client rueidis.Client, mode LoadMode, logger *slog.Logger) *loader {
 	return &loader{client: client, mode: mode, logger: logger, evicting: make(map[string]string)}
 }
 
-// ensure waits for the first round that goes well.
+// ensure waits for the first successful round.
 func (l *loader) ensure(ctx context.Context) error {
-	if l.ready.Load() || l.mode == LoadNever {
-		return nil
+	for l.mode != LoadNever {
+		rounds := l.rounds.Load()
+		if l.ready.Load() {
+			break
+		}
+		r := l.look(rounds)
+		if r == nil {
+			continue
+		}
+		select {
+		case <-r.done:
+			return r.err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
-	r := l.look()
-	select {
-	case <-r.done:
-		return r.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return nil
 }
 
-// missing is for a call that met a node without the library. Rounds is how many were over before the
-// call. It returns how many are when the call is to be made again, or why that is useless.
+// missing is for a call that found a node without the library. rounds is l.rounds before the call. It
+// returns when the caller should repeat the call, with l.rounds of now; or the error that makes it useless.
 func (l *loader) missing(ctx context.Context, rounds int64) (int64, error) {
-	if now := l.rounds.Load(); now > rounds {
-		return now, nil // a round has ended since: it may have found that node
+	r := l.look(rounds)
+	if r == nil {
+		return l.rounds.Load(), nil // a round has ended since: it may have loaded there
 	}
-	r := l.look()
 	soon := time.NewTimer(retryWithin)
 	defer soon.Stop()
 	select {
@@ -183,10 +194,13 @@ func (l *loader) missing(ctx context.Context, rounds int64) (int64, error) {
 	}
 }
 
-// look joins the round under way, or begins one.
-func (l *loader) look() *round {
+// look joins the round under way, or begins one. It returns nil if more than these rounds are over.
+func (l *loader) look(rounds int64) *round {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.rounds.Load() > rounds { // under mu: else one that has just ended is followed by another
+		return nil
+	}
 	if l.round == nil {
 		l.round = &round{done: make(chan struct{})}
 		go l.run(l.round)
@@ -214,7 +228,7 @@ func (l *loader) run(r *round) {
 	}
 }
 
-// verdict passes over primaries that cannot be reached, as long as one can.
+// verdict ignores unreachable primaries as long as one can be reached.
 func verdict(nodes int, errs []error) error {
 	unreachable := 0
 	for _, err := range errs {
@@ -239,7 +253,7 @@ func (l *loader) evictingNodes() (nodes []string) {
 }
 
 func (l *loader) loadOn(ctx context.Context, addr string, node rueidis.Client) error {
-	// More than one round only if others load at the same moment.
+	// More than one pass only if others load at the same moment.
 	for range 3 {
 		err := l.compare(ctx, addr, node)
 		var wrong *VersionError
@@ -259,7 +273,7 @@ func (l *loader) loadOn(ctx context.Context, addr string, node rueidis.Client) e
 		case !alreadyExists(err):
 			return err
 		}
-		// The library, or one of its functions, is there: somebody else's, or loaded just now.
+		// The name of the library, or of a function, is taken: by somebody else, or by our library just now.
 		taken := err
 		if err = l.compare(ctx, addr, node); errors.As(err, &wrong) && wrong.Have == "" {
 			wrong.Reason, wrong.Err = "the name is taken by somebody else's library, see FUNCTION LIST", taken
@@ -269,8 +283,8 @@ func (l *loader) loadOn(ctx context.Context, addr string, node rueidis.Client) e
 	return errors.New("others keep replacing the library")
 }
 
-// compare returns a *VersionError if this package cannot work with the library on a node as it is.
-// It notes how the node evicts keys.
+// compare returns a *VersionError if this package cannot work with the node's library. It also notes
+// the node's eviction policy.
 func (l *loader) compare(ctx context.Context, addr string, node rueidis.Client) error {
 	have, policy, err := askVersion(ctx, node)
 	if policy != "" && policy != "noeviction" {
@@ -300,8 +314,7 @@ func (l *loader) compare(ctx context.Context, addr string, node rueidis.Client) 
 	return wrong
 }
 
-// askVersion also asks for the eviction policy, which is "" where the server or the user's rights
-// keep it secret.
+// askVersion also asks for the eviction policy: "" if the server or the user's rights hide it.
 func askVersion(ctx context.Context, node rueidis.Client) (version, policy string, err error) {
 	replies := node.DoMulti(ctx,
 		node.B().Arbitrary("FCALL_RO", "lock_version", "0").Build(),

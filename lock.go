@@ -13,8 +13,8 @@ import (
 )
 
 // Locker takes locks through one rueidis client. It is safe for concurrent use; one per process
-// is enough. All waiters of a Locker share one blocked connection, in a cluster one per lock that
-// is waited for.
+// is enough. All waiters of a Locker share one blocked connection, in a cluster one per contended
+// lock.
 type Locker struct {
 	opts    Options
 	server  wire.Server
@@ -23,18 +23,18 @@ type Locker struct {
 	ctx     context.Context // ends when Close waits no longer
 	stop    context.CancelFunc
 
-	// Mutexes are taken in this order: hub.mu before leavers.mu before this one; Lock.mu before this one,
-	// and never together with hub.mu. watch.mu and loader.mu stand alone. None is held over a call to
+	// The order of the mutexes: hub.mu before leavers.mu before this one; Lock.mu before this one, and
+	// never together with hub.mu. watch.mu and loader.mu stand alone. Nobody holds one during a call to
 	// Redis or to the user's code.
 	mu     sync.Mutex
 	closed bool
-	done   chan struct{} // closed when Close is through
+	done   chan struct{} // closed when Close has finished
 	held   map[*Lock]struct{}
-	bg     sync.WaitGroup // what Close waits for: calls, held locks, and work that goes on after a call
+	bg     sync.WaitGroup // Close waits for it: calls, held locks, background work
 }
 
-// New returns a Locker. It does not talk to Redis yet: the function library is loaded at first use.
-// You still own client; close it after the Locker.
+// New returns a Locker. It does not talk to Redis yet: the first call loads the function library.
+// You still own client; close it after the Locker. The error says which option is wrong.
 func New(client rueidis.Client, options Options) (*Locker, error) {
 	if client == nil {
 		return nil, errors.New("redislock: New: the client is nil")
@@ -55,35 +55,45 @@ func New(client rueidis.Client, options Options) (*Locker, error) {
 	return l, nil
 }
 
-// Acquire takes the lock, and waits for it if need be, first come first served. It gives up only
-// when ctx or WithWait ends, the Locker is closed, or Redis answers with an error that will not pass;
-// trouble with the network or a failover only makes it wait longer, and it keeps its place as far as the
-// server still knows it. A lock is not reentrant: a holder that acquires it again waits for itself.
+// Acquire takes the lock. If the lock is busy, Acquire waits, first come, first served. A lock is not
+// reentrant: a holder that acquires it again waits for itself.
 //
-// Errors: ErrNotAcquired or ErrUnavailable together with ctx's own, ErrClosed, ErrNotReplicated, ErrLost,
-// *VersionError, or Redis's. After an error the lock is not held, and nothing waits for it: the
-// queue has been left, and a lock that was granted meanwhile has been passed on. If Redis does not
-// answer within a second, that goes on in the background until it is done, or the place and the lease have
-// run out.
+// The wait ends without the lock only if ctx or WithWait ends, the Locker is closed, or Redis answers
+// with a lasting error. It survives network trouble and failovers, and keeps its place as far as the
+// server still knows it.
+//
+// Errors:
+//
+//   - ErrNotAcquired or ErrUnavailable, together with ctx's own error: ctx or WithWait ended the wait.
+//   - ErrClosed, ErrQueueFull, ErrNotReplicated, ErrLost: see there.
+//   - *VersionError, or another error that Redis answered.
+//
+// After an error the caller does not hold the lock, and has no place in the queue. Acquire passes on
+// a lock that was granted meanwhile. If Redis does not answer within a second, this cleaning up goes on
+// in the background until it succeeds, or until place and lease have run out.
 func (l *Locker) Acquire(ctx context.Context, name string, opts ...Option) (*Lock, error) {
 	return l.obtain(ctx, name, l.opts.request("acquire", opts...), false)
 }
 
-// TryAcquire takes the lock if it can be had now and nobody waits for it, otherwise it returns
-// ErrNotAcquired at once. Other errors are those of Acquire. A call that gets no answer is made three
-// times, then the error is ErrUnavailable.
+// TryAcquire takes the lock if it can be had now and nobody waits for it. Otherwise it returns
+// ErrNotAcquired at once. It tries three times to get an answer, then returns ErrUnavailable. Other
+// errors are those of Acquire.
 func (l *Locker) TryAcquire(ctx context.Context, name string, opts ...Option) (*Lock, error) {
 	r := l.opts.request("try to acquire", opts...)
 	r.limited, r.limit = true, 0
 	return l.obtain(ctx, name, r, false)
 }
 
-// Do acquires the lock, calls fn and releases the lock, also if fn panics. The context that fn gets
-// ends when ctx does or the lock may be lost, see Lock.Context; the lock is renewed until fn returns.
+// Do acquires the lock, calls fn and releases the lock, also if fn panics. The context of fn ends when
+// ctx ends or the lock may be lost, see Lock.Context. Do renews the lock until fn returns.
 //
-// It returns nil only if fn returned nil and the lock was held until Do gave it back. Otherwise the error
-// is Acquire's; or fn's, joined with that of the release, with ErrLost if the context had ended with it,
-// whatever the release said, and with ErrClosed if Close ended it.
+// It returns nil only if fn returned nil and the lock was held until Do gave it back. Otherwise it
+// returns Acquire's error, if fn was not called, or these errors joined:
+//
+//   - fn's error,
+//   - the error of the release,
+//   - ErrLost, if the lock was lost before the release, whatever the release said,
+//   - ErrClosed, if Close ended the context of fn.
 func (l *Locker) Do(ctx context.Context, name string, fn func(ctx context.Context, lock *Lock) error, opts ...Option) (err error) {
 	lock, err := l.obtain(ctx, name, l.opts.request("do", opts...), true)
 	if err != nil {
@@ -97,35 +107,36 @@ func (l *Locker) Do(ctx context.Context, name string, fn func(ctx context.Contex
 	return fn(lock.Context(), lock)
 }
 
-// State is what Inspect sees.
+// State is the result of Inspect.
 type State struct {
 	Name    string
 	Holder  string        // the holder's token, "" if nobody holds the lock
 	Fence   int64         // the last fencing token given out, 0 if none is known
-	TTL     time.Duration // what is left of the lease; -1: never expires; 0: nobody holds the lock
+	TTL     time.Duration // the rest of the lease; -1: never expires; 0: nobody holds the lock
 	Held    int           // how many hold it: several with WithHolders or WithShared
-	Holders []Holder      // the first 1,000 of them. Holder is the one with the longest lease, TTL what is left of it
+	Holders []Holder      // the first 1,000 of them; the fields Holder and TTL are those of the longest lease
 	Waiting int           // how many wait
 	Waiters []Waiter      // the first 1,000 of them, in order
 }
 
-// Holder is one of those who hold a lock.
+// Holder is one holder of a lock.
 type Holder struct {
 	Token string
-	TTL   time.Duration // what is left of its own lease; -1: never expires
+	TTL   time.Duration // the rest of its own lease; -1: never expires
 }
 
 // Waiter is one place in the queue of a lock.
 type Waiter struct {
 	Token    string
 	Waited   time.Duration // since it arrived
-	LapsesIn time.Duration // its place is lost unless it calls before
-	Lease    time.Duration // that it asked for, 0: never expires
-	Signal   string        // the list where it is told
-	Holders  int           // how many may hold the lock together with it, itself included; 0: any number
+	LapsesIn time.Duration // it loses its place then, unless it calls before
+	Lease    time.Duration // that it asked for; 0: never expires
+	Signal   string        // the list where it is told of its grant
+	Holders  int           // how many may share the lock, itself included; 0: any number
 }
 
-// Inspect shows a lock and its queue. It changes nothing.
+// Inspect shows a lock and its queue. It changes nothing. Errors: ErrUnavailable, ErrClosed,
+// *VersionError, or another error that Redis answered.
 func (l *Locker) Inspect(ctx context.Context, name string) (State, error) {
 	r, err := l.check("inspect", name)
 	if err != nil {
@@ -145,9 +156,9 @@ func (l *Locker) Inspect(ctx context.Context, name string) (State, error) {
 	return state, r.wrap(err)
 }
 
-// Reset takes the lock away from whoever holds it and hands it to the next waiter. It reports
-// whether somebody held it. The former holder learns it at its next renewal; until then only the
-// fencing token keeps its writes out.
+// Reset takes the lock away from all its holders and hands it to the next waiter. It reports whether
+// somebody held it. A former holder notices at its next renewal; until then only the fencing token
+// keeps its writes out. Errors are those of Inspect.
 func (l *Locker) Reset(ctx context.Context, name string) (bool, error) {
 	r, err := l.check("reset", name)
 	if err != nil {
@@ -157,11 +168,15 @@ func (l *Locker) Reset(ctx context.Context, name string) (bool, error) {
 	return held, r.wrap(err)
 }
 
-// ResetAll resets every lock with this Locker's prefix that somebody holds, and returns how many
-// these were. It looks for them with SCAN on every primary, so a lock that is taken meanwhile may
-// be missed; so may those of a cluster node that has joined since client last looked, which
-// ClusterOption.ShardsRefreshInterval of rueidis makes it do. It leaves alone what the library did not
-// write: a key without a fencing token beside it. After an error, those that it counted have been reset.
+// ResetAll resets every held lock with this Locker's prefix, and returns their number. After an error,
+// the locks that it counted have been reset. It leaves alone a key without a fencing token beside it,
+// as this library did not write it.
+//
+// It finds the locks with SCAN on every primary, and may miss
+//
+//   - a lock that somebody takes meanwhile,
+//   - the locks of a cluster node that joined since client last looked for nodes. The client does so
+//     every ClusterOption.ShardsRefreshInterval of rueidis.
 func (l *Locker) ResetAll(ctx context.Context) (int, error) {
 	if l.isClosed() {
 		return 0, fmt.Errorf("redislock: reset all: %w", ErrClosed)
@@ -191,12 +206,12 @@ func (l *Locker) ResetAll(ctx context.Context) (int, error) {
 	return count, nil
 }
 
-// Close ends the Locker. Waiters get ErrClosed. The Context of each held lock ends with ErrClosed, and the
-// lock is no longer renewed. What Acquire gave is released at once. What Do took is released when its fn
-// has returned, so it is never handed on under a running fn.
+// Close ends the Locker. Waiters get ErrClosed. The Context of each held lock ends with ErrClosed, and
+// its renewal ends. Close releases at once the locks that Acquire returned. Do releases its own lock
+// when fn has returned, so nobody else gets that lock while fn runs.
 //
-// Close returns when all that is done, after 6 s at the latest: what is not released by then is left to
-// its lease, or released when its fn returns. A second Close waits for the first. The client stays open.
+// Close returns when all this is done, after 6 s at the latest. A lock that is still held then ends with
+// its lease, or when its fn returns. A second Close waits for the first. The client stays open.
 func (l *Locker) Close() {
 	l.mu.Lock()
 	first := !l.closed
@@ -215,7 +230,7 @@ func (l *Locker) Close() {
 	}
 	defer close(l.done)
 	for _, lock := range locks {
-		lock.end(ErrClosed) // all are told before the first is handed on
+		lock.end(ErrClosed) // all holders know before the first lock is handed on
 	}
 	l.hub.refuse()
 	for _, lock := range locks {
@@ -246,7 +261,7 @@ func (l *Locker) isClosed() bool {
 	return l.closed
 }
 
-// background has Close wait for something, until bg.Done. False: the Locker is closed already.
+// background makes Close wait for bg.Done. False: the Locker is closed already.
 func (l *Locker) background() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -257,7 +272,7 @@ func (l *Locker) background() bool {
 	return true
 }
 
-// hold has Close wait for the end of this lock, see Lock.left. False: the Locker is closed already.
+// hold makes Close wait for the end of this lock, see Lock.left. False: the Locker is closed already.
 func (l *Locker) hold(lock *Lock) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -275,7 +290,7 @@ func (l *Locker) forget(lock *Lock) {
 	delete(l.held, lock)
 }
 
-// check is for a call without options.
+// check prepares a call without options.
 func (l *Locker) check(op, name string) (*request, error) {
 	r := l.opts.request(op)
 	err := r.complete(l.opts.Prefix, name)
@@ -285,7 +300,7 @@ func (l *Locker) check(op, name string) (*request, error) {
 	return r, err
 }
 
-// Lock is the proof that a lock was taken. Its methods are safe for concurrent use.
+// Lock is a lock that the caller has acquired. Its methods are safe for concurrent use.
 type Lock struct {
 	locker     *Locker
 	keys       wire.Keys
@@ -296,54 +311,57 @@ type Lock struct {
 	ctx        context.Context // of the holder
 	end        context.CancelCauseFunc
 	calls      context.Context // the values of Acquire's ctx, for the calls that keep the lease
-	watch      *watch          // nil: nobody observes
+	watch      *watch          // nil: Options.Observe is not set
 	holding
 }
 
 // Name returns the name of the lock.
 func (l *Lock) Name() string { return l.keys.Name }
 
-// Token returns what Redis knows the holder by. Whoever has it can go on with the lock, see
-// WithToken.
+// Token returns the token by which Redis knows the holder. Another process that has the token can go
+// on with the lock, see WithToken.
 func (l *Lock) Token() string { return l.token }
 
-// Fence returns the fencing token: a number that is greater for each grant of this name, and the same for all
-// who hold the lock together. Send it with every write to what the lock protects, and have older ones refused
-// there: then a holder that lost the lock without noticing (it was stopped, say) can do no harm.
+// Fence returns the fencing token: a number that grows with each grant of this name. All who hold the
+// lock together have the same one. Send it with every write to what the lock protects, and have the
+// storage refuse a lower one than it has seen. Then a holder that was suspended, and lost the lock
+// without noticing, does no harm.
 func (l *Lock) Fence() int64 { return l.fence }
 
-// Context returns a context that ends when the lock is released, or may be lost: then its
-// context.Cause is ErrLost, and its text says which limit it was. It carries the values of Acquire's ctx but does not end with it, unless
-// in Do.
+// Context returns a context that ends when the lock is released, or may be lost. After a loss,
+// context.Cause is ErrLost, and its text says which limit ended the lock. The context carries the values
+// of Acquire's ctx but does not end with it. Only in Do it also ends with Do's ctx.
 //
-// It ends ahead of Deadline, by a tenth of the lease and 500 ms at most: stop in that time. A timer of
-// its own ends it, so nothing that hangs (a call, the network, another goroutine, Options.Observe) can
-// hold it up. So it ends before the server can give the lock to somebody else, even if this
-// machine's clock runs slower than the server's, by less than this:
+// It ends ahead of Deadline, by a tenth of the lease and at most 500 ms: stop in that time. A timer of
+// its own ends it, so a call, the network or a goroutine that hangs cannot hold it up. It ends before the
+// server can give the lock to somebody else, even if this machine's clock is slower than the server's by
+// less than this:
 //
 //	lease        5 s or less   10 s   1 min    2 min    16 min
 //	slower by    10 %          5 %    0.8 %    0.4 %    0.05 %, the most by which NTP slews a clock
 //
-// Two things make it too late: a process or a machine that stands still, and a server's clock that is
-// put forward. After a Reset or the loss of the key, it ends with the next renewal.
+// It ends too late if the process or machine stands still, or if the server's clock is put forward.
+// After a Reset or the loss of the key, it ends with the next renewal.
 func (l *Lock) Context() context.Context { return l.ctx }
 
-// Deadline returns until when the lock is surely held, by this machine's monotonic clock; false if
-// it never expires. Renewal moves it. It is never later than the end of the lease on the server, unless
-// that one's clock is put forward meanwhile (a failover to a server whose clock is ahead does that, too).
+// Deadline returns until when the lock is surely held, by this machine's monotonic clock; false if the
+// lock never expires. Renewal moves it. The lease on the server does not end sooner, unless the server's
+// clock is put forward. A failover to a server whose clock is ahead has the same effect.
 func (l *Lock) Deadline() (time.Time, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.lease.term.deadline(), l.lease.term.length != wire.Never
 }
 
-// Release gives the lock back and hands it to the next waiter. Context ends before. Only ctx's
-// values count, not its end: if Redis does not answer, Release tries for up to 5 s and then returns
-// that error; the lease runs out by itself, and Release can be called again.
+// Release ends Context, then gives the lock back and hands it to the next waiter. It ignores ctx's
+// cancellation and uses only its values. WithMinHold keeps the lock from others for longer.
 //
-// It returns nil if the lock was held until now (or until Close gave it back), and ErrNotHeld if it had
-// been lost or released: the sure sign of a loss, since Context ends with this call if it had not noticed
-// before. WithMinHold keeps the lock from others for longer.
+// It returns
+//
+//   - nil if the lock was held until now, or until Close gave it back,
+//   - ErrNotHeld if the lock had been lost or released before,
+//   - ErrUnavailable after 5 s without an answer, or another error that Redis answered. Then the lock
+//     ends with its lease, or with another Release.
 func (l *Lock) Release(ctx context.Context) error {
 	if l == nil {
 		return fmt.Errorf("redislock: release: %w: the lock is nil", ErrNotHeld)
@@ -351,28 +369,31 @@ func (l *Lock) Release(ctx context.Context) error {
 	return l.giveBack(ctx, false)
 }
 
-// Detach ends Context and the renewal, and leaves the lock to its lease: for another process that goes on
-// with it, see WithToken. It returns until when that is possible. After it, Release still gives the lock
-// back, if nobody has gone on with it.
+// Detach ends Context and the renewal, and leaves the lock to its lease. Another process can go on with
+// the lock until the time that Detach returns, see WithToken. Release still gives the lock back, if no
+// other process has gone on with it.
 func (l *Lock) Detach() time.Time {
 	l.mu.Lock()
 	deadline := l.lease.term.deadline()
 	first := l.leave(releasing, nil)
 	l.mu.Unlock()
 	if first {
-		l.mayRequeue = false // who goes on with it may hold it for long
+		l.mayRequeue = false // the next process may hold it for long
 		l.left(EventReleased, nil, deadline)
 	}
 	return deadline
 }
 
-// Extend has the lease end this long from now; renewal goes on with it. At least 1 ms, rounded up
-// to whole milliseconds, cut short by WithMaxHold, and no shorter than what is left of WithMinHold. It returns ErrNotHeld if the lock is lost or
-// released; Context ends then.
+// Extend makes the lease end this long from now, and renewal goes on with this lease. It must be at
+// least 1 ms and is rounded up to whole milliseconds. WithMaxHold cuts it short; it is never shorter
+// than the rest of WithMinHold.
 //
-// An error of Redis means that nothing has changed. After any other error (ErrUnavailable) the call may
-// have been carried out, or may still arrive: then the shorter lease counts, for renewal, for Deadline, and
-// for each later Deadline of this lock, whatever longer lease is asked for.
+// Errors:
+//
+//   - ErrNotHeld: the lock was lost or released, and Context has ended.
+//   - ErrUnavailable, or ctx's error: if Redis did not answer, it may have carried the call out, or may
+//     still do so. From then on the shorter lease counts, for renewal and for each later Deadline.
+//   - Another error that Redis answered: nothing has changed.
 func (l *Lock) Extend(ctx context.Context, lease time.Duration) error {
 	err := checkLease(lease)
 	if err == nil {

@@ -10,21 +10,21 @@ import (
 // EventKind says what happened to a lock.
 type EventKind int
 
-// Each call of Acquire, TryAcquire or Do makes one event: EventAcquired or EventNotAcquired. (Calls
-// that are refused because of their arguments, or because the Locker is closed already, make none.)
-// Each EventAcquired is followed by one event that ends it: EventReleased or EventLost.
+// Each call of Acquire, TryAcquire or Do makes one event: EventAcquired or EventNotAcquired. A call
+// with wrong arguments, or after Close, makes none. One event ends each EventAcquired: EventReleased
+// or EventLost.
 const (
 	// EventAcquired: the caller has the lock.
 	EventAcquired EventKind = iota + 1
-	// EventNotAcquired: the call returns Event.Err. The lock may have been granted meanwhile, and was
-	// given back: the replicas did not confirm it in time, or ctx ended together with the grant.
+	// EventNotAcquired: the call returns Event.Err. If the lock was granted meanwhile, the package has
+	// given it back: the replicas did not confirm it in time, or ctx ended together with the grant.
 	EventNotAcquired
-	// EventReleased: Release or Close gave the lock back. With an Event.Err, they could not: it ends
-	// with its lease, if it has one, or when Release is called again, which makes no other event.
+	// EventReleased: Release, Detach or Close ended the hold. With an Event.Err, Redis did not take
+	// the lock back: the lock ends with its lease, or with another Release, which makes no event.
 	EventReleased
-	// EventLost: the lease could not be kept, or the lock was taken away. If Event.Err is ErrLost,
-	// Context has told the holder. If it is ErrNotHeld, only Release found out: the work may have
-	// been done beside somebody else's.
+	// EventLost: the lease could not be kept, or somebody took the lock away. If Event.Err is ErrLost,
+	// Context has told the holder. If Event.Err is ErrNotHeld, Release found the loss: somebody else
+	// may have worked at the same time.
 	EventLost
 )
 
@@ -42,27 +42,27 @@ func (k EventKind) String() string {
 	return "unknown"
 }
 
-// Event is what Options.Observe is told: what only the lock knows. Times are those of this machine's
-// monotonic clock.
+// Event is the argument of Options.Observe. Times are measured with this machine's monotonic clock.
 type Event struct {
 	Kind  EventKind
 	Name  string // of the lock
-	Token string // see Lock.Token. Whoever has it can release the lock: keep it out of logs
-	Fence int64  // see Lock.Fence. Not with EventNotAcquired
+	Token string // see Lock.Token. Anybody with the token can release the lock: keep it out of logs
+	Fence int64  // see Lock.Fence; 0 with EventNotAcquired
 
-	// Waited, of EventAcquired and EventNotAcquired, is how long the call took.
+	// Waited is how long the call took. Set with EventAcquired and EventNotAcquired.
 	Waited time.Duration
-	// HandedOver, of EventAcquired: the lock was not free when it was asked for, it came out of the
-	// queue. (Or the first answer was lost, so that nobody knows.) Who hands a lock over does not learn
-	// to whom: this event is the receiver's, and its Fence is greater than that of whoever had it before, if they do not hold it together.
+	// HandedOver says that the lock came out of the queue. Set with EventAcquired. It is also true if
+	// the first answer was lost. The former holder does not learn who gets the lock: compare Fence,
+	// which grows with each holder and is the same for all who hold the lock together.
 	HandedOver bool
-	// Held, of EventReleased and EventLost, is the time since EventAcquired.
+	// Held is the time since EventAcquired. Set with EventReleased and EventLost.
 	Held time.Duration
-	// Err, of EventNotAcquired, is what the call returns. See EventReleased and EventLost.
+	// Err is the error that the call returns with EventNotAcquired. For the other kinds, see
+	// EventReleased and EventLost.
 	Err error
 }
 
-// LogValue is what slog shows of an event: all but the token.
+// LogValue shows an event to slog, without the token.
 func (e Event) LogValue() slog.Value {
 	attrs := []slog.Attr{slog.String("event", e.Kind.String()), slog.String("name", e.Name)}
 	if e.Fence != 0 {
@@ -82,8 +82,8 @@ func (e Event) LogValue() slog.Value {
 	return slog.GroupValue(attrs...)
 }
 
-// LogEvents is for Options.Observe. It writes a line for each event: a warning if a lock was lost or
-// could not be given back, else an information.
+// LogEvents returns a function for Options.Observe. It logs each event: a lock that was lost or could
+// not be given back as a warning, all others at level info.
 func LogEvents(logger *slog.Logger) func(ctx context.Context, e Event) {
 	return func(ctx context.Context, e Event) {
 		level := slog.LevelInfo
@@ -94,18 +94,18 @@ func LogEvents(logger *slog.Logger) func(ctx context.Context, e Event) {
 	}
 }
 
-// watch tells Options.Observe of one call, and of the lock that it got. All methods of a nil watch do
-// nothing: that is how it is off.
+// watch reports one call, and the lock that it got, to Options.Observe. Without Observe, the watch is
+// nil and its methods do nothing.
 type watch struct {
 	observe func(context.Context, Event)
 	ctx     context.Context
-	common  Event     // what all events have
+	common  Event     // the fields that all events share
 	since   time.Time // when the call began
 
 	mu       sync.Mutex // not held while observe runs
-	acquired time.Time  // zero: not told yet
-	events   []Event    // to be told, in order
-	telling  bool
+	acquired time.Time  // zero: EventAcquired is not told yet
+	events   []Event    // still to tell, in order
+	telling  bool       // a goroutine is in Observe
 }
 
 func (l *Locker) watch(ctx context.Context, r *request) *watch {
@@ -120,7 +120,7 @@ func (l *Locker) watch(ctx context.Context, r *request) *watch {
 	}
 }
 
-// fail tells that the call returns this error, and returns it.
+// fail reports the error that the call returns, and returns it.
 func (w *watch) fail(err error) error {
 	if w != nil {
 		e := w.common
@@ -130,7 +130,7 @@ func (w *watch) fail(err error) error {
 	return err
 }
 
-// got tells that the call returns this lock.
+// got reports the lock that the call returns.
 func (w *watch) got(lock *Lock, queued bool) {
 	told := false
 	defer func() {
@@ -142,8 +142,8 @@ func (w *watch) got(lock *Lock, queued bool) {
 	told = true
 }
 
-// tell has observe called for a lock, by this goroutine or by the one that is at it. The end of a lock can
-// be there before it was acquired: a lease of 1 ms is over, or Close was called, before the call returns.
+// tell calls observe, or leaves the event to the goroutine that is in observe now. A lock can end before
+// its EventAcquired: a lease of 1 ms runs out, or Close is called, before Acquire returns.
 func (w *watch) tell(e Event) {
 	if w == nil {
 		return
@@ -168,7 +168,7 @@ func (w *watch) tell(e Event) {
 	}
 	done := false
 	defer func() {
-		if !done { // a panic: the next event finds nobody at it
+		if !done { // a panic: the next event starts anew
 			w.mu.Lock()
 			w.telling = false
 			w.mu.Unlock()
@@ -180,7 +180,7 @@ func (w *watch) tell(e Event) {
 	done = true
 }
 
-// next takes out the next event.
+// next removes and returns the first event; false: there is none.
 func (w *watch) next() (e Event, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

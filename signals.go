@@ -11,40 +11,40 @@ import (
 )
 
 const (
-	// pastWaits is how many waits that are over are remembered, see hub.deliver.
+	// pastWaits is how many past waits the hub remembers, see hub.deliver.
 	pastWaits = 8192
-	// reportEvery is how often trouble is logged at most.
+	// reportEvery is the shortest time between two reports of trouble.
 	reportEvery = time.Minute
-	// lateSignal is how long after its end a wait may be told of a grant from before that end.
+	// lateSignal is how long after the end of a wait a signal may come that was sent before the end.
 	lateSignal = time.Second
 )
 
-// hub knows who waits, and brings signals to them. One goroutine pops each signal list: where the server
-// is no cluster there is one list for all locks.
+// hub delivers signals to the waiters. One goroutine pops each signal list. Outside a cluster, one list is
+// for all locks.
 type hub struct {
 	l       *Locker
 	running sync.WaitGroup // the goroutines that pop
 
-	mu        sync.Mutex           // held over no call; see Locker for the order
-	closed    bool                 // nobody may wait any more
+	mu        sync.Mutex           // not held during a call; see Locker for the order
+	closed    bool                 // accepts no waiter
 	waiters   map[string]*waiter   // by token
 	lines     map[string]*line     // by the lock's key
-	listeners map[string]*listener // by signal list; there as long as its goroutine
-	used      map[string]struct{}  // signal lists that may hold something
+	listeners map[string]*listener // by signal list, while its goroutine runs
+	used      map[string]struct{}  // signal lists that may have elements
 	past      map[string]pastWait  // the last waits that are over, by token
 	order     []string             // the tokens of past, a ring
 	oldest    int
-	reported  time.Time // when trouble was logged last
+	reported  time.Time // when trouble was last logged
 }
 
 // listener is the goroutine that pops a signal list.
 type listener struct {
-	lines   map[*line]int      // how many wait for a signal in it, by what they wait for
-	sharing int                // how many of them do not want the lock alone
+	lines   map[*line]int      // the number of waiters, by line
+	sharing int                // the number of waiters that do not want the lock alone
 	idle    context.CancelFunc // ends the pop under way
 }
 
-// line is those of this Locker who wait for one lock.
+// line is this Locker's waiters for one lock.
 type line struct {
 	waiters list.List // in order
 	clock   serverClock
@@ -67,8 +67,8 @@ func newHub(l *Locker) *hub {
 	}
 }
 
-// add has signals for the token of w delivered, also while its first call is under way. This one and
-// the following need mu.
+// add registers w for signals to its token, before its first call. This method and the following ones need
+// mu.
 func (h *hub) add(w *waiter) {
 	w.next = h.waiters[w.token]
 	h.waiters[w.token] = w
@@ -103,11 +103,11 @@ func (h *hub) remove(w *waiter) {
 	if front := w.line.waiters.Front(); front == nil {
 		delete(h.lines, w.keys.Lock)
 	} else if foremost := front.Value.(*waiter); wasForemost && foremost.timer != nil && foremost.calling == nil {
-		foremost.callAt(foremost.due) // it has to call sooner now
+		foremost.callAt(foremost.due) // the foremost waiter calls sooner
 	}
 }
 
-// pace is when to check in, if one waiter alone would do so after d.
+// pace slows down a check-in after d if this Locker waits for many locks.
 func (h *hub) pace(d time.Duration) time.Duration {
 	if d >= foremostCheckIn && len(h.lines) > manyLocks {
 		return max(d, crowdCheckIn)
@@ -115,7 +115,7 @@ func (h *hub) pace(d time.Duration) time.Duration {
 	return d
 }
 
-// listen makes sure that somebody pops this signal list, until w is removed; "": none any more.
+// listen makes a listener pop this signal list until w is removed. "": w needs no list any more.
 func (h *hub) listen(w *waiter, signals string) {
 	if w.heard == signals {
 		return
@@ -123,7 +123,7 @@ func (h *hub) listen(w *waiter, signals string) {
 	if on := h.listeners[w.heard]; on != nil {
 		on.add(w, -1)
 		if len(on.lines) == 0 && len(h.listeners) > 1 {
-			on.idle() // a connection is worth more than a list for each lock
+			on.idle() // frees its connection at once
 		}
 	}
 	w.heard = signals
@@ -135,7 +135,7 @@ func (h *hub) listen(w *waiter, signals string) {
 		if h.l.ctx.Err() != nil {
 			return
 		}
-		on = &listener{lines: make(map[*line]int), idle: func() {}} // nothing is popped yet
+		on = &listener{lines: make(map[*line]int), idle: func() {}} // no pop is under way
 		h.listeners[signals] = on
 		h.used[signals] = struct{}{}
 		h.running.Add(1)
@@ -154,7 +154,7 @@ func (on *listener) add(w *waiter, n int) {
 	}
 }
 
-// run pops signals as long as somebody waits for one.
+// run pops signals while somebody waits for one.
 func (h *hub) run(signals string, on *listener) {
 	defer h.running.Done()
 	empty := false
@@ -189,9 +189,9 @@ func (h *hub) run(signals string, on *listener) {
 	}
 }
 
-// wanted is the ctx of the next pop, and how many signals may be there: one for each lock, and one for each
-// of those who hold it together. Nil: nobody waits any more, or the Locker is closed. Empty: nothing was left
-// in the list.
+// wanted returns the ctx of the next pop, and how many signals to expect: one for each lock, and one for
+// each waiter that wants to share it. A nil ctx: nobody waits, or the Locker is closed. empty says that the
+// last pop found nothing.
 func (h *hub) wanted(signals string, on *listener, empty bool) (ctx context.Context, most int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -206,8 +206,7 @@ func (h *hub) wanted(signals string, on *listener, empty bool) (ctx context.Cont
 	return ctx, len(on.lines) + on.sharing
 }
 
-// remember notes that a wait has ended for good: it was given up, or its lock was released or lost. It
-// takes mu.
+// remember notes the end of a wait: it was given up, or its lock was released or lost. It takes mu.
 func (h *hub) remember(k wire.Keys, token string, ended time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -224,10 +223,10 @@ func (h *hub) remember(k wire.Keys, token string, ended time.Time) {
 	h.past[token] = pastWait{k, ended}
 }
 
-// deliver tells those who wait with the tokens of signals. A signal for a wait that is over usually came
-// late. But after a failover that lost the last writes, the queue again has waiters that were through:
-// each would hold the lock for the two seconds of a dead one. So when one of them is given the lock, all
-// of them for that lock are given up.
+// deliver brings signals to the waiters with their tokens. A signal for a past wait is usually just late.
+// But after a failover that lost the last writes, the queue has past waits again. Each of them would keep
+// the lock for the 2 s of a dead waiter. So when one of them gets the lock, deliver gives up all past
+// waits for that lock.
 func (h *hub) deliver(signals []wire.Signal) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -257,14 +256,14 @@ func (h *hub) giveUpAgain(k wire.Keys) {
 	}
 }
 
-// isIdle tells whether nobody waits for a lock.
+// isIdle tells whether nobody waits for any lock.
 func (h *hub) isIdle() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return len(h.listeners) == 0
 }
 
-// report logs that a wait goes on in trouble.
+// report logs that a wait goes on although Redis is in trouble.
 func (h *hub) report(w *waiter) {
 	now := time.Now()
 	if w.try() || !h.reported.IsZero() && now.Sub(h.reported) < reportEvery {
@@ -272,7 +271,7 @@ func (h *hub) report(w *waiter) {
 	}
 	h.reported = now
 	waiting, trouble := len(h.waiters), w.trouble
-	h.l.bg.Add(1) // not the first: the wait is counted
+	h.l.bg.Add(1) // allowed during Close: it waits for w already
 	go func() {
 		defer h.l.bg.Done()
 		h.l.opts.Logger.LogAttrs(w.caller, slog.LevelWarn, "redislock: a wait goes on although Redis is in trouble",
@@ -280,13 +279,13 @@ func (h *hub) report(w *waiter) {
 	}()
 }
 
-// endAll ends the waits for which why is an error. It takes mu.
+// endAll ends the waits for which why returns an error. It takes mu.
 func (h *hub) endAll(why func(*waiter) error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, w := range h.waiters {
 		for w != nil {
-			next := w.next // undo takes w out
+			next := w.next // undo removes w
 			if err := why(w); err != nil {
 				w.undo(err)
 			}
@@ -295,7 +294,7 @@ func (h *hub) endAll(why func(*waiter) error) {
 	}
 }
 
-// refuse ends all waits, those that come later at once.
+// refuse ends all waits, and all later ones at once.
 func (h *hub) refuse() {
 	h.mu.Lock()
 	h.closed = true
@@ -303,7 +302,7 @@ func (h *hub) refuse() {
 	h.endAll(func(w *waiter) error { return w.wrap(ErrClosed) })
 }
 
-// forget removes our signal lists, which may hold signals that came too late.
+// forget deletes our signal lists: they may have late signals.
 func (h *hub) forget() {
 	h.mu.Lock()
 	lists := make([]string, 0, len(h.used))
@@ -313,5 +312,5 @@ func (h *hub) forget() {
 	h.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	_ = h.l.server.Forget(ctx, lists) // else they expire
+	_ = h.l.server.Forget(ctx, lists) // they expire anyway
 }

@@ -12,77 +12,76 @@ import (
 )
 
 const (
-	// callTimeout bounds what must be tried even though the caller's ctx has ended: to release a lock,
-	// to leave a queue.
+	// callTimeout limits the calls after the end of the caller's ctx: to release a lock, to leave a queue.
 	callTimeout = 5 * time.Second
-	// foremostCheckIn is how often the first waiter that this Locker has for a lock calls at least,
-	// so that a dead waiter before it costs no more than this and handedLease: the 3 s of docs/guarantees.md.
-	// With more than manyLocks waited for it is crowdCheckIn, still sooner than a handed-over lease ends.
+	// foremostCheckIn is how often this Locker's first waiter for a lock calls at least. So a dead waiter
+	// in front of it costs at most this plus handedLease: the 3 s of docs/guarantees.md. With more than
+	// manyLocks contended locks it is crowdCheckIn, still less than a handed-over lease.
 	foremostCheckIn = time.Second
 	crowdCheckIn    = 1500 * time.Millisecond
 	manyLocks       = 100
-	// placePerWaiter times the number of waiters that this Locker has for a lock is how long their places
-	// are kept, if that is longer than Options.WaitTTL: a third of it is how often each calls, so all of
-	// them together call 40 times a second, and those in front a few times more. If they die, nobody
-	// waits so long: the server sees that their signals lie unread.
+	// The server keeps a place for max(Options.WaitTTL, placePerWaiter * this Locker's waiters for the
+	// lock). A waiter calls every third of that, so a crowd calls about 40 times a second, its front a few
+	// times more. If the crowd dies, nobody waits that long: the server sees their unread signals.
 	placePerWaiter = 75 * time.Millisecond
-	// undoWait is how long a wait that ended goes on for its place in the queue to be given up, while
-	// Redis answers. After that it does so in the background.
+	// undoWait limits how long a call waits until its place is given up, while Redis answers. Then the
+	// background goes on.
 	undoWait = time.Second
-	// maxLateGrants may arrive when they have run out, over a network that is too slow for the lease.
+	// maxLateGrants is how many grants may arrive too late before the wait fails: the network is too slow
+	// for the lease.
 	maxLateGrants = 3
 	// tryCalls is how often a try is sent while Redis is in trouble.
 	tryCalls = 3
 )
 
-// grant is a lock that was just given to us.
+// grant is a lock that this wait has just got.
 type grant struct {
 	fence       int64
 	term        term
 	doubt       time.Duration // the lease of a call without an answer, which may still arrive; wire.Never: none
-	unconfirmed bool          // it was handed over with a short lease, which has to be confirmed
-	queued      bool          // it was waited for
-	ours        bool          // given to this wait, and not to an earlier one with the same token
+	unconfirmed bool          // handed over with a short lease: confirm it
+	queued      bool          // the lock was not free
+	ours        bool          // given to this wait, not to an earlier one with the same token
 }
 
-// waiter is one call of Acquire or TryAcquire. Its caller just sleeps until it is over. Whoever brings
-// news of it (the reply to a call, a signal, its time to check in) takes the next step, under hub.mu. So
-// a goroutine that waits has the smallest stack there is; of the many that may wait, that is what counts.
+// waiter is one call of Acquire or TryAcquire. The caller sleeps until it is over. The goroutine that has
+// news (a reply, a signal, a timer) takes the next step, under hub.mu. So the waiting goroutine keeps a
+// minimal stack, which counts when many wait.
 type waiter struct {
 	*request
 	l       *Locker
 	caller  context.Context // the caller's ctx
-	ctx     context.Context // of the wait: it also ends with WithWait
+	ctx     context.Context // ends with caller or WithWait
 	inDo    bool
-	ended   chan struct{} // closed when it is over: then err says why, or there is a grant
+	ended   chan struct{} // closed when over: then there is an err or a grant
 	grant   grant
 	err     error
 	watch   *watch
 	counted bool // Close waits for it
 
 	// The rest needs hub.mu.
-	ready   bool          // the first call may be made
-	over    bool          // nothing more is to be done but to leave
-	calling chan struct{} // closed when the call under way was answered; nil if none is
-	sent    time.Time     // before the last one was sent
-	asked   int           // how often
-	kept    time.Duration // how long the place is kept after that; 0: only tried
-	due     time.Time     // for the next one, if it is not the foremost
+	ready   bool          // the first call may be sent
+	over    bool          // only leaving remains
+	calling chan struct{} // closed when the call under way is answered; nil: none is under way
+	sent    time.Time     // just before the last call
+	asked   int           // number of calls
+	kept    time.Duration // how long the server keeps the place after a call; 0: a try
+	due     time.Time     // of the next call, unless the foremost waiter calls sooner
 	timer   *time.Timer
-	told    *wire.Signal // came while a call was under way: what counts is what is said last
+	told    *wire.Signal // arrived during a call; the reply counts first
 	clock   serverClock  // known once the server has queued us
 	busy    bool         // the server has said that somebody holds the lock or waits for it
 	trouble error        // why the last call was not answered
-	// unanswered: some call got no answer, so it may still arrive.
+	// unanswered: a call got no answer, so it may still arrive.
 	unanswered bool
 	retry      backoff
 	slow       time.Duration // how long the last answer took
 	late       int           // grants that had run out when they arrived
-	heard      string        // the list where somebody pops signals for us
-	line       *line         // those of this Locker who wait for the same lock
+	heard      string        // the signal list in which we are registered
+	line       *line         // this Locker's waiters for the same lock
 	place      *list.Element
-	next       *waiter // another one with the same token
-	leaving    *leaver // gives up what the wait may have
+	next       *waiter // with the same token
+	leaving    *leaver // gives up the place or the lock
 }
 
 // obtain takes the lock, or waits for it.
@@ -93,9 +92,9 @@ func (l *Locker) obtain(ctx context.Context, name string, r *request, inDo bool)
 		w.ctx, cancel = context.WithTimeout(ctx, r.limit)
 		defer cancel()
 	}
-	// A call under way cannot be abandoned: on another connection, what is to undo it could overtake it.
-	// So where ctx can end, another goroutine makes it. That one also keeps the stack of a goroutine small
-	// that probably has to wait.
+	// A call under way cannot be abandoned: on another connection, the call that undoes it could overtake
+	// it. So if ctx can end, another goroutine makes the call. If we probably have to wait, this also keeps
+	// our stack small.
 	if w.ctx.Done() == nil && l.hub.isIdle() {
 		w.begin(name)
 	} else {
@@ -140,8 +139,7 @@ func (w *waiter) begin(name string) {
 	w.call()
 }
 
-// call makes one lock_acquire, unless one is under way or the wait is over. It must be called without
-// hub.mu.
+// call makes one lock_acquire, unless one is under way or the wait is over. The caller must not hold hub.mu.
 func (w *waiter) call() {
 	h := w.l.hub
 	h.mu.Lock()
@@ -174,14 +172,14 @@ func (w *waiter) call() {
 	}
 }
 
-// isOurs tells whether a grant is for this wait. With the caller's own token, somebody else may have
-// held the lock before. A fencing token is the time of its grant in microseconds.
+// isOurs tells whether a grant is for this wait. With WithToken, another process may have held the lock
+// before. A fencing token is the time of its grant in microseconds.
 func (w *waiter) isOurs(reply wire.Acquired) bool {
 	return !w.ownToken || w.clock.now != 0 || reply.Fence/1000 == reply.Now
 }
 
-// answered takes the step that a reply asks for, and then that of a signal which came meanwhile. This
-// one and those that follow need hub.mu.
+// answered acts on a reply, then on a signal that came during the call. This method and the following ones
+// need hub.mu.
 func (w *waiter) answered(reply wire.Acquired, err error) {
 	told := w.told
 	w.told = nil
@@ -195,9 +193,12 @@ func (w *waiter) answered(reply wire.Acquired, err error) {
 		w.callAt(now.Add(w.retry.next()))
 	case reply.Held:
 		w.slow = now.Sub(reply.Sent)
-		told = nil // of this grant, or of an older one
-		// Asked twice: it was queued, if only by a call whose answer was lost.
-		// The lease counts from before the request was sent: whatever was slow, the server's ends later.
+		if w.line != nil { // the signals that follow need it if this grant came too late
+			w.line.clock = w.line.clock.newer(serverClock{now: reply.Now, at: reply.Sent, by: now})
+		}
+		told = nil // the signal was for this grant, or an older one
+		// After a second call we were queued, if only by a call whose answer was lost. The lease counts from
+		// before the call was sent, so the server's lease ends later.
 		w.take(grant{fence: reply.Fence, term: term{reply.Sent, reply.Lease}, queued: w.asked > 1 && !w.try(), ours: w.isOurs(reply)})
 	case w.try():
 		w.end(w.wrap(ErrNotAcquired))
@@ -219,7 +220,7 @@ func (w *waiter) answered(reply wire.Acquired, err error) {
 	}
 }
 
-// take ends the wait with a grant, unless that came too late.
+// take ends the wait with a grant, unless the grant came too late.
 func (w *waiter) take(g grant) {
 	if g.term.isUsable(time.Now()) {
 		g.doubt = wire.Never
@@ -241,8 +242,8 @@ func (w *waiter) take(g grant) {
 	w.callAt(time.Now())
 }
 
-// tell is for a signal. It is acted on without a call only if it is unambiguous. A minimum hold has to be
-// known to the server before the work begins: who dies then must not let in the next one.
+// tell acts on a signal. It believes the signal without a call only if it is unambiguous, and if there is
+// no minimum hold: the server must know that before the work begins, in case the holder dies.
 func (w *waiter) tell(s wire.Signal) {
 	switch {
 	case w.over:
@@ -253,11 +254,11 @@ func (w *waiter) tell(s wire.Signal) {
 	default:
 		g := w.handedOver(s)
 		switch {
-		case g.term.from.After(time.Now()): // yet to come: the server's clock has jumped
+		case g.term.from.After(time.Now()): // in the future: the server's clock has jumped
 			w.callAt(time.Now())
-		case s.Deadline-ceilMillis(w.handed()) < w.clock.now: // the server has said since that we wait: it was taken back
+		case s.Deadline-ceilMillis(w.handed()) < w.clock.now: // the server has queued us since: the grant was taken back
 			w.callAt(time.Now())
-		case s.Deadline-ceilMillis(w.handed()) <= w.line.clock.high: // perhaps, as the clock was put back
+		case s.Deadline-ceilMillis(w.handed()) <= w.line.clock.high: // perhaps taken back: the server's clock was put back
 			w.callAt(time.Now())
 		default:
 			w.take(g)
@@ -265,7 +266,7 @@ func (w *waiter) tell(s wire.Signal) {
 	}
 }
 
-// handedOver is the grant that a signal tells of.
+// handedOver is the grant of a signal.
 func (w *waiter) handedOver(s wire.Signal) grant {
 	length := w.handed()
 	deadline := w.line.clock.earliest(s.Deadline, time.Now())
@@ -278,7 +279,7 @@ func (w *waiter) handedOver(s wire.Signal) grant {
 	}
 }
 
-// callAt has call run at that time, or sooner if this is the foremost waiter.
+// callAt makes call run at that time, or sooner if this is the foremost waiter.
 func (w *waiter) callAt(due time.Time) {
 	w.due = due
 	if sooner := w.sent.Add(w.l.hub.pace(foremostCheckIn)); w.isForemost() && sooner.Before(due) {
@@ -291,10 +292,10 @@ func (w *waiter) callAt(due time.Time) {
 	w.timer.Reset(time.Until(due))
 }
 
-// isForemost tells whether it is the first of this Locker's waiters for its lock.
+// isForemost tells whether w is this Locker's first waiter for its lock.
 func (w *waiter) isForemost() bool { return w.line != nil && w.line.waiters.Front() == w.place }
 
-// end is how each wait ends, just once.
+// end ends a wait. Each wait ends once.
 func (w *waiter) end(err error) {
 	w.over, w.err = true, err
 	if w.timer != nil {
@@ -306,8 +307,8 @@ func (w *waiter) end(err error) {
 	close(w.ended)
 }
 
-// undo is end for a wait that may have a place in the queue, or the lock. What it has is given up when
-// the fate of a call under way is known: on another connection, this could overtake it.
+// undo is end for a wait that may have a place in the queue, or the lock. A leaver gives them up after the
+// call under way is answered: on another connection, it could overtake that call.
 func (w *waiter) undo(err error) {
 	w.leaving = w.l.leavers.prepare(w, !w.ownToken || w.clock.now != 0)
 	w.end(err)
@@ -316,7 +317,7 @@ func (w *waiter) undo(err error) {
 	}
 }
 
-// quit is for a ctx that has ended. If the lock was granted meanwhile, it is given back.
+// quit ends the wait after the end of ctx. It gives back a lock that was granted meanwhile.
 func (w *waiter) quit() {
 	h := w.l.hub
 	h.mu.Lock()
@@ -330,14 +331,14 @@ func (w *waiter) quit() {
 	}
 }
 
-// giveBack is for a grant that nobody wants any more. Only the caller of a wait that is over calls it.
+// giveBack returns a grant that nobody wants. Only the caller of the wait calls it, after the end.
 func (w *waiter) giveBack(err error) {
 	w.err = err
 	w.leaving = w.l.leavers.prepare(w, w.grant.ours)
 	w.l.leavers.add(w.leaving)
 }
 
-// result is what the caller gets. Until then, Close waits for it.
+// result returns the lock or the error. Close waits until then.
 func (w *waiter) result() (*Lock, error) {
 	if w.counted {
 		defer w.l.bg.Done()
@@ -352,7 +353,7 @@ func (w *waiter) result() (*Lock, error) {
 		if w.leaving != nil && w.isAnswered() {
 			w.leaving.await(undoWait)
 		}
-		if errors.Is(w.err, errUnserved) { // an answer that came meanwhile says more
+		if errors.Is(w.err, errUnserved) { // an answer that came meanwhile may say more
 			w.l.hub.mu.Lock()
 			w.err = w.unserved()
 			w.l.hub.mu.Unlock()
@@ -369,18 +370,18 @@ func (w *waiter) result() (*Lock, error) {
 	return lock, nil
 }
 
-// isAnswered tells whether Redis answers, as far as this wait knows.
+// isAnswered tells whether this wait's last call was answered, or is younger than undoWait.
 func (w *waiter) isAnswered() bool {
 	w.l.hub.mu.Lock()
 	defer w.l.hub.mu.Unlock()
 	return w.trouble == nil && (w.calling == nil || time.Since(w.sent) < undoWait)
 }
 
-// errUnserved stands for what unserved will say.
+// errUnserved is a placeholder: result replaces it by unserved.
 var errUnserved = errors.New("unserved")
 
-// unserved is the error of a wait whose ctx has ended: what is known of the lock, ctx's own error, and
-// what was in the way. It needs hub.mu.
+// unserved is the error of a wait whose ctx has ended: whether the lock was busy, ctx's own error, and the
+// error of the last call. It needs hub.mu.
 func (w *waiter) unserved() error {
 	why := ErrUnavailable
 	if w.busy {
@@ -391,7 +392,7 @@ func (w *waiter) unserved() error {
 		err = fmt.Errorf("%w (%w)", err, cause)
 	}
 	var last *wire.Error
-	if errors.As(w.trouble, &last) { // without ErrUnavailable: the lock can be busy all the same
+	if errors.As(w.trouble, &last) { // without its ErrUnavailable, as the lock may be busy
 		err = fmt.Errorf("%w; the last call failed: %w", err, last.Err)
 	}
 	return w.wrap(err)
@@ -400,14 +401,14 @@ func (w *waiter) unserved() error {
 // backoff is for calls that failed but may succeed later.
 type backoff struct{ n int }
 
-// next is 10 ms, doubled each time up to 1 s, with a random half so that clients spread.
+// next is 10 ms, doubled each time up to 1 s. A random half spreads the clients.
 func (b *backoff) next() time.Duration {
 	d := min(10*time.Millisecond<<min(b.n, 7), time.Second)
 	b.n++
 	return d/2 + rand.N(d/2)
 }
 
-// retrying runs do until it succeeds, fails for good or ctx ends.
+// retrying runs do until it succeeds, fails with a lasting error, or ctx ends.
 func retrying(ctx context.Context, do func() error) error {
 	var retry backoff
 	for {

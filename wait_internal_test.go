@@ -167,5 +167,15 @@ var _ = Describe("a waiter", func() {
 			Expect(w.ended).NotTo(BeClosed())
 			asksAgain(asked)
 		})
+
+		It("asks again if a grant that came too late shows that the server's clock was put forward: the signal is over", func() {
+			asked := w.asked
+			l.hub.mu.Lock()
+			w.answered(wire.Acquired{Held: true, Fence: told.Fence, Lease: 1, Now: told.Deadline + 60_000, Sent: w.line.clock.at}, nil)
+			w.tell(told)
+			l.hub.mu.Unlock()
+			Expect(w.ended).NotTo(BeClosed())
+			asksAgain(asked)
+		})
 	})
 })

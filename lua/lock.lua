@@ -1,67 +1,68 @@
 #!lua name=lock
 --
 -- redislock: a distributed lock with a queue. First come, first served; handed over, never dropped.
--- One holds it alone, or several hold it together (HOLDERS).
+-- One token holds the lock alone, or several hold it together (HOLDERS).
 --
--- Everything that decides who holds a lock happens in this file, atomically and on the server's
--- clock. A client calls lock_acquire; while the first element of the reply is 0 it blocks in
--- BLPOP on its signal list for check_in_ms and calls again.
+-- This file alone decides who holds a lock, atomically and on the server's clock. A client calls
+-- lock_acquire. While the first element of the reply is 0, the client blocks in BLPOP on its
+-- signal list for check_in_ms and calls again.
 --
--- The keys of one lock called NAME share the hash tag {NAME}, so they live in one cluster slot:
+-- The keys of a lock called NAME share the hash tag {NAME}, so they live in one cluster slot:
 --
---   lock:{NAME}         string  held alone: the token of the holder; its PX is the lease
---                       zset    held together: the tokens; score: when the lease of each ends, ms
---                               (2^53: never). Its PX is the longest lease
+--   lock:{NAME}         string  held alone: the holder's token; its PX is the lease
+--                       zset    held together: the tokens; score: the end of each share in ms
+--                               (2^53: never); its PX is the longest lease
 --   lock-queue:{NAME}   zset    the waiting tokens; score: microseconds of arrival, only growing
---   lock-state:{NAME}   hash    fence   the last fencing token that was given out; ' shared' behind
---                                       it, if to one who shares: so a call knows the type of the
---                                       lock before it reads it
+--   lock-state:{NAME}   hash    fence   the last fencing token; ' shared' follows if a sharer got
+--                                       it, so a call knows the lock's type before it reads it
 --                               last    the last score in the queue
---                               since   when the queue began, or this hash did because an older one
---                                       was lost, ms: who is missing below has called then
---                               @TOKEN  CALLED_MS WAIT_MS LEASE_MS SIGNAL of a waiting token; of
---                                       one who would share it, LEASE_MS/HOLDERS
---   SIGNAL              list    where a client is told; an element is FENCE DEADLINE_MS TOKEN, a
---                               FENCE of 0 only asks it to call. Its name is P-signal:... if the
---                               lock's is P:..., or it contains the lock's {NAME}
+--                               since   ms: the start of the queue, or of this hash if an older
+--                                       one was lost; stands for the CALLED_MS of a lost @TOKEN
+--                               @TOKEN  CALLED_MS WAIT_MS LEASE_MS SIGNAL of a waiting token; if
+--                                       it wants to share, LEASE_MS/HOLDERS
+--   SIGNAL              list    where a client is told; an element is FENCE DEADLINE_MS TOKEN;
+--                               FENCE 0 only asks for a call. The list is named P-signal:... if
+--                               the lock is named P:..., or its name contains the lock's {NAME}
 --
--- What always holds:
+-- Always true:
 --
 --   * Only the tokens in lock:{NAME} hold the lock. A signal is a hint and may get lost.
---   * The lock fits one who wants it alone if nobody holds it; one with HOLDERS n > 1 also if fewer
---     than n share it; one with HOLDERS 0 also if any number share it. No limit is stored.
---   * Whoever finds that the lock fits the first live waiter gives it to that one, or takes it if
---     that is itself or nobody: so no one overtakes. A lock stays free while somebody waits only
---     until the next call after a lease ran out, or where the first waiter could not be told.
---   * A lease that was handed over lasts CLAIM_MS at most until its holder has called again.
---   * A waiter is dropped when it reaches the front, if WAIT_MS passed since its last call, or if
---     its client left a signal unread past the deadline and has not called since; or if it
---     cannot be told and is CLAIM_MS late for a check-in while the lock could be its own.
---   * Those who hold the lock together have one fence. Each share ends by itself; one that has
---     ended is not counted, and dropped some time.
---   * A signal goes only into a list that is one by its name and by its oldest element: whoever
---     writes into lock-state cannot have a caller with more rights write elsewhere.
+--   * A lock that nobody holds fits every waiter. A shared lock fits a waiter with HOLDERS 0, and
+--     a waiter with HOLDERS n > 1 while fewer than n share it. No limit is stored.
+--   * Nobody overtakes. A call that finds that the lock fits the first live waiter gives it to
+--     that waiter. The caller takes it only if no other live waiter is first.
+--   * A lock stays free while somebody waits only until the next call after a lease ran out, or
+--     while its first waiter cannot be told.
+--   * A handed-over lease lasts at most CLAIM_MS until its holder has called again.
+--   * A waiter is dropped at the front of the queue if
+--       - WAIT_MS has passed since its last call,
+--       - its client left a signal unread past the deadline and it has not called since, or
+--       - the lock fits it, it cannot be told, and it is CLAIM_MS late for a check-in.
+--   * Co-holders have the same fence. Each share ends by itself. An ended share is not counted,
+--     and is removed later.
+--   * A signal list is known by its name and by its oldest element. A forged lock-state cannot
+--     make a caller with more rights write elsewhere.
 --   * Fencing tokens grow: max(last + 1, server time in microseconds).
---   * Every key has a TTL, but lock and state while somebody holds without expiry; if that lock
---     is deleted by hand, the state until the next call.
+--   * Every key has a TTL, except lock and state while somebody holds without expiry. If that
+--     lock is deleted by hand, the state keeps no TTL until the next call.
 --
--- All functions read every key before they write the first, so a key of the wrong type is an
--- error with nothing written. Times are milliseconds, a lease of 0 means never expires.
+-- All functions read every key before their first write, so a key of the wrong type is an error
+-- with nothing written. Times are milliseconds. A lease of 0 never expires.
 
 local VERSION = '1.0.0'
 
-local call, try -- redis.call and pcall: there are none yet while this file is loaded
+local call, try -- redis.call and redis.pcall: missing while Redis loads this file
 
 local CLAIM_MS = 2000       -- a handed-over lease, until its holder has called
-local HEAD_CHECK_MS = 1000  -- the first in the queue looks that often; the tenth, every 10 s
-local SILENCE_MS = 10000    -- by then whoever cannot be told has to have looked
-local MEMORY_MS = 600000    -- lock-state outlives the last user by this: the memory of the fence
-local MEMORY_TEXT = '600000' -- what Redis gets is text: to make text of a number takes it long
-local MAX_EXACT = 2 ^ 53    -- a larger number is not one of ours
-local NEVER = '9007199254740992' -- the score of a share that never expires, that number
+local HEAD_CHECK_MS = 1000  -- check-in interval of the first waiter; the tenth waits 10 s
+local SILENCE_MS = 10000    -- longest check-in interval of a waiter that cannot be told
+local MEMORY_MS = 600000    -- lock-state remembers the fence this long after its last user
+local MEMORY_TEXT = '600000' -- Redis takes text, and formatting a number is slow
+local MAX_EXACT = 2 ^ 53    -- this library writes no larger number
+local NEVER = '9007199254740992' -- MAX_EXACT, the score of a share that never expires
 
--- The limits of a call, and of what is taken for written by one: so they bound how long a call
--- holds the server.
+-- The limits of a call. Stored values beyond them are ignored, so they bound how long a call holds
+-- the server.
 local TOKEN_MAX = 16384     -- bytes
 local TOKEN_MAX_TEXT = '16384'
 local KEY_MAX = 8192        -- bytes of the name of each key
@@ -71,15 +72,15 @@ local NUMBER_MAX = {        -- of 13 digits at most
   HOLDERS = 9999999999999,
 }
 local ENTRY_MAX = KEY_MAX + 64
-local LET_IN_MAX = 100      -- waiters that are given a share in one call
-local BATCH = 100           -- waiters looked at together, if the first one is to be dropped
+local LET_IN_MAX = 100      -- shares that one call hands over
+local BATCH = 100           -- waiters read at once after the first waiter turned out dead
 local BATCH_LAST = '99'
-local LOOKS_MAX = 4000      -- waiters looked at in one call; a batch counts as ten more, a token of
-                            -- 512 bytes as one more, one of 1,024 as four, and so on
-local LIST_MAX = 1000       -- lock_inspect lists so many waiters; it counts all of them
-local LIST_BYTES = 2 ^ 20   -- and ends with the batch that exceeds this
+local LOOKS_MAX = 4000      -- what one call may read: a waiter costs 1 + (bytes of token / 512)^2,
+                            -- a batch 10
+local LIST_MAX = 1000       -- waiters that lock_inspect lists; it counts all of them
+local LIST_BYTES = 2 ^ 20   -- lock_inspect stops after the batch that exceeds this
 
--- What a call must look like; the names are those of the error texts.
+-- The form of each call. Error texts use these names.
 local ACQUIRE = {
   keys = { 'lock', 'queue', 'state', 'signal' },
   args = { 'TOKEN', 'LEASE_MS', 'WAIT_MS', 'HOLDERS' },
@@ -94,8 +95,8 @@ local NOTHING = { keys = {}, args = {} }
 -- Helpers
 -- ---------------------------------------------------------------------------------------------
 
--- A whole number as text. '%.0f' costs as much as a command, and what Redis makes of a number even
--- more. '%d' is narrow on a 32-bit server, so it gets nine digits at a time.
+-- A whole number as text. '%.0f' costs as much as a command, Redis's own conversion even more. '%d'
+-- is narrow on a 32-bit server, so it gets nine digits at a time.
 local function decimal(number)
   if number < 1000000000 then
     return ('%d'):format(number)
@@ -104,13 +105,13 @@ local function decimal(number)
   return ('%d%09d'):format((number - low) / 1000000000, low)
 end
 
--- A number that was read from a key, nil if it is none that this library wrote.
+-- A number read from a key; nil if this library cannot have written it.
 local function stored(text)
   local n = text and text:find('^%d+$') and tonumber(text)
   return n and n < MAX_EXACT and n or nil
 end
 
--- Whether a call is sure to be as it must be. misuse looks closer, and takes ten times as long.
+-- A quick check: true if the call is surely correct. Otherwise misuse decides, ten times slower.
 local function usual(usage, keys, args)
   local lock, queue, state, signal = keys[1], keys[2], keys[3], keys[4]
   local token, a, b, c = args[1], args[2], args[3], args[4]
@@ -124,7 +125,7 @@ local function usual(usage, keys, args)
     and (not c or #c <= 7 and (c == '0' or c:find('^[1-9]%d*$')))
 end
 
--- The text of what is wrong with a call, nil if nothing is.
+-- The error text for a wrong call; nil if the call is correct.
 local function misuse(usage, keys, args)
   if #keys ~= #usage.keys then
     return ('expected %d keys (%s), got %d'):format(
@@ -159,13 +160,13 @@ local function misuse(usage, keys, args)
         (value:sub(1, 40):gsub('[^ -~]', '?')))
     end
     if name ~= 'TOKEN' then
-      args[i] = value:gsub('^0+(%d)', '%1') -- Redis takes no number with a zero before it
+      args[i] = value:gsub('^0+(%d)', '%1') -- Redis refuses leading zeros
     end
   end
 end
 
--- A public function: checks the call, and turns an error of Redis (WRONGTYPE) into the reply as
--- it is, without the stack that a thrown one gets.
+-- A public function: checks the call, and returns an error of Redis (WRONGTYPE) unchanged. A thrown
+-- error would carry a stack.
 local function public(usage, body)
   return function(keys, args)
     call, try = redis.call, redis.pcall
@@ -181,7 +182,7 @@ local function public(usage, body)
   end
 end
 
--- Reads the clock, once a call at most.
+-- Reads the clock, at most once per call.
 local function tell_time(c)
   if not c.now then
     local time = call('TIME')
@@ -192,8 +193,8 @@ local function tell_time(c)
   end
 end
 
--- What comes after a number of a key, and not before the clock: max(number + 1, microseconds). As
--- text, and as number. To make a number of sixteen digits takes long, so texts are compared.
+-- max(number + 1, microseconds) for a stored number, as text and as number. Parsing sixteen digits
+-- is slow, so it compares texts first.
 local function after(c, text)
   local number = 0
   if text and (#text ~= #c.micros_text or text >= c.micros_text) then
@@ -205,8 +206,8 @@ local function after(c, text)
   return decimal(number + 1), number + 1
 end
 
--- What the state says of a waiter. Without an entry (the hash was lost) its signal is nil, and it
--- has CLAIM_MS to call and be known again.
+-- The state's entry of a waiter. If the entry is lost, the signal is nil and the waiter has
+-- CLAIM_MS to call again.
 local function waiter_of(c, token, entry)
   local called, wait, lease, holders, signal
   if entry and #entry <= ENTRY_MAX then
@@ -231,12 +232,12 @@ local function lapsed(c, waiter)
   return c.now > waiter.called + waiter.wait
 end
 
--- Whether a waiter is as late for a check-in as one that was handed the lock may be.
+-- Whether a waiter is CLAIM_MS late for its check-in.
 local function silent(c, waiter)
   return c.now > waiter.called + math.min(waiter.wait / 3, SILENCE_MS) + CLAIM_MS
 end
 
--- Removes the first n tokens of the queue, which are these.
+-- Removes the first n tokens of the queue: the first n of tokens.
 local function drop_first(c, tokens, n)
   if n > 0 then
     local fields = {}
@@ -257,19 +258,19 @@ local function leave(c, token)
   return true
 end
 
--- What a call knows.
+-- The context of a call.
 local function begin(keys, token)
   return {
     lock = keys[1], queue = keys[2], state = keys[3], token = token,
-    holder = nil, -- '': nobody, SHARED: those in the sorted set
-    fence = nil, last = nil, -- as text, false if missing; last for lock_acquire alone
-    tokens = nil, values = nil, looks = LOOKS_MAX, -- by read_front
-    first = false, -- nil: nobody waits, false: not known
-    now = nil, micros = nil, micros_text = nil, -- by tell_time
+    holder = nil, -- '': nobody; SHARED: the tokens of the sorted set
+    fence = nil, last = nil, -- as text, false if missing; only lock_acquire sets last
+    tokens = nil, values = nil, looks = LOOKS_MAX, -- set by read_front
+    first = false, -- nil: nobody waits; false: not known
+    now = nil, micros = nil, micros_text = nil, -- set by tell_time
   }
 end
 
--- Notes what the state says of the lock: the fence, and whether the lock was last held together.
+-- Notes the state's fence, and whether the lock was last held together.
 local function note_fence(c, text)
   if text and #text > 16 then
     text = text:match('^(%d+) shared$') or false
@@ -278,8 +279,8 @@ local function note_fence(c, text)
   c.fence, c.new = text, not text
 end
 
--- Reads the tokens in front, to the rank last, and what the state says of them; for lock_acquire
--- also c.mine, what it says of the caller.
+-- Reads the first tokens of the queue, up to rank last, and their entries; for lock_acquire also
+-- the caller's own entry, c.mine.
 local function read_front(c, last)
   local tokens = call('ZRANGE', c.queue, '0', last)
   c.tokens, c.looks = tokens, c.looks - #tokens - 10
@@ -292,7 +293,7 @@ local function read_front(c, last)
   local fields = { 'fence', c.last == nil and 'fence' or '@' .. c.token }
   for i = 1, #tokens do
     c.looks = c.looks - (#tokens[i] / 512) ^ 2
-    tokens[i] = tokens[i]:sub(1, TOKEN_MAX + 1) -- a longer one is none of ours
+    tokens[i] = tokens[i]:sub(1, TOKEN_MAX + 1) -- no call accepts a longer token
     fields[2 + i] = '@' .. tokens[i]
   end
   local values = call('HMGET', c.state, unpack(fields))
@@ -302,14 +303,13 @@ local function read_front(c, last)
   end
 end
 
--- Some waiter that was not looked at: it may live, so nobody takes the lock, until another call.
+-- An unread waiter: it may be alive, so this call gives the lock to nobody.
 local UNSEEN = {}
 
--- Fills in c.first, the first waiter that is alive as far as known; those before it are dropped.
--- Begins with what read_front has just read, if it has. c.dead has the signal lists that were found
--- unread, each with the deadline: who uses one and has not called since is dropped. The caller is
--- alive. Each waiter is dropped once, so the cost is amortised. If more are dead than one call may
--- drop, c.first is UNSEEN.
+-- Sets c.first to the first live waiter and drops the dead ones before it. Uses the batch that
+-- read_front has just read, if any. c.dead maps unread signal lists to their deadlines: a waiter
+-- of such a list is dead unless it has called since. The caller is alive. Each waiter is dropped
+-- once, so the cost is amortised. Sets UNSEEN if more are dead than one call may drop.
 local function find_first(c)
   local last = '0'
   c.first = nil
@@ -346,15 +346,14 @@ end
 -- c.holder of a lock that is held together.
 local SHARED = {}
 
--- How many hold the lock together. A share has ended in the millisecond of its end.
+-- How many share the lock. A share has ended in the millisecond of its score.
 local function shares(c)
   c.count = c.count or call('ZCOUNT', c.lock, '(' .. decimal(c.now), '+inf')
   return c.count
 end
 
--- Who holds the lock: c.holder; and c.share, whether the caller is one of those who share it. A
--- string is read only as far as it can be a token. That the state does not know of the sorted set
--- happens only if it was lost.
+-- Sets c.holder, and c.share if the caller has a share. Reads no more of a string than a token
+-- can have. WRONGTYPE means a sorted set whose state was lost.
 local function read_lock(c)
   if not c.shared then
     local holder = try('GETRANGE', c.lock, '0', TOKEN_MAX_TEXT)
@@ -371,7 +370,7 @@ local function read_lock(c)
   c.holder = (c.share or shares(c) > 0) and SHARED or ''
 end
 
--- Whether the lock can be given to one who wants it with so many holders.
+-- Whether the lock fits a caller or waiter with this HOLDERS.
 local function fits(c, holders)
   if c.holder ~= SHARED then
     return c.holder == ''
@@ -379,9 +378,9 @@ local function fits(c, holders)
   return holders == 0 or holders > 1 and shares(c) < holders
 end
 
--- The TTL of the state: MEMORY_MS more than what is left of any lease and any place in the queue.
--- Span is one of these; 0: it never ends. While the lock is in use the TTL only grows. A state
--- that is new, or that had none because of a lease without end, gets one.
+-- The TTL of the state: MEMORY_MS more than the rest of every lease and place. span is one of
+-- these; 0: it never ends. While the lock is in use the TTL only grows. A state without a TTL gets
+-- one if it is new or if a lease without end is over.
 local function keep_state(c, span)
   if span == 0 then
     call('PERSIST', c.state)
@@ -393,8 +392,8 @@ local function keep_state(c, span)
   end
 end
 
--- The TTLs of a lock that is held together: its sorted set lives as long as the longest lease. If
--- no lease is new (c.span), the state lives long enough.
+-- The TTLs of a shared lock: its sorted set lives as long as the longest lease. Without a new
+-- lease (c.span), the state already lives long enough.
 local function keep_shares(c)
   local ends = call('ZRANGE', c.lock, '-1', '-1', 'WITHSCORES')[2]
   if ends + 0 >= MAX_EXACT then
@@ -408,8 +407,8 @@ local function keep_shares(c)
   end
 end
 
--- Drops shares that have ended. They count no more, so a batch in each call that adds or removes
--- one is enough.
+-- Removes ended shares. Nothing counts them, so a batch per call that adds or removes a share is
+-- enough.
 local function drop_ended(c)
   local ended = call('ZRANGE', c.lock, '-inf', decimal(c.now), 'BYSCORE',
     'LIMIT', '0', BATCH)
@@ -418,8 +417,7 @@ local function drop_ended(c)
   end
 end
 
--- The fence of one that the lock is given to: a new one, unless it is held already. As text, and as
--- number.
+-- The fence for the next holder, as text and as number. New, unless the lock is held already.
 local function next_fence(c)
   local number = c.holder ~= '' and stored(c.fence)
   if number and number > 0 then
@@ -428,7 +426,7 @@ local function next_fence(c)
   return after(c, c.fence)
 end
 
--- Gives the lock to a token that it fits, or has it keep it, for this lease (0: it never ends).
+-- Gives the lock to a token that it fits, or renews it, for this lease (0: it never ends).
 local function grant(c, token, lease, lease_text, holders, fence)
   if fence ~= c.fence then
     call('HSET', c.state, 'fence', holders == 1 and fence or fence .. ' shared')
@@ -449,14 +447,14 @@ local function grant(c, token, lease, lease_text, holders, fence)
     end
     c.holder, c.count = SHARED, 0
   end
-  -- The score is the first millisecond without it: a lease is never shorter than it says.
+  -- The score is the first millisecond after the lease, so a lease is never too short.
   call('ZADD', c.lock, lease == 0 and NEVER or decimal(c.now + lease + 1), token)
   if c.count and not (c.share and token == c.token) then
     c.count = c.count + 1
   end
 end
 
--- Whether a list is a signal list of this lock or prefix, by its name.
+-- Whether the name is that of a signal list for this lock or prefix.
 local function is_signal_list(lock, list)
   local prefix = list:match('^(.-)%-signal:')
   if prefix and lock:sub(1, #prefix + 1) == prefix .. ':' then
@@ -466,18 +464,18 @@ local function is_signal_list(lock, list)
   return tag and tag ~= '{}' and list:find(tag, 1, true)
 end
 
--- Tells a waiter that it was given the lock, until the end of this lease; with a fence of '0' that
--- it shall call. Returns whether that was possible; if not because its client is dead, also the
--- deadline of the signal that this client has left unread; and whether the slot is being moved.
+-- Tells a waiter that it has the lock until the end of this lease; a fence of '0' asks it to call.
+-- Returns whether that was possible. If the waiter's client is dead, also returns the deadline of
+-- the signal that the client left unread; and whether the server refused it because the slot moves.
 --
--- A client is dead if its oldest signal lies unread past its deadline and this waiter of it has
--- not called since. If it has, the old signal is only litter: removed, so that no list grows.
+-- A client is dead if its oldest signal lies unread past the deadline and this waiter has not
+-- called since. If the waiter has called, the old signal is litter and is removed: no list grows.
 local function tell(c, waiter, fence, lease)
   local list = waiter.signal
   if not list or not is_signal_list(c.lock, list) then
     return false
   end
-  -- The only step that can be refused comes first: nothing would be rolled back.
+  -- The only step that Redis can refuse comes first: Redis rolls nothing back.
   local unread = try('RPUSH', list,
     fence .. ' ' .. decimal(c.now + lease) .. ' ' .. waiter.token)
   if type(unread) == 'table' then
@@ -491,7 +489,7 @@ local function tell(c, waiter, fence, lease)
       return false
     end
   end
-  if deadline and deadline >= c.now and fence == '0' then -- what lies there will do
+  if deadline and deadline >= c.now and fence == '0' then -- the unread signal is enough
     call('RPOP', list)
     c.look_at = deadline + 1
     return true
@@ -508,14 +506,15 @@ local function tell(c, waiter, fence, lease)
   return true
 end
 
--- Gives the lock to the waiters in front that it fits, by signal and with a short lease. The first
--- one gets a new fence; those who share have the same. Stops at the caller: that one needs no
--- signal. Stops at one that cannot be told (its entry was lost, its list is none of this lock's, or
--- the server refuses a key that the call did not declare): it takes the lock when it checks in.
--- While the slot is moved key by key nobody can check in, so a silent waiter keeps its place.
+-- Gives the lock to the first waiters that it fits, by signal and with a short lease. The first of
+-- them gets a new fence; sharers have the same. Stops at
+--   - the caller, which needs no signal, and
+--   - a waiter that cannot be told: its entry is lost, its list is not a signal list, or the server
+--     refuses an undeclared key. This waiter takes the lock when it checks in. While the slot moves
+--     key by key nobody can check in, so a silent waiter keeps its place.
 --
--- One that waits to hold the lock alone keeps out a caller that would share it (c.sharing). Having
--- been silent for CLAIM_MS it is told to call: if it is dead, this signal will stay unread.
+-- A waiter that wants the lock alone keeps out a caller that wants to share it (c.sharing). After
+-- CLAIM_MS of silence it is told to call. If it is dead, this signal stays unread.
 local function let_in(c)
   while c.first and c.first ~= UNSEEN and c.first.token ~= c.token do
     local waiter, fence = c.first, '0'
@@ -565,14 +564,14 @@ local function let_in(c)
   end
 end
 
--- The caller has the lock for this lease, from now on: it fits, or the caller has had it before. If
--- others share it, the next ones may fit as well. Returns the reply of lock_acquire.
+-- Gives the caller the lock, which fits it or is its own already. If it is shared, lets in the next
+-- waiters too. Returns the reply of lock_acquire.
 local function hold(c, lease_text, holders)
   local fence, number = next_fence(c)
   local lease = lease_text + 0
   grant(c, c.token, lease, lease_text, holders, fence)
   if c.holder == SHARED then
-    c.sharing, c.span = false, c.span or 1 -- nobody keeps the caller out any more
+    c.sharing, c.span = false, c.span or 1 -- the caller is in: no waiter keeps it out
     if c.first then
       find_first(c)
       let_in(c)
@@ -587,7 +586,7 @@ local function hold(c, lease_text, holders)
   return { 1, number, lease == 0 and -1 or lease, c.now }
 end
 
--- Hands on a lock that is free or held together. If nobody takes the free one, its keys go.
+-- Hands on a lock that is free or shared. Deletes a free lock that nobody takes.
 local function pass_on(c, released)
   find_first(c)
   let_in(c)
@@ -605,12 +604,12 @@ end
 
 -- Puts the caller into the queue, or notes that it has called again. Returns its position.
 --
--- While one holds the lock alone nobody needs to know who is first, but a waiter that calls again:
--- if those before it have died, it may be the next one.
+-- While the lock is held alone, only a waiter that calls again looks for the first live waiter: it
+-- may be the first itself.
 local function enqueue(c, signal, lease, wait, holders)
   local last, position = c.last, c.first == nil and 1
   if not last and not position then
-    last = call('ZRANGE', c.queue, '-1', '-1', 'WITHSCORES')[2] -- none, or the hash was lost
+    last = call('ZRANGE', c.queue, '-1', '-1', 'WITHSCORES')[2] -- nobody waits, or hash lost
     position = not last and 1
   end
   local place = after(c, last)
@@ -662,15 +661,14 @@ end
 -- Public functions
 -- ---------------------------------------------------------------------------------------------
 
--- Takes the lock, or queues for it. To call it again changes nothing but this: a waiter keeps its
--- place for another WAIT_MS, a holder's lease now ends LEASE_MS from now.
+-- Takes the lock, or queues for it. A repeated call only renews: a waiter keeps its place for
+-- another WAIT_MS, a holder's lease ends LEASE_MS from now.
 --
 -- KEYS  lock queue state signal
--- ARGV  TOKEN     who asks, any bytes; unique for each wait
+-- ARGV  TOKEN     any bytes; unique for each wait
 --       LEASE_MS  the lock is lost after this; 0: never
 --       WAIT_MS   the place is lost this long after the last call; 0: only try, do not queue
---       HOLDERS   so many may hold the lock together, TOKEN included; 0: any number; 1: alone, as
---                 without it
+--       HOLDERS   how many may share the lock, TOKEN included; 0: any number; 1 (default): alone
 --
 -- [1, fence, lease_left_ms, now_ms]      TOKEN holds the lock; lease_left_ms -1: never expires
 -- [0, position, check_in_ms, now_ms]     queued, position 1 is next; call again within check_in_ms
@@ -712,7 +710,7 @@ local function acquire(keys, args)
   end
 
   if wait == '0' and leave(c, token) and c.holder == SHARED then
-    c.sharing = false -- nobody keeps the caller out: it has given up
+    c.sharing = false -- the caller has given up: no waiter keeps it out
     find_first(c)
     let_in(c)
   end
@@ -725,7 +723,7 @@ local function acquire(keys, args)
 
   local position = enqueue(c, signal, lease, wait, holders)
   local check_in = math.min(position * HEAD_CHECK_MS, wait / 3)
-  local long = wait + 0 > MEMORY_MS -- else the state outlives the wait anyway
+  local long = wait + 0 > MEMORY_MS -- the state outlives a shorter wait anyway
   if position == 1 or long or c.new then
     local left = c.holder == '' and 0 or call('PTTL', c.lock)
     if long or c.new then
@@ -736,7 +734,7 @@ local function acquire(keys, args)
     end
   end
   if c.holder == SHARED and holders ~= 1 then
-    if position == 1 and not fits(c, holders) then -- when enough shares have ended
+    if position == 1 and not fits(c, holders) then -- look when enough shares have ended
       local rank = decimal(-holders) -- from the longest share
       local ends = call('ZRANGE', c.lock, rank, rank, 'WITHSCORES')[2]
       check_in = math.min(check_in, ends - c.now)
@@ -745,7 +743,7 @@ local function acquire(keys, args)
     end
   end
   if c.first == UNSEEN and (c.holder == '' or c.holder == SHARED) then
-    check_in = 1 -- to go on
+    check_in = 1 -- the next call goes on dropping
   end
   return { 0, position, math.max(1, check_in), c.now }
 end
@@ -755,8 +753,8 @@ end
 -- KEYS  lock queue state
 -- ARGV  TOKEN
 --
--- 1  it held the lock: released, and handed over if somebody waits
--- 2  it was queued: it has left
+-- 1  TOKEN held the lock: released, and handed over if somebody waits
+-- 2  TOKEN was queued: it has left
 -- 0  neither: the lease had run out, the lock was reset, or it was released before
 local function release(keys, args)
   local c = begin(keys, args[1])
@@ -824,9 +822,9 @@ local function extend(keys, args)
   return 1
 end
 
--- Takes the lock away from all who hold it, for the operator of a stuck one. A former holder learns
--- it at its next renewal; what it still writes, only the fencing token keeps out. If the lock is
--- free and its first waiter cannot be told, that one blocks it: it loses its place.
+-- Takes a stuck lock away from all its holders, for an operator. A former holder notices at its
+-- next renewal; until then only the fencing token keeps its writes out. If the lock is free and its
+-- first waiter cannot be told, this waiter blocks the lock and loses its place.
 --
 -- KEYS  lock queue state
 --
@@ -842,20 +840,20 @@ local function reset(keys)
   return free and 0 or 1
 end
 
--- Shows the lock and its queue. Reads only; look fields up by name, more may follow.
+-- Shows the lock and its queue. Reads only. Look fields up by name: more may follow.
 --
 -- KEYS  lock queue state
 --
--- holder   the token, '' if nobody holds the lock; of several the one with the longest lease
+-- holder   the token with the longest lease, '' if nobody holds the lock
 -- fence    the last fencing token given out (the holder's, if there is one), 0 if not known
--- ttl_ms   what is left of that lease; -1: never expires, -2: nobody holds the lock
+-- ttl_ms   the rest of that lease; -1: never expires; -2: nobody holds the lock
 -- waiting  how many wait
 -- waiters  the first 1,000, fewer if their tokens are long, each: token, waited_ms, lapses_in_ms,
 --          lease_ms, signal ('' if lost), HOLDERS
 -- now_ms   the server's time
 -- held     how many hold it
--- holders  the first 1,000 who hold it together, in the order in which their leases end, fewer if
---          their tokens are long, each: token, ttl_ms (-1: never expires)
+-- holders  the first 1,000 that share it, by the end of their leases, fewer if their tokens are
+--          long, each: token, ttl_ms (-1: never expires)
 local function inspect(keys)
   local c = begin(keys, '')
   tell_time(c)
@@ -920,14 +918,14 @@ local function inspect(keys)
   }
 end
 
--- The version of this library, MAJOR.MINOR.PATCH. Within one MAJOR, callers of an older version
--- go on to work.
+-- The version of this library, MAJOR.MINOR.PATCH. Callers of an older version with the same MAJOR
+-- keep working.
 local function version()
   return VERSION
 end
 
 -- ---------------------------------------------------------------------------------------------
--- Registration. allow-oom: over maxmemory a lock can still be given back, renewed and reset.
+-- Registration. allow-oom: over maxmemory, callers can still release, renew and reset.
 -- ---------------------------------------------------------------------------------------------
 
 redis.register_function{

@@ -10,13 +10,13 @@ import (
 	"github.com/seed-ee05a192/redislock/internal/wire"
 )
 
-// Client is a rueidis.Client for code that calls redislock.New itself, and for nothing else: it knows no
-// commands. To build one (B) ends the test, any other use fails it. Closing it does nothing.
+// Client is a rueidis.Client for code that calls redislock.New itself. It knows no commands: B ends the
+// test, and any other use fails it. Close does nothing.
 type Client struct {
 	server  *Server
 	isAdmin bool
 	killed  bool          // guarded by server.mu
-	dead    chan struct{} // closed then
+	dead    chan struct{} // closed with killed
 }
 
 var (
@@ -24,11 +24,11 @@ var (
 	_ wire.Provider  = (*Client)(nil)
 )
 
-// Client returns a client of a process of its own, which can only be given to redislock.New. Close the
-// Locker before the test is over.
+// Client returns a client for redislock.New, as another process has it. Close that Locker before the test
+// is over.
 func (s *Server) Client() *Client { return &Client{server: s, dead: make(chan struct{})} }
 
-// Kill is Server.Kill for the Locker that was made with this client.
+// Kill is Server.Kill for the Locker with this client.
 func (c *Client) Kill() {
 	c.server.mu.Lock()
 	defer c.server.mu.Unlock()
@@ -38,7 +38,7 @@ func (c *Client) Kill() {
 	}
 }
 
-// Wire is called by redislock.New.
+// Wire is for redislock.New.
 func (c *Client) Wire(prefix string) wire.Server {
 	server := c.server.shared.Client(prefix, network{c})
 	if c.isAdmin {
@@ -48,7 +48,7 @@ func (c *Client) Wire(prefix string) wire.Server {
 	return server
 }
 
-var errOnlyLocks = errors.New("redislocktest: this client can only be given to redislock.New: it knows no commands")
+var errOnlyLocks = errors.New("redislocktest: this client is only for redislock.New: it knows no commands")
 
 func (c *Client) refuse() error {
 	c.server.t.Helper()

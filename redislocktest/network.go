@@ -8,7 +8,7 @@ import (
 	"github.com/seed-ee05a192/redislock/internal/wire"
 )
 
-// silence is how long a Redis client waits for an answer, until it gives the connection up.
+// silence is how long a Redis client waits for an answer before it closes the connection.
 const silence = 10 * time.Second
 
 var (
@@ -18,15 +18,15 @@ var (
 	errNoAnswer = errors.New("redislocktest: no answer for 10s")
 )
 
-// Down begins an outage without a word: no call of a Locker reaches the server, and none is answered,
-// until Up or the end of the call's ctx. As with a Redis client, a call fails after 10 s. The server itself goes
-// on: leases run out, and somebody else (Hold, Queue) is not concerned.
+// Down begins a silent outage: until Up, no call of a Locker gets an answer. A call fails when its ctx ends,
+// or after 10 s, as with a Redis client. The server itself goes on: leases run out, and Others (Hold, Queue)
+// notice nothing.
 func (s *Server) Down() { s.outage(true, false) }
 
 // Refuse begins an outage in which each call fails at once, as after a crash of Redis.
 func (s *Server) Refuse() { s.outage(false, true) }
 
-// Up ends an outage. Calls that still wait for an answer are carried out.
+// Up ends an outage. The server carries out the calls that still wait for an answer.
 func (s *Server) Up() { s.outage(false, false) }
 
 func (s *Server) outage(silent, refused bool) {
@@ -42,21 +42,21 @@ func (s *Server) outage(silent, refused bool) {
 	s.refused = refused
 }
 
-// LoseReply has the next call carried out, but its reply is lost with the connection.
+// LoseReply makes the server carry out the next call, but its reply is lost with the connection.
 func (s *Server) LoseReply() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lose++
 }
 
-// Delay has each call take this long from now on: half of it on the way to the server, half on the way back.
+// Delay sets the round trip of each call from now on: one half to the server, one half back.
 func (s *Server) Delay(roundTrip time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.delay = roundTrip
 }
 
-// network is what lies between one client and the server.
+// network is the connection between one client and the server.
 type network struct{ *Client }
 
 // Carry implements memory.Network.

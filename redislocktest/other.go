@@ -15,9 +15,9 @@ const (
 	otherLimit = 24 * time.Hour // a test that waits longer waits for ever
 )
 
-// Other is somebody else, in a process of its own that no outage concerns. It holds a lock or waits for
-// it until Release or Kill. After a day the test fails: in a bubble, that is a wait that would never end.
-// The methods of Other are safe for concurrent use.
+// Other is another process, which no outage affects. It holds a lock or waits for it until Release or Kill.
+// After a day the test fails, because in a bubble it would wait for ever. An Other is safe for concurrent
+// use.
 type Other struct {
 	server *Server
 	keys   wire.Keys
@@ -29,8 +29,8 @@ type Other struct {
 	gone   bool
 }
 
-// Hold has somebody else take a lock that is free, and renew it until its Release, with a lease of 10 s. If
-// the lock is not free, the test ends.
+// Hold makes an Other take a free lock, with a lease of 10 s, and renew it until its Release. If the lock is
+// not free, the test ends.
 func (s *Server) Hold(name string) *Other {
 	s.t.Helper()
 	if state := s.State(name); state.Holder != "" || state.Waiting > 0 {
@@ -39,8 +39,8 @@ func (s *Server) Hold(name string) *Other {
 	return s.other(name)
 }
 
-// Queue has somebody else wait for a lock that is not free: it gets the lock when its turn comes, and then
-// is as after Hold. If the lock is free, the test ends.
+// Queue makes an Other wait for a lock that is not free. When its turn comes, it holds the lock as after
+// Hold. If the lock is free, the test ends.
 func (s *Server) Queue(name string) *Other {
 	s.t.Helper()
 	if state := s.State(name); state.Holder == "" && state.Waiting == 0 {
@@ -61,14 +61,14 @@ func (s *Server) other(name string) *Other {
 	return o
 }
 
-// Token is what the server knows somebody else by, see State.
+// Token returns its token, as Server.State shows it.
 func (o *Other) Token() string { return o.token }
 
-// Holds tells whether somebody else holds the lock now.
+// Holds tells whether it holds the lock now.
 func (o *Other) Holds() bool { return o.server.State(o.keys.Name).Holder == o.token }
 
-// Release gives the lock to the next in the queue, or leaves the queue. If somebody else neither holds the
-// lock nor waits for it any more, the test fails.
+// Release gives the lock to the next waiter, or leaves the queue. If it neither holds the lock nor waits for
+// it, the test fails.
 func (o *Other) Release() {
 	o.server.t.Helper()
 	o.server.mu.Lock()
@@ -81,7 +81,7 @@ func (o *Other) Release() {
 	}
 }
 
-// Kill is the death of somebody else: the lease runs out within 10 s, and a place in the queue within 30 s.
+// Kill simulates its death: its lease runs out within 10 s, or its place in the queue within 30 s.
 func (o *Other) Kill() {
 	o.server.mu.Lock()
 	defer o.server.mu.Unlock()

@@ -1,6 +1,6 @@
-// Package redislocktest is for unit tests of code that takes locks. It gives a real [redislock.Locker] on a
-// server in memory: no Redis, no network, no sleeping. In a testing/synctest bubble, a lease of ten seconds
-// runs out in no time:
+// Package redislocktest is for unit tests of code that takes locks. It provides a real [redislock.Locker]
+// on a server in memory: no Redis, no network, no sleeping. In a testing/synctest bubble, a lease of ten
+// seconds runs out in no time:
 //
 //	func TestNightlyIsSkipped(t *testing.T) {
 //		synctest.Test(t, func(t *testing.T) {
@@ -28,32 +28,33 @@
 //		})
 //	}
 //
-// Call [New] inside the bubble: then server and Lockers live on its clock. Everything works outside of a bubble
-// as well, and then takes its time.
+// Call [New] inside the bubble, so that server and Lockers use its clock. Outside of a bubble everything
+// works too, in real time.
 //
-// To test this, do that:
+// What to use for which test:
 //
-//   - A busy lock is skipped: [Server.Hold].
+//   - Your code skips a busy lock: [Server.Hold].
 //   - The queue, and who is next: [Server.Queue], [Server.State].
-//   - Somebody else who shares the lock (redislock.WithShared, WithHolders): one more [Server.Locker]. Those of Hold and
-//     Queue want it alone.
-//   - Work stops when the lock is taken away: [Server.Lose]; when Redis is gone: [Server.Down].
-//   - An outage is not taken for a busy lock: [Server.Refuse], [Server.Down], then [Server.Up].
+//   - Somebody else shares the lock (redislock.WithShared, WithHolders): a second [Server.Locker]. Hold and
+//     Queue want the lock alone.
+//   - Your code stops when the lock is taken away: [Server.Lose]; when Redis is gone: [Server.Down].
+//   - Your code tells an outage from a busy lock: [Server.Refuse], [Server.Down], then [Server.Up].
 //   - The holder dies, and its lease runs out: [Server.Locker] and [Server.Kill], or [Other.Kill].
-//   - A reply is lost, the network is slow, a clock is wrong: [Server.LoseReply], [Server.Delay], [Server.StepClock].
-//   - Code that calls redislock.New itself: [Server.Client].
+//   - A lost reply, a slow network, a wrong clock: [Server.LoseReply], [Server.Delay], [Server.StepClock].
+//   - Your code calls redislock.New itself: [Server.Client].
 //
 // The server runs the functions of lua/lock.lua in plain Go. A property test of this project compares the
-// two, step by step. This differs from a real server:
+// two, step by step. It differs from a real server:
 //
-//   - A call takes no time, unless [Server.Delay] says so.
-//   - A call that was given up during an outage is never carried out. On a real network it may arrive later.
+//   - A call takes no time, unless you set [Server.Delay].
+//   - The server never carries out a call that was given up during an outage. On a real network the call
+//     may arrive later.
 //   - No signal is lost, and calls do not overtake one another.
-//   - There is one server. It has no slots and no failover. Its replicas confirm at once, as many as are
-//     asked for, unless [Server.SetReplicas] says how many there are.
+//   - There is one server, without slots and failover. All replicas confirm at once, as many as you ask
+//     for, unless [Server.SetReplicas] sets their number.
 //   - The function library is always there, in the version of this package. Options.LoadMode does nothing,
 //     and no call returns a *redislock.VersionError.
-//   - No rights are missing, and memory has no limit.
+//   - The user has all rights, and memory has no limit.
 //   - The server knows no other commands, see [Client].
 package redislocktest
 
@@ -78,28 +79,26 @@ type TB interface {
 }
 
 // Server is a server in memory, and the network between it and its Lockers. It is safe for concurrent
-// use. What its methods cannot do ends the test (t.Fatalf), so call them in the goroutine of the test.
+// use. A method that fails ends the test with t.Fatalf, so call it in the goroutine of the test.
 type Server struct {
 	t      TB
 	shared *memory.Shared
 	prefix string
-	admin  *redislock.Locker // a process that no fault of the network concerns
+	admin  *redislock.Locker // not affected by Down, Refuse, LoseReply and Delay
 	seen   *keysSeen
 
-	mu      sync.Mutex // before the mutex of shared; never held over anything that blocks
+	mu      sync.Mutex // before the mutex of shared; nobody blocks while holding it
 	lockers map[*redislock.Locker]*Client
 	order   []*redislock.Locker
 	others  []*Other
-	silent  chan struct{} // closed when the server can be reached again; nil: it can
+	silent  chan struct{} // closed by Up; nil: no outage
 	refused bool
-	lose    int // replies
+	lose    int // how many replies to lose
 	delay   time.Duration
 }
 
-// New returns a Locker on a new server that knows no locks. Give it one Options, or none for the
-// defaults. The Locker is closed when the test is over.
-//
-// The server's own methods take names as this Locker does: with its Options.Prefix.
+// New returns a Locker on a new server that knows no locks. Pass one Options, or none for the defaults.
+// The end of the test closes the Locker. The server's own methods use the same Options.Prefix.
 func New(t TB, options ...redislock.Options) (*redislock.Locker, *Server) {
 	t.Helper()
 	s := &Server{
@@ -122,8 +121,8 @@ func New(t TB, options ...redislock.Options) (*redislock.Locker, *Server) {
 	return locker, s
 }
 
-// Locker returns one more Locker, as another process would have it. It takes Options as New does, and is
-// closed when the test is over.
+// Locker returns one more Locker, as another process has it. It takes Options as New does. The end of the
+// test closes it.
 func (s *Server) Locker(options ...redislock.Options) *redislock.Locker {
 	s.t.Helper()
 	if len(options) > 1 {
@@ -166,9 +165,9 @@ func (s *Server) State(name string) redislock.State {
 	return state
 }
 
-// Lose takes the lock away from its holder, as redislock's Reset does: the next in the queue gets it,
-// if there is one. The former holder finds out at its next renewal, a third of its lease later at the latest:
-// then its Context ends with ErrLost.
+// Lose takes the lock away from its holder, as redislock's Reset does, and gives it to the next waiter. The
+// Context of the former holder ends with ErrLost at its next renewal, within a third of its lease. If nobody
+// holds the lock, the test ends.
 func (s *Server) Lose(name string) {
 	s.t.Helper()
 	held, err := s.admin.Reset(context.Background(), name)
@@ -180,9 +179,9 @@ func (s *Server) Lose(name string) {
 	}
 }
 
-// Kill is the death of a process: nothing is released. Its leases run out, and its places in queues lapse.
-// From then on, each call of the Locker fails at once, so the Context of what it holds ends with ErrLost,
-// ahead of the lease's end.
+// Kill simulates the death of a process. It releases nothing: leases run out, and places in queues lapse.
+// From then on each call of the Locker fails at once, so the Contexts of its locks end with ErrLost, ahead
+// of the end of their leases.
 func (s *Server) Kill(locker *redislock.Locker) {
 	s.t.Helper()
 	s.mu.Lock()
@@ -195,14 +194,14 @@ func (s *Server) Kill(locker *redislock.Locker) {
 	client.Kill()
 }
 
-// StepClock puts the server's clock forward, or back, as a failover to a server with another clock does.
-// Forward, leases end sooner than their holders can know.
+// StepClock puts the server's clock forward or back, as a failover to a server with another clock does. A
+// step forward ends leases sooner than their holders can know.
 func (s *Server) StepClock(by time.Duration) { s.shared.StepClock(by) }
 
-// SetReplicas says how many replicas there are from now on, for redislock.WithReplicas.
+// SetReplicas sets the number of replicas from now on, for redislock.WithReplicas.
 func (s *Server) SetReplicas(n int) { s.shared.SetReplicas(n) }
 
-// keysSeen is a wire.Server that notes the keys of the names that it sees.
+// keysSeen is a wire.Server that notes the keys of each name.
 type keysSeen struct {
 	wire.Server
 	byName sync.Map

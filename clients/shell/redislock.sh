@@ -3,41 +3,41 @@
 #
 #   . ./redislock.sh
 #   with_lock nightly ./backup.sh --all          # waits its turn, first come, first served
-#   LOCK_TIMEOUT=0 with_lock nightly ./backup.sh # or not at all
+#   LOCK_TIMEOUT=0 with_lock nightly ./backup.sh # only tries
 #
 # or run it, by this name: ./redislock.sh nightly ./backup.sh --all
 #
-# To send it signals, run it: 'with_lock ... &' puts a shell in between that does not pass them on.
+# To send it signals, run the file: 'with_lock ... &' starts a shell in between, which does not pass them on.
 #
-# Options come before the name. Each has a variable, for those who call with_lock often:
+# Options come before the name. Each has a variable, for scripts that call with_lock often:
 #
-#   -w SECONDS  LOCK_TIMEOUT  how long to wait; 0: only try; default: as long as it takes
+#   -w SECONDS  LOCK_TIMEOUT  how long to wait; 0: only try; default: for ever
 #   -n                        only try, as -w 0
-#   -l SECONDS  LOCK_LEASE    default 10, at least 3: the others wait that long if this machine dies. It is
-#                             renewed for as long as the command runs
-#   -o OWNER    LOCK_OWNER    default HOST:PID, 64 bytes at most: tells whoever looks who holds the lock.
-#                             The token begins with it
-#   -c COUNT    LOCK_HOLDERS  so many may hold the lock together, this one included; 0: any number;
+#   -l SECONDS  LOCK_LEASE    default 10, at least 3: how long the others wait if this machine dies. It is
+#                             renewed while the command runs
+#   -o OWNER    LOCK_OWNER    default HOST:PID, 64 bytes at most: a label at the beginning of the
+#                             token, which tells an operator who holds the lock
+#   -c COUNT    LOCK_HOLDERS  how many may hold the lock together, this one included; 0: any number;
 #   -s                        default 1: alone. -s: any number
 #
 #   REDIS_CLI     default: redis-cli; 'redis-cli -h db -p 6380'; for a cluster, 'redis-cli -c'.
 #                 A password goes into REDISCLI_AUTH.
-#   REDIS_NODES   'db1:6379 db2:6379 db3:6379': nodes of a cluster, to have another one if one is down
+#   REDIS_NODES   'db1:6379 db2:6379 db3:6379': nodes of a cluster, in case one is down
 #
 # The command finds LOCK_FENCE and LOCK_TOKEN in its environment. The fence is a number that grows with
-# each grant: have storage refuse one that is lower than the last it saw.
+# each grant: have the storage refuse a lower one than it has seen.
 #
 # If the lock may be lost, the command and all that it started get SIGTERM, 0.5 s to 1.6 s ahead of the end
-# of the lease. (Without /proc, those whose parent has ended are not found; without ps as well, only the
-# command is.) A process that only sleeps sends it, so a redis-cli that hangs cannot hold it up. It comes
+# of the lease. (Without /proc, processes whose parent has ended are not found; without ps as well, only
+# the command is.) A process that only sleeps sends it, so a redis-cli that hangs cannot hold it up. It is
 # too late only if the machine stands still, or if the server's clock is put forward.
 #
-# The status is that of the command, or: 64 a wrong call, 69 Redis refused or does not have the
-# functions, 75 busy until LOCK_TIMEOUT was over, 76 the lock was lost.
+# The status is that of the command, or: 64 a wrong call, 69 Redis refused or lacks the functions, 75 busy
+# until LOCK_TIMEOUT was over, 76 the lock was lost.
 #
-# Everything is named _lock_ because a command that is a shell function sees it all.
+# All names begin with _lock_ because a command that is a shell function sees them.
 
-# In a subshell, so that variables and traps are its own.
+# A subshell has its own variables and traps.
 with_lock() ( _lock_main "$@" )
 
 _lock_main() { # ends the process
@@ -80,7 +80,7 @@ _lock_main() { # ends the process
     exit 64
   fi
 
-  # All keys of a lock must share a hash tag: the {tag} in the name, or else the whole name.
+  # All keys of a lock must share a hash tag: the {tag} in the name, otherwise the whole name.
   _lock_tagged="{$_lock_name}"
   _lock_rest=${_lock_name#*\{}
   case $_lock_rest in
@@ -94,23 +94,23 @@ _lock_main() { # ends the process
   trap '_lock_stop 129' HUP
   trap '_lock_stop 130' INT
   trap '_lock_stop 143' TERM
-  trap '_lock_release 2>/dev/null' EXIT # leaves the queue, and hands on what was granted meanwhile
+  trap '_lock_release 2>/dev/null' EXIT # leaves the queue, and hands on a lock granted meanwhile
   _lock_wait
   export LOCK_FENCE="$_lock_fence" LOCK_TOKEN="$_lock_token"
 
   { "$@" <&3 3<&- & } 3<&0 # a command in the background would read from /dev/null
   _lock_work=$!
-  unset LOCK_FENCE LOCK_TOKEN # who has them was started by the command
-  trap - EXIT # nothing exits before the release now; and if a signal ends a child that has just begun, bash runs it
+  unset LOCK_FENCE LOCK_TOKEN # only processes of the command have them
+  trap - EXIT # nothing exits before the release; and bash runs it if a signal ends a child that has just begun
   _lock_keep &
   _lock_keeper=$!
   _lock_status=0
   until wait "$_lock_work" 2>/dev/null; do # (the shell says "Terminated")
     _lock_status=$?
-    kill -0 "$_lock_work" 2>/dev/null || break # else it was a signal to us, see _lock_stop
+    kill -0 "$_lock_work" 2>/dev/null || break # otherwise it was a signal to us, see _lock_stop
     _lock_status=0
   done
-  # What the command has started may take longer to stop. A third of the lease is left for sure.
+  # The command's children may take longer to stop. At least a third of the lease is left.
   _lock_rest=$((_lock_lease / 3000))
   while [ -n "$_lock_told" ] && [ $_lock_rest -gt 0 ] && _lock_family "$_lock_work" | grep -q .; do
     sleep 1
@@ -123,15 +123,15 @@ _lock_main() { # ends the process
   exit "$_lock_status"
 }
 
-# A signal ends the wait, or the command; which is then waited for.
+# A signal ends the wait, or the command. Then we wait for the command.
 _lock_stop() {
   [ "${!-}" != "$_lock_before" ] || exit "$1"
   _lock_told=1
   _lock_kill "${_lock_work:-$!}"
 }
 
-# Sets _lock_now: milliseconds by a clock that nobody sets, where there is one; else by the date, in whole
-# seconds. (Not by echo: bash 5.2 fails if a trap comes while it expands "$(".)
+# Sets _lock_now: milliseconds of the monotonic clock; without that, of the date, in whole seconds. (Not
+# by echo: bash 5.2 fails if a trap comes while it expands "$(".)
 _lock_now() {
   if read -r _lock_now _lock_idle 2>/dev/null </proc/uptime; then
     _lock_now=$((${_lock_now%.*} * 1000 + 1${_lock_now#*.} * 10 - 1000)) # 1..: 08 would be octal
@@ -141,7 +141,7 @@ _lock_now() {
 }
 
 # _lock_call SECONDS COMMAND...: the answer, or the error, is in _lock_reply. The time limit is a SIGKILL:
-# a redis-cli that ignores SIGTERM would never come back.
+# a redis-cli that ignores SIGTERM would never return.
 _lock_call() {
   _lock_limit=$1
   shift
@@ -165,7 +165,7 @@ _lock_function() {
   _lock_call "$_lock_limit" FCALL "$_lock_fn" 3 "lock:$_lock_tagged" "lock-queue:$_lock_tagged" "lock-state:$_lock_tagged" "$@"
 }
 
-# After a call that failed: whether it may succeed later without anybody's doing.
+# After a failed call: whether it may succeed later by itself.
 _lock_passes() {
   case $_lock_reply in
     LOADING* | BUSY* | READONLY* | NOREPLICAS* | CLUSTERDOWN* | TRYAGAIN* | UNBLOCKED* | MASTERDOWN*) return 0 ;;
@@ -181,14 +181,14 @@ _lock_passes() {
 _lock_wait() {
   _lock_now
   _lock_end=${_lock_most:+$((_lock_now + _lock_most * 1000))}
-  _lock_signal="lock-signal:$_lock_tagged:$_lock_token" # of this wait alone: no stale signals
+  _lock_signal="lock-signal:$_lock_tagged:$_lock_token" # of this wait alone, so no stale signals
   _lock_failures=0
-  set -- # for lock_acquire; a library that is older does not know it
+  set -- # for lock_acquire; an older library does not know it
   [ "$_lock_holders" = 1 ] || set -- "$_lock_holders"
   while :; do
     _lock_now
-    _lock_sent=$_lock_now # so whatever is slow, the lease ends here before it does there
-    _lock_place=30000     # our place in the queue is kept so long after our last call; 0: get it now, or leave
+    _lock_sent=$_lock_now # the lease ends here before it ends on the server
+    _lock_place=30000     # how long the server keeps our place after a call; 0: only try
     [ -z "$_lock_end" ] || [ "$_lock_sent" -lt "$_lock_end" ] || _lock_place=0
     if _lock_call 3 FCALL lock_acquire 4 "lock:$_lock_tagged" "lock-queue:$_lock_tagged" "lock-state:$_lock_tagged" \
       "$_lock_signal" "$_lock_token" "$_lock_lease" "$_lock_place" "$@"; then
@@ -199,22 +199,22 @@ REPLY
         _lock_deadline=$((_lock_sent + _lock_left))
         _lock_quiet
         [ "$_lock_quiet" -le 0 ] || return 0
-        continue # too late to begin: it would be told at once
+        continue # too late to begin: the command would be told at once
       fi
       if [ "$_lock_place" = 0 ]; then
         echo "with_lock: $_lock_name is busy" >&2
         trap - EXIT
         exit 75
       fi
-      # Two seconds at most: then a dead waiter in front costs about that. What is popped is only a
-      # hint: the next call tells, and confirms the full lease.
+      # Two seconds at most, which is what a dead waiter in front costs. The signal is only a hint: the
+      # next call tells, and confirms the full lease.
       [ "$_lock_left" -lt 2000 ] || _lock_left=2000
       if [ -n "$_lock_end" ]; then
         _lock_now
         _lock_rest=$((_lock_end - _lock_now))
         [ "$_lock_left" -lt "$_lock_rest" ] || _lock_left=$_lock_rest
       fi
-      [ "$_lock_left" -gt 10 ] || _lock_left=10 # 0 would be for ever
+      [ "$_lock_left" -gt 10 ] || _lock_left=10 # 0 means for ever
       if _lock_call 5 BLPOP "$_lock_signal" "$((_lock_left / 1000)).$(printf %03d $((_lock_left % 1000)))"; then
         _lock_failures=0
         continue
@@ -229,16 +229,16 @@ REPLY
   done
 }
 
-# Sets _lock_quiet: in how many seconds the command must be told. That is 500 ms ahead of the deadline, less
-# 100 ms for the clock and the start of a process, rounded down to what sleep takes.
+# Sets _lock_quiet: in how many seconds to tell the command. That is 500 ms ahead of the deadline, and 100 ms
+# for the clock and the start of a process, rounded down to what sleep accepts.
 _lock_quiet() {
   _lock_now
   _lock_quiet=$(((_lock_deadline - _lock_now - 600) / 1000))
   [ "$_lock_quiet" -ge 0 ] || _lock_quiet=0
 }
 
-# The watcher of a lease: tells the command in time, unless SIGTERM ends it before. It calls nothing, so
-# nothing holds it up.
+# The watcher of a lease: tells the command in time, unless SIGTERM ends the watcher before. It makes no
+# call, so nothing holds it up.
 _lock_watch() {
   _lock_quiet
   sleep "$_lock_quiet" >/dev/null 2>&1 &
@@ -256,13 +256,13 @@ _lock_tell() {
   exit 76
 }
 
-# Renews the lease until SIGUSR1 says that the command has ended. Each lease has a watcher, which does not
-# wait for what goes on here. Exits with 76 if the command was told that the lock may be lost.
+# Renews the lease until SIGUSR1 says that the command has ended. Each lease has a watcher, which waits for
+# nothing here. Exits with 76 if the command was told that the lock may be lost.
 #
-# All that takes time is in the background: a trap waits for what is in front. SIGTERM has no trap here: if
-# it had, dash would lose one that comes to a watcher that has just begun.
+# All slow work is in the background, because a trap waits for the foreground. SIGTERM has no trap here: dash
+# would lose a SIGTERM to a watcher that has just begun.
 _lock_keep() {
-  trap '' HUP INT # those are for the others
+  trap '' HUP INT # others handle them
   _lock_older='' _lock_watcher=''
   trap '_lock_retire $? "$!"' USR1
   _lock_begin
@@ -281,7 +281,7 @@ _lock_keep() {
         _lock_deadline=$((_lock_sent + _lock_lease))
         _lock_older=$_lock_watcher
         _lock_begin
-        _lock_dismiss "$_lock_older" || _lock_retire 76 # it came too late
+        _lock_dismiss "$_lock_older" || _lock_retire 76 # too late
         _lock_older=''
         ;;
       76)
@@ -293,8 +293,8 @@ _lock_keep() {
   done
 }
 
-# For a new lease: starts its watcher, and plans to renew it when a third has passed. A slow call can leave
-# less than that to the watcher: then a second before the watcher ends.
+# For a new lease: starts its watcher, and plans the renewal after a third of the lease. After a slow call
+# the watcher may end sooner: then the renewal is a second before that.
 _lock_begin() {
   _lock_watch &
   _lock_watcher=$!
@@ -303,7 +303,7 @@ _lock_begin() {
   [ "$_lock_pause" -lt $((_lock_lease / 3000)) ] || _lock_pause=$((_lock_lease / 3000))
 }
 
-# A try of a third of the lease at most, so that there is time for another one. 76: it is not ours any more.
+# A try takes a third of the lease at most, so there is time for another one. 76: the lock is lost.
 _lock_renew() {
   _lock_function $((_lock_lease < 9000 ? _lock_lease / 3000 : 3)) lock_extend "$_lock_token" "$_lock_lease" || exit 1
   [ "$_lock_reply" = 1 ] || exit 76
@@ -328,14 +328,14 @@ _lock_retire() {
   exit "$_lock_status"
 }
 
-# SIGTERM to a process and all that it started.
+# SIGTERM to a process and all its descendants.
 _lock_kill() {
   # shellcheck disable=SC2046  # many words
   kill "$1" $(_lock_family "$1") 2>/dev/null || :
 }
 
-# Prints the processes that this one has started: its children and theirs, and whoever has the token in its
-# environment, as a process whose parent has ended has another one. Many an image has no ps.
+# Prints the processes that this one has started: its children and theirs, and every process with the token
+# in its environment, because an orphan gets another parent. Many images have no ps.
 _lock_family() {
   if [ -r /proc/self/status ]; then
     grep '^PPid:' /proc/[0-9]*/status
@@ -354,7 +354,7 @@ _lock_family() {
     }'
 }
 
-# Hands the lock on, or leaves the queue. What cannot be given back in time, lapses. 1: it was not held.
+# Hands the lock on, or leaves the queue. If that fails in time, place or lease run out. 1: it was not held.
 _lock_release() {
   _lock_failures=0
   until _lock_function 3 lock_release "$_lock_token"; do

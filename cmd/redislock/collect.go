@@ -16,27 +16,27 @@ import (
 )
 
 const (
-	scanCount = 500             // keys that one SCAN looks at, half a millisecond in which the server does nothing else
+	scanCount = 500             // keys per SCAN: it holds the server for half a millisecond
 	pipeline  = 20              // locks read in one round trip
-	lockCost  = 10              // what reading a lock takes of the budget, in waiters listed with it
-	callLimit = 5 * time.Second // a silent server ends a refresh, or another call, after this
+	lockCost  = 10              // a listed waiter costs 1/lockCost of a lock
+	callLimit = 5 * time.Second // limits a refresh, or another call, to a silent server
 )
 
-// Lock is one lock as the server saw it when it was read. Times are milliseconds.
+// Lock is one lock as the server last showed it. Times are milliseconds.
 type Lock struct {
 	Name    string `json:"name"`
 	Mode    string `json:"mode"`            // alone, shared, or "" if nobody holds it
 	Count   int64  `json:"held"`            // how many hold it
-	Owner   string `json:"owner"`           // the readable part of the token, "" if nobody holds it; of several, who has the longest lease
-	Token   string `json:"token,omitempty"` // of the holder; printed if it is asked for
+	Owner   string `json:"owner"`           // the readable part of the token, "" if nobody holds it; of several, that of the longest lease
+	Token   string `json:"token,omitempty"` // of the holder; printed on request
 	Held    int64  `json:"held_ms"`         // -1: not known, or nobody
 	Left    int64  `json:"lease_left_ms"`   // -1: never expires, -2: nobody holds it
 	Waiting int64  `json:"waiting"`         //
-	Longest int64  `json:"longest_wait_ms"` // that the first in the queue has waited
+	Longest int64  `json:"longest_wait_ms"` // how long the first in the queue has waited
 	Fence   int64  `json:"fence"`           //
-	Error   string `json:"error,omitempty"` // why it could not be read; the rest is older then
+	Error   string `json:"error,omitempty"` // why it could not be read; then the rest is older
 
-	tagged  string   // the name with its hash tag: what its keys end with
+	tagged  string   // the name with its hash tag: the end of its keys
 	holders []Holder // the first 1,000
 }
 
@@ -45,7 +45,7 @@ const (
 	modeShared = "shared"
 )
 
-// Holder is one of those who hold a lock.
+// Holder is one holder of a lock.
 type Holder struct {
 	Owner string `json:"owner"`
 	Token string `json:"token,omitempty"`
@@ -61,13 +61,13 @@ type Waiter struct {
 	Waited   int64  `json:"waited_ms"`
 	LapsesIn int64  `json:"lapses_in_ms"` // unless it calls before
 	Lease    int64  `json:"lease_ms"`     // that it asked for; 0: never expires
-	Holders  int64  `json:"holders"`      // how many may hold the lock with it, itself included; 0: any number
+	Holders  int64  `json:"holders"`      // how many may share the lock, itself included; 0: any number
 }
 
-// Snapshot is what one refresh knows.
+// Snapshot is the result of one refresh.
 type Snapshot struct {
 	Time     time.Time `json:"time"`
-	Complete bool      `json:"complete"` // all keys were looked at at least once, all locks found were read
+	Complete bool      `json:"complete"` // every key was seen at least once, and every lock was read
 	Looked   int       `json:"keys_looked_at"`
 	Errors   []string  `json:"errors,omitempty"`
 	Locks    []Lock    `json:"locks"`
@@ -75,10 +75,9 @@ type Snapshot struct {
 
 // collector finds the locks and reads them, at a bounded rate. It needs no right to write.
 //
-// A refresh takes of each primary at most scans*seconds SCANs, which go on where those of the
-// last refresh ended, and reads the known locks, those that were not read for the longest time
-// first, at most reads*seconds of them. A long queue costs the server more than a short one, so
-// lockCost waiters listed count as one more lock.
+// A refresh makes at most scans*seconds SCANs on each primary. They go on where the last refresh ended.
+// It reads at most reads*seconds of the known locks, the longest unread first. A long queue costs the
+// server more than a short one, so lockCost listed waiters count as one more lock.
 type collector struct {
 	client       rueidis.Client
 	prefix       string
@@ -95,7 +94,7 @@ func newCollector(client rueidis.Client, prefix string, scans, reads int) *colle
 
 // node is one primary.
 type node struct {
-	replica bool // it is none: to be forgotten
+	replica bool // forget it
 	cursor  uint64
 	pass    int // through all its keys
 	looked  int // keys in this pass
@@ -104,15 +103,15 @@ type node struct {
 	err     error
 }
 
-// entry is a lock that SCAN has met. It is forgotten when it is free and a whole pass did not meet it.
+// entry is a lock that SCAN has found. The collector forgets a free lock that a whole pass did not find.
 type entry struct {
 	Lock
-	pass   int // that met it
-	round  int // that read it, 0: none yet
-	listed int // waiters, then
+	pass   int // that found it
+	round  int // that read it; 0: not read yet
+	listed int // waiters, at the last read
 }
 
-// refresh goes on for what may be done in this time.
+// refresh makes the calls that this time allows.
 func (c *collector) refresh(ctx context.Context, span time.Duration) Snapshot {
 	ctx, cancel := context.WithTimeout(ctx, c.limit)
 	defer cancel()
@@ -142,7 +141,8 @@ func budget(rate int, span time.Duration) int {
 	return max(1, int(float64(rate)*span.Seconds()))
 }
 
-// isReplica: a user who must not ask gets the replicas scanned as well. That finds the same locks.
+// isReplica is false for a user without the right to ask. Then replicas are scanned, too, and show the
+// same locks.
 func isReplica(ctx context.Context, client rueidis.Client) bool {
 	role, err := client.Do(ctx, client.B().Arbitrary("ROLE").Build()).ToArray()
 	if err != nil || len(role) == 0 {
@@ -152,7 +152,7 @@ func isReplica(ctx context.Context, client rueidis.Client) bool {
 	return name == "slave"
 }
 
-// scan looks at the next keys of a primary, and ends with the last of them.
+// scan looks at the next keys of a primary, at most to the end of a pass.
 func (c *collector) scan(ctx context.Context, client rueidis.Client, n *node, calls int) error {
 	pattern := globEscape(c.prefix) + "[-:]*" // lock:{NAME}, lock-queue:{NAME} and so on; [:-] would be a range
 	for range calls {
@@ -183,7 +183,7 @@ func (c *collector) scan(ctx context.Context, client rueidis.Client, n *node, ca
 	return nil
 }
 
-// readAll reads the locks that were found on a primary, the longest unread first.
+// readAll reads the known locks of a primary, the longest unread first.
 func (c *collector) readAll(ctx context.Context, n *node, locks int) error {
 	todo := slices.SortedFunc(maps.Values(n.known), func(a, b *entry) int { return a.round - b.round })
 	left := locks * lockCost
@@ -233,9 +233,8 @@ func (c *collector) inspect(tagged string) rueidis.Completed {
 	return c.client.B().FcallRo().Function("lock_inspect").Numkeys(3).Key(c.keys(tagged)...).Build()
 }
 
-// reset takes a lock away from this holder. lock_reset would take it from whoever has it by the
-// time that somebody has read the question and said yes; lock_release takes it from nobody else.
-// False: this holder did not have it any more.
+// reset takes a lock away from this holder. It calls lock_release, because lock_reset would take the lock
+// from a new holder that got it while the user read the question. False: this holder had lost it already.
 func (c *collector) reset(ctx context.Context, tagged, holder string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.limit)
 	defer cancel()
@@ -313,10 +312,10 @@ func parse(tagged string, result rueidis.RedisResult) (Lock, []Waiter, error) {
 	return lock, waiters, err
 }
 
-// snapshot is all that is known of locks that somebody holds or waits for.
+// snapshot returns all known locks that somebody holds or waits for.
 func (c *collector) snapshot() Snapshot {
 	s := Snapshot{Time: time.Now(), Complete: len(c.nodes) > 0, Locks: []Lock{}}
-	at := map[string]int{} // a lock that moved is known on two primaries for a while
+	at := map[string]int{} // a moved lock is on two primaries for a while
 	rounds := map[string]int{}
 	for addr, n := range c.nodes {
 		s.Looked += max(n.done, n.looked)
@@ -341,8 +340,8 @@ func (c *collector) snapshot() Snapshot {
 	return s
 }
 
-// lockOf returns the tagged name if the key is the one that is held or the queue. The state's key is
-// there for ten minutes after the last user, and there may be many of them.
+// lockOf returns the tagged name if the key is that of a lock or of its queue. It ignores the state's key:
+// that outlives the last user by ten minutes, and there may be many.
 func lockOf(prefix, key string) (tagged string, ok bool) {
 	tagged, ok = strings.CutPrefix(key, prefix+":")
 	if !ok {
@@ -360,7 +359,7 @@ func nameOf(tagged string) string {
 	return tagged
 }
 
-// taggedOf is the way back.
+// taggedOf is the inverse of nameOf.
 func taggedOf(name string) string {
 	if hasTag(name) {
 		return name
@@ -368,7 +367,7 @@ func taggedOf(name string) string {
 	return "{" + name + "}"
 }
 
-// ownerOf is the label that a token begins with. What follows its last colon is what makes it a secret.
+// ownerOf is the label at the beginning of a token. The secret part follows the last colon.
 func ownerOf(token string) string {
 	i := strings.LastIndexByte(token, ':')
 	if i <= 0 {
@@ -377,14 +376,14 @@ func ownerOf(token string) string {
 	return token[:i]
 }
 
-// hasTag tells whether Redis hashes only a part of the key: what is between its first '{' and the
-// next '}', unless that is empty.
+// hasTag tells whether Redis hashes only a part of the key: the text between its first '{' and the next
+// '}', if that is not empty.
 func hasTag(key string) bool {
 	_, rest, _ := strings.Cut(key, "{")
 	return strings.IndexByte(rest, '}') > 0
 }
 
-// globEscape has SCAN take a prefix literally.
+// globEscape makes SCAN take a prefix literally.
 func globEscape(prefix string) string {
 	var b strings.Builder
 	for i := range len(prefix) {
@@ -396,7 +395,7 @@ func globEscape(prefix string) string {
 	return b.String()
 }
 
-// quote shows what would not print, or could be taken for something else.
+// quote makes unprintable and ambiguous characters visible.
 func quote(s string) string {
 	plain := utf8.ValidString(s) && s == strings.TrimSpace(s) && !strings.HasPrefix(s, `"`)
 	for _, r := range s {

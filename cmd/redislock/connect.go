@@ -23,11 +23,11 @@ import (
 const (
 	defaultURL  = "redis://127.0.0.1:6379"
 	dialTimeout = 2 * time.Second
-	// topologyEvery is how old the news of who the primaries of a cluster are may be.
+	// topologyEvery is how often the client asks a cluster for its primaries.
 	topologyEvery = 2 * time.Second
 )
 
-// server is what the flags say of Redis.
+// server is the flags about Redis.
 type server struct {
 	url, passwordFile, prefix string
 }
@@ -39,7 +39,7 @@ func (s *server) flags(flags *pflag.FlagSet) {
 	flags.StringVar(&s.prefix, "prefix", "lock", "what the keys of the locks begin with")
 }
 
-// options are those of rueidis, and the address as it may be shown.
+// options returns the options of rueidis, and the address without its password.
 func (s *server) options(name string) (rueidis.ClientOption, string, error) {
 	var none rueidis.ClientOption
 	if s.prefix == "" || strings.ContainsAny(s.prefix, "{}:") {
@@ -54,7 +54,7 @@ func (s *server) options(name string) (rueidis.ClientOption, string, error) {
 	}
 	u, err := url.Parse(text)
 	if err != nil {
-		var wrong *url.Error // its text has the password
+		var wrong *url.Error // its text contains the password
 		if errors.As(err, &wrong) {
 			err = wrong.Err
 		}
@@ -78,15 +78,15 @@ func (s *server) options(name string) (rueidis.ClientOption, string, error) {
 		}
 		opts.Password = strings.TrimRight(string(text), "\r\n")
 	}
-	// One connection to a node is enough, and a dead server is noticed soon.
+	// One connection to a node is enough. Short timeouts notice a dead server.
 	opts.DisableCache = true
 	opts.PipelineMultiplex = -1
 	opts.ClientName = name
 	opts.ReadBufferEachConn, opts.WriteBufferEachConn = 64<<10, 64<<10
 	opts.Dialer = net.Dialer{Timeout: dialTimeout, KeepAlive: time.Second}
 	opts.ConnWriteTimeout = dialTimeout
-	// rueidis asks again who the primaries are when a call is redirected or fails. SCAN never is: the
-	// locks of a new primary would be missing, and nothing would say so.
+	// rueidis asks for the primaries again when a call is redirected or fails. SCAN is never redirected, so
+	// the locks of a new primary would be missing without a word.
 	opts.ClusterOption.ShardsRefreshInterval = topologyEvery
 	return opts, u.Redacted(), nil
 }
@@ -104,7 +104,7 @@ func (s *server) connect(name string) (rueidis.Client, string, error) {
 	return client, shown, nil
 }
 
-// explain is an error in one line, with the remedy.
+// explain returns an error in one line, with the remedy.
 func explain(err error) string {
 	text := strings.TrimPrefix(oneLine(err), "redislock: ")
 	var version *redislock.VersionError
@@ -142,7 +142,7 @@ func explain(err error) string {
 	return text
 }
 
-// code is the exit code that an error of the library asks for.
+// code is the exit code for an error of the library.
 func code(err error) int {
 	var f *failure
 	switch {
@@ -171,7 +171,7 @@ func buildVersion() string {
 	return info.Main.Version
 }
 
-// work has a command's errors carry their exit code.
+// work gives a command's errors their exit code.
 func work(do func(ctx context.Context, cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		err := do(cmd.Context(), cmd, args)

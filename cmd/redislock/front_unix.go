@@ -15,20 +15,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// front is the process that was called, see keeper.
+// front is the process that the user called, see keeper.
 type front struct {
 	o       *runOptions
 	keeper  *link
 	pid     int // of the keeper
 	group   group
-	tty     *os.File // nil: there is none
+	tty     *os.File // nil: no terminal
 	signals chan os.Signal
 
-	// The keeper is asked every so often for how long the lock is held, lest it is stopped or hangs.
+	// The front asks the keeper regularly how long the lock is held, in case the keeper is stopped or hangs.
 	every    time.Duration
 	asked    time.Time // the zero time: it has answered
 	deadline time.Time // of the last answer
-	late     int       // looks since then at which the deadline was near
+	late     int       // how often the deadline was near since then
 }
 
 func newFront(o *runOptions) *front {
@@ -43,7 +43,7 @@ func (f *front) run() int {
 		return exitUnavailable
 	}
 	f.tty = openTerminal()
-	signal.Ignore(syscall.SIGTTOU) // else the terminal could not be taken back. The keeper runs already
+	signal.Ignore(syscall.SIGTTOU) // so that we can take the terminal back. The keeper runs already
 	messages := f.keeper.received()
 	tick := time.NewTicker(f.every)
 	defer tick.Stop()
@@ -56,7 +56,7 @@ func (f *front) run() int {
 				return f.bereaved()
 			}
 			if m.Kind == msgExit {
-				_, _ = syscall.Wait4(f.pid, nil, 0, nil) // no zombie is left to whoever is process 1
+				_, _ = syscall.Wait4(f.pid, nil, 0, nil) // leave no zombie to process 1
 				return m.N
 			}
 			f.told(m)
@@ -68,8 +68,8 @@ func (f *front) run() int {
 	}
 }
 
-// start runs this program again, as the keeper. The socket has no fixed number there, so all files that
-// the caller has open reach the command.
+// start runs this program again, as the keeper. The socket has no fixed number there, so the command
+// inherits all open files of the caller.
 func (f *front) start() error {
 	exe, err := os.Executable()
 	if err != nil {
@@ -117,9 +117,9 @@ func (f *front) told(m message) {
 	}
 }
 
-// isOverdue asks the keeper again if it has answered. If it has not, and the lock may soon be lost, the
-// keeper cannot end the command. A second look then tells a keeper that is silent from a front that was
-// stopped itself, and has answers to read.
+// isOverdue asks the keeper again if it has answered. A silent keeper cannot end the command when the lock
+// may soon be lost. A second look tells a silent keeper from a front that was stopped itself and has unread
+// answers.
 func (f *front) isOverdue(now time.Time) bool {
 	switch {
 	case f.group == 0:
@@ -134,7 +134,7 @@ func (f *front) isOverdue(now time.Time) bool {
 
 // bereaved ends the command in the keeper's place.
 func (f *front) bereaved() int {
-	_ = syscall.Kill(f.pid, syscall.SIGKILL) // then its children become ours
+	_ = syscall.Kill(f.pid, syscall.SIGKILL) // its children become ours
 	had := f.group != 0
 	for f.group.kill(); ; f.group.kill() {
 		reap(func(int, syscall.WaitStatus) {})
@@ -152,15 +152,15 @@ func (f *front) bereaved() int {
 	return exitLost
 }
 
-// Job control: the group of the command has the terminal while ours would, and stops and goes on with us.
+// Job control: the command's group has the terminal in our place, and stops and continues with us.
 
-// stopped is for the command's group. A group of ours that no shell watches is not stopped, so the command
-// goes on at once.
+// stopped handles a stop of the command's group. Without a shell that watches our group, the command
+// continues at once.
 func (f *front) stopped(by syscall.Signal) {
 	switch {
-	case f.tty == nil || by == syscall.SIGSTOP: // whoever did that has it go on
+	case f.tty == nil || by == syscall.SIGSTOP: // the sender of STOP sends CONT
 	case by != syscall.SIGTSTP && foregroundOf(f.tty) == syscall.Getpgrp():
-		f.giveTerminal() // it wants to read, or to set the terminal's modes
+		f.giveTerminal() // it wants to read, or to change the terminal's modes
 		f.keeper.send(message{Kind: msgContinue})
 	default:
 		f.takeTerminal()
@@ -180,7 +180,7 @@ func openTerminal() *os.File {
 	return tty
 }
 
-// foregroundOf is the process group that has the terminal.
+// foregroundOf returns the process group that has the terminal.
 func foregroundOf(tty *os.File) int {
 	id, err := unix.IoctlGetInt(int(tty.Fd()), unix.TIOCGPGRP)
 	if err != nil {
@@ -193,7 +193,7 @@ func (f *front) giveTerminal() {
 	_ = unix.IoctlSetPointerInt(int(f.tty.Fd()), unix.TIOCSPGRP, int(f.group))
 }
 
-// takeTerminal takes it back from the command, not from anybody else.
+// takeTerminal takes the terminal back, but only from the command.
 func (f *front) takeTerminal() {
 	if f.tty != nil && f.group != 0 && foregroundOf(f.tty) == int(f.group) {
 		_ = unix.IoctlSetPointerInt(int(f.tty.Fd()), unix.TIOCSPGRP, syscall.Getpgrp())

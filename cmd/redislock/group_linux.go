@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stopGroup sends TSTP to our group, which the kernel heeds if a shell could have it go on. Go has no way
-// back to the default action once the signal was asked for, so that is done here.
+// stopGroup sends TSTP to our group. The kernel stops the group if a shell can continue it. Go cannot
+// restore the default action after signal.Notify, so stopGroup does.
 func stopGroup() {
 	var byDefault, before [4]uint64 // at least as large as the kernel's sigaction
 	change := func(to, old *[4]uint64) {
@@ -23,17 +23,17 @@ func stopGroup() {
 	}
 	change(&byDefault, &before)
 	_ = syscall.Kill(0, syscall.SIGTSTP)
-	time.Sleep(stopWithin) // another thread may be the one that takes it
+	time.Sleep(stopWithin) // another thread may take the signal
 	change(&before, nil)
 }
 
-// adopt has orphans among our descendants become our children. So nobody leaves the family.
+// adopt makes orphans among our descendants our children, so we know all of them.
 func adopt() { _ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }
 
-// dieWithParent has the kernel kill the child when the thread that forked it ends.
+// dieWithParent makes the kernel kill the child when the thread that forked it ends.
 func dieWithParent(attr *syscall.SysProcAttr) { attr.Pdeathsig = syscall.SIGKILL }
 
-// descendants are the processes that we started, those that they started, and so on.
+// descendants returns our children, their children, and so on.
 func descendants() []int {
 	files, _ := filepath.Glob("/proc/[0-9]*/stat")
 	children := map[int][]int{}

@@ -16,7 +16,7 @@ func dieWithParent(*syscall.SysProcAttr) {}
 
 func descendants() []int { return nil }
 
-// stopGroup stops it, if a shell seems to be there that could have it go on.
+// stopGroup stops our group, if there seems to be a shell that can continue it.
 func stopGroup() {
 	parent, _ := syscall.Getpgid(os.Getppid())
 	if parent != syscall.Getpgrp() && os.Getppid() != 1 {

@@ -9,19 +9,19 @@ import (
 	"time"
 )
 
-// passedOn are the signals that the command's group gets from us.
+// passedOn are the signals that we pass on to the command's group.
 var passedOn = []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2}
 
 // fromTerminal stop a process that does not handle them.
 var fromTerminal = []syscall.Signal{syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU}
 
-// pollEvery is how often we look for processes whose end nobody tells us.
+// pollEvery is how often we look for processes that end without a signal to us.
 const pollEvery = 20 * time.Millisecond
 
-// stopWithin is how long a stop may take to come.
+// stopWithin is how long a stop may take.
 const stopWithin = 100 * time.Millisecond
 
-// notify is signal.Notify, but for signals that were ignored when this process started (by nohup, say):
+// notify is signal.Notify, except for signals that were ignored when this process started (by nohup, say):
 // the command inherits that.
 func notify(c chan<- os.Signal, signals ...syscall.Signal) {
 	for _, s := range signals {
@@ -40,13 +40,13 @@ func (g group) signal(s syscall.Signal) {
 	}
 }
 
-// isGone tells that nobody is left in it. Its number is not used anew before.
+// isGone tells that no process is left in the group. Until then the kernel does not reuse its number.
 func (g group) isGone() bool {
 	return g == 0 || syscall.Kill(-int(g), 0) == syscall.ESRCH
 }
 
-// kill ends the group, and what has left it but is still a descendant of ours. It has to be repeated until
-// allGone: a process can start another one meanwhile.
+// kill ends the group, and all descendants that have left it. Repeat it until allGone, because a process can
+// start another one meanwhile.
 func (g group) kill() {
 	g.signal(syscall.SIGKILL)
 	for _, pid := range descendants() {
@@ -56,7 +56,7 @@ func (g group) kill() {
 
 func (g group) allGone() bool { return g.isGone() && len(descendants()) == 0 }
 
-// reap takes what the kernel has to tell of our children, those that we inherited included.
+// reap collects the state changes of our children, also of inherited ones.
 func reap(each func(pid int, status syscall.WaitStatus)) {
 	for {
 		var status syscall.WaitStatus

@@ -47,7 +47,7 @@ func oneName(_ *cobra.Command, args []string) error {
 	return checkName(args[0])
 }
 
-// details is a lock and all of its people.
+// details is a lock with its holders and waiters.
 type details struct {
 	Lock
 	Holders []Holder `json:"holders"`
@@ -106,7 +106,7 @@ func printLock(w io.Writer, l *Lock, waiters []Waiter, tokens bool) error {
 	return printTable(w, rows, needed(rows))
 }
 
-// lease is what is left of one, asked what somebody asked for.
+// lease is the rest of a lease, asked is its full length.
 func lease(left int64) string {
 	if left < 0 {
 		return "never"
@@ -121,7 +121,7 @@ func asked(ms int64) string {
 	return span(ms)
 }
 
-// together is with how many a waiter would hold the lock.
+// together says how many may hold the lock with a waiter.
 func together(holders int64) string {
 	switch holders {
 	case 0:
@@ -200,7 +200,7 @@ func first(errs ...error) error {
 	return nil
 }
 
-// locker is one that loads nothing.
+// locker returns a Locker that loads nothing.
 func (s *server) locker() (*redislock.Locker, func(), error) {
 	client, _, err := s.connect("redislock")
 	if err != nil {

@@ -22,9 +22,9 @@ import (
 	"github.com/seed-ee05a192/redislock"
 )
 
-// run is two processes. The front is the one that was called: it has the terminal, and takes the signals.
-// The keeper, its child, has the lock and starts the command, its own child. So the lock is renewed while
-// the front is stopped (Ctrl-Z), and each of the two outlives the other to end the command:
+// run is two processes. The user calls the front: it has the terminal, and takes the signals. Its child, the
+// keeper, has the lock and starts the command as its own child. So the keeper renews the lock while the front
+// is stopped (Ctrl-Z), and each of the two outlives the other to end the command:
 //
 //	killed     who notices        what ends the command
 //	front      keeper: no socket  the keeper kills group and descendants, then gives the lock back
@@ -33,7 +33,7 @@ import (
 //
 // Both are in other process groups than the command.
 
-// keeperName is what ps shows of a keeper, before the arguments of run.
+// keeperName is the keeper's name in ps, before the arguments of run.
 const keeperName = "redislock-keeper"
 
 // keeperFD is the socket to the front, if this process is a keeper.
@@ -62,7 +62,7 @@ type keeper struct {
 
 	leader   int // the command
 	group    group
-	ended    bool // the command has; others of its group may not
+	ended    bool // the command has ended; others of its group may still run
 	status   int  // its exit code
 	isPaused bool // it was stopped
 	isTold   bool // it was sent TERM
@@ -77,12 +77,12 @@ func newKeeper(o *runOptions, fd int) *keeper {
 	return &keeper{o: o, front: front, messages: front.received()}
 }
 
-// run returns nothing that matters: the front has the exit code by then.
+// run's result does not matter: the front has the exit code by then.
 func (k *keeper) run() int {
-	runtime.LockOSThread() // the kernel takes the end of the thread that forks for that of the parent
+	runtime.LockOSThread() // Pdeathsig fires when the forking thread ends
 	adopt()
-	// The front passes on what is for the command; and what the terminal sends must not stop the renewal.
-	// Not ignored, as the command would inherit that.
+	// The front passes on the signals for the command. A signal from the terminal must not stop the renewal.
+	// Do not ignore it: the command would inherit that.
 	notify(make(chan os.Signal), append(fromTerminal, passedOn...)...)
 	status := k.work()
 	k.front.send(message{Kind: msgExit, N: status})
@@ -91,7 +91,7 @@ func (k *keeper) run() int {
 
 func (k *keeper) work() int {
 	if _, err := exec.LookPath(k.o.command[0]); err != nil {
-		return k.cannotRun(err) // before it waits for the lock
+		return k.cannotRun(err) // before the wait for the lock
 	}
 	lock, status := k.acquire()
 	if lock == nil {
@@ -113,7 +113,7 @@ func (k *keeper) work() int {
 	return k.status
 }
 
-// acquire waits for the lock, until a signal says otherwise. Without the lock, it returns the exit code.
+// acquire waits for the lock, until a signal ends the wait. Without the lock, it returns the exit code.
 func (k *keeper) acquire() (*redislock.Lock, int) {
 	type result struct {
 		lock *redislock.Lock
@@ -137,7 +137,7 @@ func (k *keeper) acquire() (*redislock.Lock, int) {
 				k.messages, stopped = nil, exitSignal+int(syscall.SIGKILL)
 				cancel()
 			case m.Kind != msgSignal, s == syscall.SIGUSR1, s == syscall.SIGUSR2:
-			case stopped != 0: // the second one does not wait for Redis
+			case stopped != 0: // the second signal does not wait for Redis
 				return nil, stopped
 			default:
 				stopped = exitSignal + m.N
@@ -176,7 +176,7 @@ func (k *keeper) cannotRun(err error) int {
 	return exitCannotRun
 }
 
-// start runs the command in a group of its own, in the foreground of the terminal if it was called there.
+// start runs the command in a group of its own, in the foreground of the terminal if run is there.
 func (k *keeper) start() error {
 	cmd := exec.Command(k.o.command[0], k.o.command[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -187,7 +187,7 @@ func (k *keeper) start() error {
 	if tty := openTerminal(); tty != nil {
 		defer tty.Close()
 		front, _ := syscall.Getpgid(os.Getppid())
-		// In a pipeline the others may need the terminal. Then the command gets it when it wants to read.
+		// In a pipeline, others may need the terminal. The command gets it when it wants to read.
 		if term.IsTerminal(os.Stdin.Fd()) && term.IsTerminal(os.Stdout.Fd()) && foregroundOf(tty) == front {
 			cmd.SysProcAttr.Foreground, cmd.SysProcAttr.Ctty = true, int(tty.Fd())
 		}
@@ -200,7 +200,7 @@ func (k *keeper) start() error {
 	return nil
 }
 
-// watch returns when nothing of the command's group runs any more.
+// watch returns when no process of the command's group runs.
 func (k *keeper) watch(children <-chan os.Signal) {
 	poll := time.NewTicker(pollEvery)
 	defer poll.Stop()
@@ -273,13 +273,13 @@ func (k *keeper) obey(m message) {
 	}
 }
 
-// left is for how long the lock is surely held, in ms.
+// left is how long the lock is surely held, in ms.
 func (k *keeper) left() int64 {
 	deadline, _ := k.lock.Deadline()
 	return time.Until(deadline).Milliseconds()
 }
 
-// terminate asks the group to end. One that is stopped could not.
+// terminate asks the group to end. A stopped group must continue for that.
 func (k *keeper) terminate() {
 	k.isTold = true
 	k.group.signal(syscall.SIGTERM)
@@ -289,15 +289,14 @@ func (k *keeper) terminate() {
 	}
 }
 
-// kill begins to end everything; watch goes on with it.
+// kill starts to end everything; watch goes on with it.
 func (k *keeper) kill() {
 	k.killing = true
 	k.group.kill()
 }
 
-// lose ends the group before the server gives the lock to somebody else: TERM at once, KILL in the middle
-// of what is left, so that it is through in time on a busy machine. If the lock was taken away, the rest of
-// the lease means nothing.
+// lose ends the group before the server gives the lock to somebody else: TERM at once, KILL after half of
+// the rest, so a busy machine has time. If somebody took the lock away, the rest of the lease means nothing.
 func (k *keeper) lose() {
 	k.isLost = true
 	left := min(k.o.lease/10, 500*time.Millisecond) // see Lock.Context
@@ -309,7 +308,7 @@ func (k *keeper) lose() {
 	k.say("%s is lost, or may be, so %s is ended: %v", quote(k.o.name), quote(k.o.command[0]), context.Cause(k.lock.Context()))
 }
 
-// release gives the lock back, unless that makes no difference any more.
+// release gives the lock back, unless it is lost already.
 func (k *keeper) release() {
 	done := make(chan error, 1)
 	go func() { done <- k.lock.Release(context.Background()) }()
@@ -335,7 +334,8 @@ func (k *keeper) say(format string, args ...any) {
 	k.front.send(message{Kind: msgSay, Text: fmt.Sprintf(format, args...)})
 }
 
-// sayer is for the Locker's log. The keeper writes nothing to the terminal, which could stop it for that.
+// sayer sends the Locker's log to the front. The keeper itself does not write to the terminal, which could
+// stop it for that.
 type sayer struct{ to *link }
 
 func (s sayer) Write(text []byte) (int, error) {

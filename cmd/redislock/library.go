@@ -14,7 +14,7 @@ import (
 	"github.com/seed-ee05a192/redislock"
 )
 
-// loaded is what load did on a primary.
+// loaded is the result of load on a primary.
 type loaded struct {
 	Node   string `json:"node"`
 	Before string `json:"before"` // the version that was there, "" if there was none
@@ -65,7 +65,7 @@ func newLoad(s *server) *cobra.Command {
 	return cmd
 }
 
-// primaries are the nodes to look at. A user who must not ask gets the replicas, too.
+// primaries returns the nodes to check. Without the right to ask, it includes the replicas.
 func primaries(ctx context.Context, client rueidis.Client) map[string]rueidis.Client {
 	nodes := client.Nodes()
 	if len(nodes) > 1 {
@@ -74,7 +74,7 @@ func primaries(ctx context.Context, client rueidis.Client) map[string]rueidis.Cl
 	return nodes
 }
 
-// versions are those of the library on each primary that has it.
+// versions returns the library's version on each primary that has the library.
 func versions(ctx context.Context, client rueidis.Client) map[string]string {
 	all := map[string]string{}
 	for addr, node := range primaries(ctx, client) {
@@ -154,7 +154,7 @@ func printChecks(cmd *cobra.Command, checks []check) error {
 	return nil
 }
 
-// verify looks at one primary.
+// verify checks one primary.
 func verify(ctx context.Context, addr string, node rueidis.Client) []check {
 	ctx, cancel := context.WithTimeout(ctx, callLimit)
 	defer cancel()
@@ -204,7 +204,7 @@ func verifyLibrary(ctx context.Context, node rueidis.Client) check {
 	return c
 }
 
-// infoOf are the fields of INFO.
+// infoOf returns the fields of INFO.
 func infoOf(text string) map[string]string {
 	info := map[string]string{}
 	for line := range strings.Lines(text) {
@@ -241,7 +241,7 @@ func verifyInfo(info map[string]string) []check {
 	return []check{version, eviction, persistence, replicas}
 }
 
-// rights are the least ones of each user, PREFIX to be replaced. SECURITY.md has the same; a spec compares.
+// rights are the least rights of each user; PREFIX is a placeholder. A spec compares them with SECURITY.md.
 var rights = []struct{ user, keys, commands string }{
 	{"app", "~PREFIX:* ~PREFIX-queue:* ~PREFIX-state:* ~PREFIX-signal:*",
 		"+fcall +fcall_ro +blpop +getrange +set +unlink +pttl +pexpire +persist +time " +

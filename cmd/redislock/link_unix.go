@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// message is what the two processes of run tell each other.
+// message goes between the two processes of run.
 type message struct {
 	Kind string // one of the following
 	N    int    `json:",omitempty"`
@@ -21,9 +21,9 @@ const (
 	// To the keeper.
 	msgSignal   = "signal"   // N was sent to the front
 	msgContinue = "continue" // the front goes on, after a stop
-	msgPing     = "ping"     // for how long is the lock still held?
+	msgPing     = "ping"     // how long is the lock still held?
 	// To the front.
-	msgStarted = "started" // the command runs, in the group N, and the lock is held for Left; 0: it has ended
+	msgStarted = "started" // the command runs in the group N, and the lock is held for Left; N 0: it has ended
 	msgStopped = "stopped" // the signal N stopped it
 	msgSay     = "say"     // Text is for the user
 	msgHeld    = "held"    // for Left after the ping was sent
@@ -38,13 +38,13 @@ type link struct {
 }
 
 func newLink(fd int) *link {
-	syscall.CloseOnExec(fd) // else the command would keep it open
+	syscall.CloseOnExec(fd) // otherwise the command keeps it open
 	_ = syscall.SetNonblock(fd, true)
 	file := os.NewFile(uintptr(fd), "link")
 	return &link{file: file, out: json.NewEncoder(file)}
 }
 
-// send ignores that the other one has gone: the end of received tells that.
+// send ignores errors: received is closed when the other process has ended.
 func (l *link) send(m message) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -17,7 +17,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// lister is what list and top have in common.
+// lister is the common part of list and top.
 type lister struct {
 	*server
 	scans, reads int
@@ -70,7 +70,7 @@ func newList(s *server) *cobra.Command {
 	return cmd
 }
 
-// once looks at everything, and prints it.
+// once reads everything, and prints it.
 func (l *lister) once(ctx context.Context, w io.Writer) error {
 	c, _, err := l.open("redislock-list")
 	if err != nil {
@@ -124,7 +124,7 @@ func (l *lister) writeJSON(w io.Writer, s Snapshot) error {
 	return printJSON(w, s)
 }
 
-// jsonText is the bytes as they are, or quoted as in Go where JSON cannot have them.
+// jsonText returns the bytes unchanged, or quoted as in Go if JSON cannot hold them.
 func jsonText(s string) string {
 	if utf8.ValidString(s) {
 		return s
@@ -132,7 +132,7 @@ func jsonText(s string) string {
 	return strconv.Quote(s)
 }
 
-// widthOf is that of the terminal, 0 where there is none: then nothing is cut.
+// widthOf returns the width of the terminal; 0: no terminal, cut nothing.
 func widthOf(w io.Writer) int {
 	file, ok := w.(*os.File)
 	if !ok || !term.IsTerminal(file.Fd()) {
@@ -153,8 +153,7 @@ func (l *lister) writeTable(w io.Writer, s Snapshot, width int) error {
 	return printTable(w, rows, fit(rows, width))
 }
 
-// printTable has text on the left side of its column. On a terminal the titles are bold, and checks that
-// failed are red.
+// printTable aligns text to the left. On a terminal, titles are bold and failed checks are red.
 func printTable(w io.Writer, rows [][]string, widths []int) error {
 	coloured := widthOf(w) > 0 && os.Getenv("NO_COLOR") == ""
 	state := slices.Index(rows[0], "STATE")
@@ -173,7 +172,7 @@ func printTable(w io.Writer, rows [][]string, widths []int) error {
 	return nil
 }
 
-// needed is the width of each column.
+// needed returns the width of each column.
 func needed(rows [][]string) []int {
 	widths := make([]int, len(rows[0]))
 	for _, row := range rows {
@@ -184,8 +183,8 @@ func needed(rows [][]string) []int {
 	return widths
 }
 
-// fit gives each column what its cells need. If that is too much, the owner gives way, and the name at
-// last; 0: no limit.
+// fit gives each column the width that its cells need. If the sum is too wide, it shortens the owner, then the
+// name. 0: no limit.
 func fit(rows [][]string, width int) []int {
 	widths := needed(rows)
 	all := len(columns) - 1
@@ -204,8 +203,7 @@ func fit(rows [][]string, width int) []int {
 	return widths
 }
 
-// complete refreshes until all keys were looked at and all locks were read, at the usual rate, or
-// something fails.
+// complete refreshes at the usual rate until it has seen all keys and read all locks, or something fails.
 func (c *collector) complete(ctx context.Context, interval time.Duration, going func(looked int)) (Snapshot, error) {
 	for {
 		s := c.refresh(ctx, interval)

@@ -16,11 +16,11 @@ import (
 	"github.com/seed-ee05a192/redislock"
 )
 
-// The exit codes, but for those of the command that run runs. They are those of sysexits.h.
+// The exit codes, from sysexits.h. run also returns those of its command.
 const (
 	exitFailed      = 1  // verify: a check failed
 	exitUsage       = 64 // a wrong call
-	exitUnavailable = 69 // Redis does not answer, or says why it cannot do it
+	exitUnavailable = 69 // Redis does not answer, or refuses
 	exitBusy        = 75 // somebody else holds the lock
 	exitLost        = 76 // the lock was lost, or may have been
 	exitCannotRun   = 126
@@ -28,7 +28,7 @@ const (
 	exitSignal      = 128 // and the signal's number
 )
 
-// failure is an error with the exit code that it asks for.
+// failure is an error with its exit code.
 type failure struct {
 	code int
 	err  error
@@ -43,7 +43,7 @@ func usage(format string, args ...any) error {
 
 func main() {
 	args := os.Args
-	if fd, ok := keeperOf(args); ok { // this process was started by another one of ours
+	if fd, ok := keeperOf(args); ok { // run has started this process
 		keeperFD, args = fd, args[1:]
 	}
 	os.Exit(execute(args[1:]))
@@ -53,7 +53,7 @@ func execute(args []string) int {
 	root := newRoot()
 	root.SetArgs(args)
 	ctx, stop := context.Background(), func() {}
-	if len(args) > 0 && args[0] != "run" { // which has signals of its own
+	if len(args) > 0 && args[0] != "run" { // run handles signals itself
 		ctx, stop = signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	}
 	defer stop()

@@ -68,14 +68,14 @@ func newMetrics(s *server) *cobra.Command {
 	return cmd
 }
 
-// gauge measures.
+// gauge is one metric.
 type gauge struct {
 	client    rueidis.Client
 	collector *collector
 	most      int
 }
 
-// serve answers with what was seen last, so that scrapes cost Redis nothing.
+// serve answers with the last snapshot, so scrapes cost Redis nothing.
 func (g *gauge) serve(ctx context.Context, log io.Writer, addr string, interval time.Duration) error {
 	var last atomic.Pointer[[]byte]
 	look := func() {
@@ -127,7 +127,7 @@ func (f *metric) add(value float64, labels ...string) {
 
 var labelEscapes = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
 
-// escapeLabel also bounds it, and quotes bytes that are no UTF-8.
+// escapeLabel also limits the length, and quotes bytes that are not UTF-8.
 func escapeLabel(s string) string {
 	s = jsonText(s)
 	if len(s) > maxLabel {
@@ -136,7 +136,7 @@ func escapeLabel(s string) string {
 	return labelEscapes.Replace(s)
 }
 
-// text is all metrics. Names and labels are documented in docs/cli.md.
+// text returns all metrics. docs/cli.md documents names and labels.
 func (g *gauge) text(ctx context.Context, s Snapshot) []byte {
 	ctx, cancel := context.WithTimeout(ctx, callLimit)
 	defer cancel()
@@ -165,7 +165,7 @@ func (g *gauge) text(ctx context.Context, s Snapshot) []byte {
 			library.add(1, "node", addr, "version", version, "program", redislock.Version)
 		}
 		info, err := node.Do(ctx, node.B().Info().Section("memory").Build()).ToString()
-		if policy := infoOf(info)["maxmemory_policy"]; err == nil && policy != "" { // else its user may not ask
+		if policy := infoOf(info)["maxmemory_policy"]; err == nil && policy != "" { // otherwise the user has no right to ask
 			evicting.add(one(policy != "noeviction"), "node", addr)
 		}
 	}

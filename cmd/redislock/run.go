@@ -20,7 +20,7 @@ type runOptions struct {
 	command []string
 
 	try, quiet           bool
-	wait, lease, maxHold time.Duration // a wait below 0: no limit
+	wait, lease, maxHold time.Duration // a negative wait: no limit
 	atLeast, grace       time.Duration
 	holders              int
 	shared               bool
@@ -66,7 +66,7 @@ func newRun(s *server) *cobra.Command {
 	flags.IntVar(&o.holders, "holders", 1, "so many may hold the lock together, this one included")
 	flags.BoolVar(&o.shared, "shared", false, "hold the lock together with all others that say --shared: readers")
 	flags.BoolVarP(&o.quiet, "quiet", "q", false, "do not say who holds a busy lock")
-	cmd.Flag("wait").DefValue, cmd.Flag("max-hold").DefValue, cmd.Flag("grace").DefValue = "0", "0", "0" // the text says it
+	cmd.Flag("wait").DefValue, cmd.Flag("max-hold").DefValue, cmd.Flag("grace").DefValue = "0", "0", "0" // the help texts say it
 	cmd.Flag("at-least").DefValue, cmd.Flag("holders").DefValue = "0", "0"
 	cmd.MarkFlagsMutuallyExclusive("try", "wait")
 	cmd.MarkFlagsMutuallyExclusive("holders", "shared")
@@ -82,10 +82,10 @@ func newRun(s *server) *cobra.Command {
 	return cmd
 }
 
-// logger is for what the Locker has to say.
+// logger is for the Locker.
 var logger = slog.Default()
 
-// complete checks what can be checked without Redis.
+// complete checks the arguments, without Redis.
 func (o *runOptions) complete(cmd *cobra.Command, args []string) error {
 	dash := cmd.ArgsLenAtDash()
 	if dash == 0 && len(args) > 1 && args[1] == "--" { // -- NAME -- COMMAND: the name begins with -
@@ -117,7 +117,7 @@ func (o *runOptions) complete(cmd *cobra.Command, args []string) error {
 	return err
 }
 
-// checkName refuses what the library would, so that it is a wrong call even if Redis is down.
+// checkName refuses names as the library does, so a bad name is a wrong call even if Redis is down.
 func checkName(name string) error {
 	switch {
 	case name == "":
@@ -160,7 +160,7 @@ func (o *runOptions) acquire(ctx context.Context, owner string) (*redislock.Lock
 	return locker.Acquire(ctx, o.name, opts...)
 }
 
-// reach connects. With a limit for the wait, it tries until then.
+// reach connects. It retries for --wait, if that is set.
 func (o *runOptions) reach(ctx context.Context) (rueidis.Client, error) {
 	for end := time.Now().Add(o.wait); ; {
 		client, _, err := o.connect("redislock-run")

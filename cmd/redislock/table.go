@@ -11,11 +11,11 @@ import (
 	"github.com/charmbracelet/x/ansi"
 )
 
-// columns are what is shown of a lock. Each sorts by its own order: times and counts begin with
-// the largest, the lease that ends next comes first.
+// columns are the columns of a lock. Each has its own order: the largest time or count first, and the lease
+// that ends next first.
 var columns = []struct {
 	title, sort string
-	least       int // characters, where the screen is narrow
+	least       int // characters, on a narrow screen
 	compare     func(a, b *Lock) int
 }{
 	{"NAME", "name", 4, func(a, b *Lock) int { return cmp.Compare(a.Name, b.Name) }},
@@ -28,7 +28,7 @@ var columns = []struct {
 	{"FENCE", "fence", 5, func(a, b *Lock) int { return cmp.Compare(b.Fence, a.Fence) }},
 }
 
-// rightIn is for any table: text is on the left, numbers and times are on the right.
+// rightIn tells how to align any table: text to the left, numbers and times to the right.
 func rightIn(titles []string, column int) bool {
 	switch titles[column] {
 	case "NAME", "MODE", "OWNER", "NODE", "CHECK", "STATE", "FOUND":
@@ -57,7 +57,7 @@ func sorts() []string {
 
 func columnOf(sort string) int { return slices.Index(sorts(), sort) }
 
-// cells show the token or only the owner, which can be unknown.
+// cells shows the token or only the owner, which can be unknown.
 func cells(l *Lock, token bool) []string {
 	holder, held, left := "-", "-", "-"
 	if l.Token != "" {
@@ -79,7 +79,7 @@ func cells(l *Lock, token bool) []string {
 	return []string{quote(l.Name), cmp.Or(l.Mode, "-"), holder, held, left, strconv.FormatInt(l.Waiting, 10), longest, strconv.FormatInt(l.Fence, 10)}
 }
 
-// holderOf is who holds it: of several one, and how many more.
+// holderOf names one holder, and how many more there are.
 func holderOf(l *Lock, token bool) string {
 	who := ownerOrToken(l.Owner, l.Token, token)
 	if l.Count > 1 {
@@ -98,12 +98,12 @@ func ownerOrToken(owner, token string, wantsToken bool) string {
 	return quote(owner)
 }
 
-// order is which locks are listed, and how.
+// order says which locks to list, and how.
 type order struct {
 	column  int
 	reverse bool
 	filter  string
-	tokens  bool // are shown, and searched
+	tokens  bool // tokens are shown, and searched
 }
 
 func (o order) apply(locks []Lock) []Lock {
@@ -131,7 +131,7 @@ func (o order) searched(l *Lock) string {
 	return l.Owner
 }
 
-// line puts cells side by side, one space between them.
+// line joins cells with one space between them.
 func line(cells []string, widths []int, right func(column int) bool) string {
 	var b strings.Builder
 	for i, cell := range cells {
@@ -149,7 +149,7 @@ func line(cells []string, widths []int, right func(column int) bool) string {
 	return b.String()
 }
 
-// span shows milliseconds in six characters at most.
+// span formats milliseconds in six characters at most.
 func span(ms int64) string {
 	d := time.Duration(ms) * time.Millisecond
 	switch {

@@ -78,7 +78,7 @@ func newModel(ctx context.Context, c *collector, list order, server string, inte
 
 func (m *model) Init() tea.Cmd { return m.refresh }
 
-// refresh runs alone: the next one is asked for when it has ended.
+// refresh runs alone: its end asks for the next one.
 func (m *model) refresh() tea.Msg { return snapshotMsg(m.c.refresh(m.ctx, m.interval)) }
 
 func (m *model) read(l Lock) tea.Cmd {
@@ -136,7 +136,7 @@ func (m *model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	return m, cmd
 }
 
-// update has the rows and the open queue show what was just read.
+// update shows the last reading in the rows and the open queue.
 func (m *model) update(msg lockMsg) {
 	if msg.err != nil {
 		msg.lock.Error = msg.err.Error()
@@ -169,7 +169,7 @@ func outcome(msg resetMsg) string {
 	return fmt.Sprintf("%s was not held by %s any more: nothing was reset", name, holder)
 }
 
-// arrange follows every change: the rows in order, the cursors inside of what there is.
+// arrange runs after every change: it sorts the rows and moves the cursors inside them.
 func (m *model) arrange() {
 	m.rows = m.order.apply(m.snap.Locks)
 	if i := slices.IndexFunc(m.rows, func(l Lock) bool { return l.tagged == m.chosen }); i >= 0 {
@@ -184,7 +184,7 @@ func (m *model) arrange() {
 
 func (m *model) lines() int { return max(1, m.height-frame) }
 
-// keep has the cursor stay on an element and on the screen.
+// keep makes the cursor stay on an element and on the screen.
 func (c *cursor) keep(n, lines int) {
 	c.at = max(0, min(c.at, n-1))
 	c.top = max(0, min(c.top, c.at, n-lines), c.at-lines+1)
@@ -251,14 +251,14 @@ func (m *model) pressed(key tea.KeyPressMsg) tea.Cmd {
 	return nil
 }
 
-// move may leave the list: arrange puts that right.
+// move may leave the list: arrange corrects that.
 func (m *model) move(by int) {
 	if m.open != nil {
 		m.queue.at += by
 		return
 	}
 	m.list.at += by
-	m.chosen = "" // by its place from now on
+	m.chosen = "" // from now on the cursor stays at its place
 }
 
 func (m *model) pressedInList(key tea.KeyPressMsg) tea.Cmd {
@@ -282,7 +282,7 @@ func (m *model) pressedInList(key tea.KeyPressMsg) tea.Cmd {
 	return nil
 }
 
-// ask keeps the lock as it is shown: the yes is to taking it from this holder.
+// ask remembers the lock as shown: the user's yes means this holder.
 func (m *model) ask() {
 	lock := m.open
 	if lock == nil && len(m.rows) > 0 {
@@ -389,13 +389,13 @@ func marked(yes bool, row string) string {
 func (m *model) statusLine() string {
 	switch {
 	case m.asked != nil:
-		room := max(8, (m.width-44)/2) // for each of the two: the question must be readable to its end
+		room := max(8, (m.width-44)/2) // for each of the two, so the question is readable to its end
 		return bad.Render(fmt.Sprintf("Take %s away from %s? It may be at work. y/N",
 			ansi.Truncate(quote(m.asked.Name), room, "…"), ansi.Truncate(holderOf(m.asked, m.c.tokens), room, "…")))
 	case m.typing:
 		return m.input.View()
 	}
-	// What was answered to a key stays until the next one. It must not hide that the list is old.
+	// The answer to a key stays until the next key. It must not hide that the list is old.
 	var parts []string
 	if m.status != "" {
 		parts = append(parts, bold.Render(m.status))

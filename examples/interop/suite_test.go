@@ -31,11 +31,14 @@ import (
 const soon = 30 * time.Second
 
 func TestMain(m *testing.M) {
-	if os.Getenv("WORKER") == "go" {
+	switch os.Getenv("WORKER") {
+	case "":
+		os.Exit(m.Run())
+	case "several":
+		takeSeveral()
+	default:
 		work()
-		os.Exit(0)
 	}
-	os.Exit(m.Run())
 }
 
 func TestInterop(t *testing.T) {
@@ -98,6 +101,7 @@ type worker struct {
 	kind string
 	cmd  *exec.Cmd
 	in   io.WriteCloser
+	over chan struct{} // closed when it has said all
 
 	mu   sync.Mutex
 	said []string
@@ -105,16 +109,27 @@ type worker struct {
 
 // kinds of workers: how to run each. Its folder has the file that a user copies.
 var kinds = map[string]func() (dir string, env []string, command []string){
-	"go":            func() (string, []string, []string) { return ".", []string{"WORKER=go"}, []string{os.Args[0]} },
+	"go":            goWorker("go"),
 	"python":        pythonWorker("worker.py"),
 	"asyncio":       pythonWorker("worker_async.py"),
-	"redis RESP2":   node("redis", 2),
-	"redis RESP3":   node("redis", 3),
-	"ioredis RESP2": node("ioredis", 2),
-	"ioredis RESP3": node("ioredis", 3),
+	"redis RESP2":   node("worker.mjs", "CLIENT=redis", "RESP=2"),
+	"redis RESP3":   node("worker.mjs", "CLIENT=redis", "RESP=3"),
+	"ioredis RESP2": node("worker.mjs", "CLIENT=ioredis", "RESP=2"),
+	"ioredis RESP3": node("worker.mjs", "CLIENT=ioredis", "RESP=3"),
 	"shell": func() (string, []string, []string) {
 		return "clients/shell", nil, []string{"sh", "../../examples/interop/testdata/worker.sh"}
 	},
+}
+
+// others are kinds of workers that do something else.
+var others = map[string]func() (dir string, env []string, command []string){
+	"go several":     goWorker("several"),
+	"python several": pythonWorker("several.py"),
+	"node several":   node("several.mjs"),
+}
+
+func goWorker(role string) func() (string, []string, []string) {
+	return func() (string, []string, []string) { return ".", []string{"WORKER=" + role}, []string{os.Args[0]} }
 }
 
 func pythonWorker(file string) func() (string, []string, []string) {
@@ -126,13 +141,12 @@ func pythonWorker(file string) func() (string, []string, []string) {
 // pythonEnv has Python find the package in its folder, and write nothing there.
 var pythonEnv = []string{"PYTHONPATH=src", "PYTHONDONTWRITEBYTECODE=1"}
 
-func node(client string, resp int) func() (string, []string, []string) {
+func node(file string, env ...string) func() (string, []string, []string) {
 	return func() (string, []string, []string) {
-		source, err := os.ReadFile("testdata/worker.mjs")
+		source, err := os.ReadFile("testdata/" + file)
 		Expect(err).NotTo(HaveOccurred())
 		// As text, so that its imports are those of this folder.
-		return "clients/node", []string{"CLIENT=" + client, "RESP=" + strconv.Itoa(resp)},
-			[]string{"node", "--input-type=module", "--eval", string(source)}
+		return "clients/node", env, []string{"node", "--input-type=module", "--eval", string(source)}
 	}
 }
 
@@ -178,8 +192,12 @@ const lease = 60
 func (f *fleet) start(kind string) *worker {
 	GinkgoHelper()
 	f.count++
-	dir, env, args := kinds[kind]()
-	w := &worker{kind: fmt.Sprintf("%s #%d", kind, f.count)}
+	run, ok := kinds[kind]
+	if !ok {
+		run = others[kind]
+	}
+	dir, env, args := run()
+	w := &worker{kind: fmt.Sprintf("%s #%d", kind, f.count), over: make(chan struct{})}
 	env = append(env, "NAME="+f.name, "REGISTER=register", "WHO="+w.kind, "LEASE="+strconv.Itoa(lease))
 	w.cmd = command(context.Background(), dir, append(env, f.env...), args[0], args[1:]...)
 	w.cmd.Stderr = GinkgoWriter
@@ -189,9 +207,8 @@ func (f *fleet) start(kind string) *worker {
 	out, err := w.cmd.StdoutPipe()
 	Expect(err).NotTo(HaveOccurred())
 	Expect(w.cmd.Start()).To(Succeed())
-	read := make(chan struct{})
 	go func() {
-		defer close(read)
+		defer close(w.over)
 		for lines := bufio.NewScanner(out); lines.Scan(); {
 			w.mu.Lock()
 			w.said = append(w.said, lines.Text())
@@ -200,7 +217,7 @@ func (f *fleet) start(kind string) *worker {
 	}()
 	DeferCleanup(func() {
 		w.signal(syscall.SIGKILL)
-		<-read
+		<-w.over
 		_ = w.cmd.Wait()
 	})
 	return w
@@ -291,12 +308,29 @@ func work() {
 	defer locker.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	lock, err := locker.Acquire(ctx, os.Getenv("NAME"))
+	var opts []redislock.Option
+	if text := os.Getenv("MIN_HOLD"); text != "" { // with a WAIT of 0
+		seconds, err := strconv.Atoi(text)
+		fail(err)
+		opts = append(opts, redislock.WithMinHold(time.Duration(seconds)*time.Second), redislock.WithWait(0))
+	}
+	lock, err := locker.Acquire(ctx, os.Getenv("NAME"), opts...)
+	if errors.Is(err, redislock.ErrNotAcquired) {
+		fmt.Println("busy")
+		return
+	}
 	fail(err)
 	fence := strconv.FormatInt(lock.Fence(), 10)
 	fmt.Println("held", fence)
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
-		if lines.Text() == "write" {
+		switch lines.Text() {
+		case "close":
+			locker.Close()
+			fmt.Println("closed")
+		case "cancel":
+			cancel() // of Release's ctx
+			fmt.Println("cancelled")
+		case "write":
 			took, err := client.Do(ctx, client.B().Fcall().Function("register_write").Numkeys(1).
 				Key(os.Getenv("REGISTER")).Arg(fence, os.Getenv("WHO")).Build()).AsInt64()
 			fail(err)

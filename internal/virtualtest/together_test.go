@@ -280,30 +280,45 @@ func TestNeverMoreThanTheLimit(t *testing.T) {
 	})
 }
 
-// TestManyReaders: a thousand in one process behind a writer, over a slow network. One signal for each round trip
-// would take 50 s, and those that lie unread are for the dead.
+// TestManyReaders: 3,000 in one process, or in thirty, behind a writer and 100 readers that have died, over a slow
+// network. One signal for each round trip would take 150 s, and those that lie unread are for the dead.
 func TestManyReaders(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		locker, server := redislocktest.New(t)
-		writer := must[*redislock.Lock](t)(server.Locker().Acquire(t.Context(), name))
-		server.Delay(50 * time.Millisecond)
-		var all sync.WaitGroup
-		for range 1000 {
-			all.Go(func() {
-				if _, err := locker.Acquire(t.Context(), name, reader, redislock.WithWait(time.Hour)); err != nil {
-					t.Error(err)
+	const readers, dead = 3000, 100
+	for _, processes := range []int{1, 30} {
+		synctest.Test(t, func(t *testing.T) {
+			locker, server := redislocktest.New(t)
+			writer := must[*redislock.Lock](t)(locker.Acquire(t.Context(), name))
+			server.Delay(50 * time.Millisecond)
+			for range dead {
+				dies := server.Locker()
+				go func() { _, _ = dies.Acquire(t.Context(), name, reader) }()
+				time.Sleep(50 * time.Millisecond)
+				server.Kill(dies)
+			}
+			var all sync.WaitGroup
+			for range processes {
+				locker := server.Locker()
+				for range readers / processes {
+					all.Go(func() {
+						if _, err := locker.Acquire(t.Context(), name, reader, redislock.WithWait(time.Hour)); err != nil {
+							t.Error(err)
+						}
+					})
 				}
-			})
-		}
-		time.Sleep(10 * time.Second)
-		start := time.Now()
-		released(t, writer)
-		all.Wait()
-		took(t, start, 0, 3*time.Second)
-		if held := server.State(name).Held; held != 1000 {
-			t.Errorf("%d hold it", held)
-		}
-	})
+			}
+			time.Sleep(10 * time.Second)
+			if n := server.State(name).Waiting; n != readers+dead {
+				t.Errorf("%d wait", n)
+			}
+			start := time.Now()
+			released(t, writer)
+			all.Wait()
+			took(t, start, 0, 3*time.Second)
+			if held := server.State(name).Held; held < readers || held > readers+dead {
+				t.Errorf("%d hold it", held)
+			}
+		})
+	}
 }
 
 // TestWriterThatDies: one that died at the head costs the readers behind it seconds, one that answers slowly keeps its place.

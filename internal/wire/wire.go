@@ -1,6 +1,6 @@
-// Package wire is the seam between the client and a server: all that a client can ask, and be told.
-// redislock implements it on rueidis (functions.go), redislocktest in memory. Nothing above it knows
-// commands, replies, signal lists or the texts of Redis's errors.
+// Package wire is the interface between the client and a server. Package redislock implements it on
+// rueidis (functions.go), internal/memory without Redis. Code above it knows no commands, replies or texts
+// of Redis's errors.
 package wire
 
 import (
@@ -10,39 +10,39 @@ import (
 	"time"
 )
 
-// Never is the length of a lease that never expires, and of a limit that there is not. It is the
-// longest duration, so min and Before treat it right, and no lease becomes endless by arithmetic.
+// Never is the length of a lease that never expires, and of a limit that is not set. It is the longest
+// duration, so min and Before treat it correctly, and no arithmetic makes a lease endless.
 const Never = time.Duration(math.MaxInt64)
 
-// Server is one client's access to the function library. Every call ends with its ctx, whatever it
-// waits for; it may still be carried out then (see Error). It is safe for concurrent use.
+// Server is one client's access to the function library. Every call returns when its ctx ends; the server
+// may still carry it out (see Error). It is safe for concurrent use.
 type Server interface {
-	// Acquire takes the lock or queues for it. With a wait of 0 it only tries, and leaves the queue. So many
-	// holders may have the lock together, token included; 0: any number; 1: token alone.
+	// Acquire takes the lock or queues for it. With a wait of 0 it only tries, and leaves the queue. holders
+	// is how many may share the lock, token included; 0: any number; 1: token alone.
 	Acquire(ctx context.Context, k Keys, token string, lease, wait time.Duration, holders int) (Acquired, error)
 	// Release gives the lock back, or leaves the queue.
 	Release(ctx context.Context, k Keys, token string) (Released, error)
-	// Extend has the lease end this long from now, if token is the holder.
+	// Extend makes the lease end this long from now, if token is the holder.
 	Extend(ctx context.Context, k Keys, token string, lease time.Duration) (Extended, error)
-	// ExtendAndWait is Extend, whose answer goes to extended; then n replicas are waited for until
-	// timeout. It returns how many have the lease.
+	// ExtendAndWait extends, passes the answer to extended, and waits up to timeout for n replicas. It
+	// returns how many have the lease.
 	ExtendAndWait(ctx context.Context, k Keys, token string, lease time.Duration, n int,
 		timeout time.Duration, extended func(Extended)) (acks int, err error)
 	// Reset takes the lock away from its holder. It reports whether somebody held it.
 	Reset(ctx context.Context, k Keys) (held bool, err error)
 	Inspect(ctx context.Context, k Keys) (State, error)
-	// Locks returns the keys that begin with prefix and may be those of held locks, some more than once.
-	// With an error, these are not all.
+	// Locks returns the keys that begin with prefix and may be held locks, some more than once. With an
+	// error, some may be missing.
 	Locks(ctx context.Context, prefix string) ([]string, error)
-	// Pop blocks until signals come to a list. It returns those that are there, about most at most, or
-	// none after a few seconds.
+	// Pop blocks until a list has signals. It returns about most of them at most, or none after a few
+	// seconds.
 	Pop(ctx context.Context, list string, most int) ([]Signal, error)
 	// Forget deletes signal lists.
 	Forget(ctx context.Context, lists []string) error
 }
 
-// Provider is a rueidis.Client that redislock.New takes a Server from: that of redislocktest. Each
-// Locker has a Server of its own, with signal lists of its own.
+// Provider is a rueidis.Client with Servers of its own: redislocktest's. redislock.New takes one for each
+// Locker, with its own signal lists.
 type Provider interface {
 	Wire(prefix string) Server
 }
@@ -58,12 +58,12 @@ type Keys struct {
 type Acquired struct {
 	Held     bool
 	Fence    int64         // held: the fencing token
-	Lease    time.Duration // held: what is left of the lease, or Never
+	Lease    time.Duration // held: the rest of the lease, or Never
 	Position int           // not held: the place in the queue, 1 is next; 0: not queued
 	CheckIn  time.Duration // queued: call again at the latest after this
 	Now      int64         // server time, ms
-	List     string        // queued: where signals come, for Pop
-	Sent     time.Time     // when the call that was answered was sent
+	List     string        // queued: the signal list, for Pop
+	Sent     time.Time     // when the answered call was sent
 }
 
 // Extended is the answer to Extend.
@@ -75,7 +75,7 @@ type Extended struct {
 // Released is the answer to Release.
 type Released int
 
-// What the token was until Release.
+// The state of the token before Release.
 const (
 	NotMine Released = iota
 	WasHeld
@@ -91,16 +91,16 @@ type Signal struct {
 
 // State is the answer to Inspect.
 type State struct {
-	Holder  string // "": nobody. Of several, the one with the longest lease
+	Holder  string // with the longest lease; "": nobody
 	Fence   int64
 	TTL     time.Duration // of Holder; -1: never expires; 0: nobody holds the lock
 	Held    int           // how many hold it
-	Holders []Holder      // of them; may be empty if one holds it alone
+	Holders []Holder      // may be empty if the lock is held alone
 	Waiting int
 	Waiters []Waiter
 }
 
-// Holder is one of those who hold a lock.
+// Holder is one holder of a lock.
 type Holder struct {
 	Token string
 	TTL   time.Duration // as in State
@@ -114,14 +114,14 @@ type Waiter struct {
 	Holders                 int // as in Acquire
 }
 
-// ErrUnavailable is found in each Error that passes.
+// ErrUnavailable is in each Error that passes.
 var ErrUnavailable = errors.New("redis is unavailable")
 
-// Error is how each call fails.
+// Error is the error of every failed call.
 type Error struct {
 	Err      error
-	Passes   bool // the same call may succeed later, without anybody's doing
-	Answered bool // the call was not carried out, and will not be
+	Passes   bool // the same call may succeed later by itself
+	Answered bool // the server did not carry out the call, and will not
 }
 
 func (e *Error) Error() string {
@@ -131,7 +131,7 @@ func (e *Error) Error() string {
 	return e.Err.Error()
 }
 
-// Unwrap also has ErrUnavailable, if the error passes.
+// Unwrap includes ErrUnavailable if the error passes.
 func (e *Error) Unwrap() []error {
 	if e.Passes {
 		return []error{ErrUnavailable, e.Err}
@@ -139,11 +139,11 @@ func (e *Error) Unwrap() []error {
 	return []error{e.Err}
 }
 
-// Passes tells whether the same call may succeed later without anybody's doing: the network is in
-// trouble, or the server is in a state that passes.
+// Passes tells whether the same call may succeed later by itself: the network or the server has a passing
+// problem.
 func Passes(err error) bool { return errors.Is(err, ErrUnavailable) }
 
-// MayArrive tells whether a call may have been carried out in spite of this error, or may still be.
+// MayArrive tells whether the server may have carried out a call in spite of this error, or still may.
 func MayArrive(err error) bool {
 	if err == nil {
 		return false

@@ -1,20 +1,20 @@
 /**
- * What replies have told of the server's clock: it showed `now` when the call that asked was sent (`at`, by
- * our clock), or later, and no later than when the reply was here (`by`).
+ * One reading of the server's clock, from a reply. It showed `now` at some moment between `at`, when the call was
+ * sent, and `by`, when the reply arrived, both by our clock.
  */
 export interface ServerClock {
   readonly now: number
   readonly at: number
   readonly by: number
-  /** It was put back, and may have shown this before. 0: not as far as is known. */
+  /** The clock was put back and may have shown this before. 0: it was not, as far as we know. */
   readonly high: number
 }
 
-const FAR = 7 * 24 * 3_600_000 // farther than any place or short lease
+const FAR = 7 * 24 * 3_600_000 // longer than any wait or handed-over lease
 
 /**
- * The earliest moment, by our clock, at which the server's shows ms, if that runs less than a tenth faster
- * than ours. A millisecond is for the rounding.
+ * The earliest moment, by our clock, at which the server's clock shows ms, if that runs less than a tenth faster
+ * than ours. One millisecond is for rounding.
  */
 export function earliest(clock: ServerClock, ms: number, today: number): number {
   const ahead = Math.min(Math.max(ms - clock.now, -FAR), FAR)
@@ -22,15 +22,14 @@ export function earliest(clock: ServerClock, ms: number, today: number): number 
 }
 
 /**
- * The one of two that was asked for last. What the two tell together is kept: the clock was put back if it
- * had to show more by now.
+ * The later reading of two. It notes in `high` whether the server's clock was put back: `next` had to show
+ * more, also if its call was sent first and took longer.
  */
 export function newer(known: ServerClock | undefined, next: ServerClock): ServerClock {
   if (!known) return next
-  if (next.at < known.at) return known
   const high =
     next.now < known.now + Math.trunc(next.at - known.by)
       ? Math.max(known.high, known.now + Math.trunc(next.by - known.at) + 1)
       : known.high
-  return { ...next, high }
+  return { ...(next.at < known.at ? known : next), high }
 }

@@ -1,4 +1,4 @@
-/** What each error of this package is. Test for it with `error.code`, or with `instanceof`. */
+/** The kind of an error of this package. Test for it with `error.code`, or with `instanceof`. */
 export type LockErrorCode =
   | 'LOCK_BUSY'
   | 'LOCK_QUEUE_FULL'
@@ -20,7 +20,7 @@ export class LockError extends Error {
   }
 }
 
-/** Somebody holds the lock or waits for it: Redis said so in this wait. */
+/** Redis said during this call that somebody holds the lock or waits for it. */
 export class BusyError extends LockError {
   constructor(
     message: string,
@@ -38,7 +38,7 @@ export class QueueFullError extends BusyError {
   }
 }
 
-/** Nobody answered, or with an error that passes. Nothing is known of the lock. */
+/** Nobody answered, or Redis answered with an error that passes. Nothing is known of the lock. */
 export class UnavailableError extends LockError {
   constructor(message: string, cause?: unknown) {
     super('LOCK_UNAVAILABLE', message, cause)
@@ -52,7 +52,7 @@ export class LostError extends LockError {
   }
 }
 
-/** Release or extend found that the lock was not held any more. */
+/** Release or extend found that the lock had been lost or released before. */
 export class NotHeldError extends LockError {
   constructor(message: string, cause?: unknown) {
     super('LOCK_NOT_HELD', message, cause)
@@ -66,14 +66,14 @@ export class ClosedError extends LockError {
   }
 }
 
-/** The object is no client of `redis` or `ioredis` that this package knows. */
+/** The object is not a client of `redis` or `ioredis` that this package knows. */
 export class UnsupportedClientError extends LockError {
   constructor(message: string) {
     super('LOCK_CLIENT', message)
   }
 }
 
-/** Redis does not have the function library, or one of another version, and it could not be loaded. */
+/** The function library is missing in Redis, or has another version, and could not be loaded. */
 export class LibraryError extends LockError {
   constructor(message: string, cause?: unknown) {
     super('LOCK_LIBRARY', message, cause)
@@ -87,14 +87,14 @@ export class ReplyError extends LockError {
   }
 }
 
-/** An option or a name that cannot work. Nothing was sent. */
+/** An option or a name is wrong. Nothing was sent. */
 export class ArgumentError extends LockError {
   constructor(message: string) {
     super('LOCK_ARGUMENT', message)
   }
 }
 
-// On the prototypes, so that a minifier that renames classes does not change them.
+// On the prototypes, so a minifier that renames classes does not change the names.
 const names = {
   LockError,
   BusyError,
@@ -112,11 +112,11 @@ for (const [name, type] of Object.entries(names)) {
   Object.defineProperty(type.prototype, 'name', { value: name, configurable: true, writable: true })
 }
 
-/** How a call to Redis failed. It does not leave the package. */
+/** The failure of a call to Redis. It does not leave the package. */
 export class CallError extends Error {
-  /** The same call may succeed later without anybody's doing. */
+  /** The same call may succeed later by itself. */
   readonly passes: boolean
-  /** The call may have been carried out, or may still be. */
+  /** Redis may have carried out the call, or may still do so. */
   readonly mayArrive: boolean
   constructor(cause: unknown, { passes, mayArrive }: { passes: boolean; mayArrive: boolean }) {
     super(textOf(cause), { cause })
@@ -137,7 +137,7 @@ export function textOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error)
 }
 
-/** The first word of an error reply; '': Redis did not say this. */
+/** The first word of an error reply; '': not an error reply. */
 export function codeOf(error: unknown): string {
   return /^(?:-)?([A-Z][A-Z0-9_]+) /.exec(textOf(error))?.[1] ?? ''
 }
@@ -145,5 +145,5 @@ export function codeOf(error: unknown): string {
 const PASSING =
   /^(LOADING|BUSY|READONLY|NOREPLICAS|CLUSTERDOWN|TRYAGAIN|MOVED|ASK|UNBLOCKED|MASTERDOWN) /
 
-/** Whether the same call may succeed later without anybody's doing, by what Redis replied. */
+/** Whether a call with this error reply may succeed later by itself. */
 export const passes = (reply: string): boolean => PASSING.test(reply)

@@ -16,27 +16,27 @@ import {
 } from './lease'
 import { backoff, type Failure } from './wait'
 
-/** How long a release is tried. After that the lock is left to its lease. */
+/** How long to retry a release. After that, the lease ends the lock. */
 export const RELEASE_MS = 5000
 
-/** How a release has ended. */
+/** The result of a release. */
 export type Verdict =
   | { readonly kind: 'released' }
   | { readonly kind: 'notHeld' }
   | { readonly kind: 'failed'; readonly error: unknown }
 
 /**
- * A lock that is held, without I/O: it is told the time and what happened, and says what to do next.
+ * A held lock, without I/O: it takes the time and the events, and returns the next step.
  *
- * Call ring() when `noticeAt` has come, and renews() when `wakeAt` has; send the lock_extend that this returns, one at
- * a time, and tell what became of it with extended() or failed().
+ * Call ring() at `noticeAt`, and renews() at `wakeAt`. Send the lock_extend that renews() returns, one at a time, and
+ * report its result with extended() or failed().
  *
- * To give the lock back: release(), then returns() whenever `returnAt` has come, until there is a `verdict`.
+ * To give the lock back: release(), then returns() at each `returnAt`, until there is a `verdict`.
  */
 export class Hold {
-  /** Why the lock is lost; undefined: as far as is known it is not. */
+  /** Why the lock is lost; undefined: it is not, as far as we know. */
   lost: string | undefined
-  /** Release was called, or the lock was left to its lease. */
+  /** The holder called release or detach. */
   returned = false
   wakeAt = Infinity
   returnAt = Infinity
@@ -64,23 +64,23 @@ export class Hold {
     return deadlineOf(this.#lease.term)
   }
 
-  /** When the holder is told: ahead of the deadline. */
+  /** When to tell the holder: ahead of the deadline. */
   get noticeAt(): number {
     return this.isHeld ? noticeOf(this.#lease.term) : Infinity
   }
 
-  /** The time of the notice may have come. True: the lock is lost now. */
+  /** Checks whether the notice is due. True: the lock is lost now. */
   ring(now: number): boolean {
     if (now < this.noticeAt) return false
     return this.#lose(ending(this.#lease))
   }
 
-  /** What to send to confirm or to renew. undefined: nothing, and perhaps ring() is due. */
+  /** The lease to send, to confirm or to renew. undefined: nothing to send; ring() may be due. */
   renews(now: number): number | undefined {
     return now < this.wakeAt ? undefined : this.extends(now, this.#lease.length)
   }
 
-  /** What to send so that the lease ends `length` from now. undefined: the lock is not held any more. */
+  /** The lease to send, so that it ends `length` from now. undefined: the lock is lost or released. */
   extends(now: number, length: number): number | undefined {
     const isHeld = now < this.noticeAt && this.isHeld
     const term = isHeld ? ask(this.#lease, now, length) : undefined
@@ -92,7 +92,7 @@ export class Hold {
     return term.length
   }
 
-  /** lock_extend was answered. `sent` is when it was sent. True: the lock is lost now. */
+  /** lock_extend, sent at `sent`, was answered. True: the lock is lost now. */
   extended(now: number, sent: number, isHolder: boolean): boolean {
     const next = this.#next
     this.#before = this.#next = undefined
@@ -105,7 +105,7 @@ export class Hold {
     return this.ring(now) // the reply may have come too late
   }
 
-  /** lock_extend was refused, or got no answer. */
+  /** lock_extend was refused or got no answer. */
   failed(now: number, { mayArrive }: Failure): void {
     const next = this.#next
     const before = this.#before
@@ -113,7 +113,7 @@ export class Hold {
     if (!this.isHeld || !next || !before) return
     this.#lease = mayArrive ? unanswered(this.#lease, next.term, next.length) : before
     this.#schedule(now)
-    // Soon again, through any trouble, until the notice.
+    // Retry soon, until the notice.
     if (this.wakeAt !== Infinity) {
       this.wakeAt = now + Math.min(backoff(this.#failures++), this.#lease.term.length / 10 + 1)
     }
@@ -128,24 +128,24 @@ export class Hold {
     this.#returnEnd = now + RELEASE_MS
   }
 
-  /** Until when nobody else gets the lock, also if it is released. */
+  /** Until when nobody else gets the lock, even if it is released. */
   get keepUntil(): number {
     return this.#lease.keepUntil
   }
 
-  /** Its caller does not get the lock: no minimum hold is kept. */
+  /** The caller does not get the lock: ignore the minimum hold. */
   keepsNothing(): void {
     this.#lease = { ...this.#lease, keepUntil: 0 }
   }
 
-  /** When it is too late to give the lock back: it is left to its lease. */
+  /** When it is too late to give the lock back: the lease ends it. */
   get returnEnd(): number {
     return this.#returnEnd
   }
 
   /**
-   * What to send to give the lock back: lock_extend with this lease, so that nobody else gets it before the minimum hold
-   * is over; 0: lock_release.
+   * How to give the lock back: 0: with lock_release; otherwise with lock_extend and this lease, to keep the minimum
+   * hold.
    */
   returns(now: number): number {
     this.returnAt = Infinity
@@ -157,7 +157,7 @@ export class Hold {
     this.verdict ??= { kind: reply === 1 || this.#replyLost ? 'released' : 'notHeld' }
   }
 
-  /** It was refused, or got no answer. `error` is for the verdict. */
+  /** That call was refused or got no answer. `error` is for the verdict. */
   returnFailed(now: number, error: unknown, { passes, mayArrive }: Failure): void {
     this.#replyLost ||= mayArrive && now < this.deadline
     this.returnAt = passes ? now + backoff(this.#returnFailures++) : Infinity

@@ -1,3 +1,4 @@
+import { onAbort } from './abort'
 import {
   BusyError,
   CallError,
@@ -16,21 +17,21 @@ import { Alarm, now, pause } from './time'
 import { backoff, FOREMOST_MS, type Line, Undo, Wait } from './wait'
 import { millis, parseAcquired, parseSignal, type Signal } from './wire'
 
-/** How long a try takes, at most. */
+/** How long a try takes at most. */
 export const TRY_MS = 3000
-/** With more locks waited for than this, the foremost of each calls less often: still sooner than a handed-over lease ends. */
+/** With more contended locks than this, the first waiter of each calls less often, still within a handed-over lease. */
 const MANY_LOCKS = 100
 const CROWD_MS = 1500
-/** The places of so many waiters are kept longer, so that all of them together call some 40 times a second. */
+/** With more waiters than this for a lock, Redis keeps their places longer: together they call 40 times a second. */
 const PLACE_MS = 75
 const MAX_WAIT_MS = 86_400_000
-/** Waits that are over and remembered. */
+/** How many past waits the hub remembers. */
 const PAST_MAX = 8192
-/** How long after its end a wait may be told of a grant from before that end. */
+/** How long after the end of a wait a signal may come that was sent before. */
 const LATE_SIGNAL_MS = 1000
-/** A wait that is over and was granted the lock all the same is given up again, for so long. */
+/** How long to try to give up a past wait that got the lock again. */
 const AGAIN_MS = 5000
-/** Trouble is told at most so often. */
+/** The shortest time between two reports of trouble. */
 const REPORT_MS = 60_000
 
 interface Waiter {
@@ -42,26 +43,26 @@ interface Waiter {
   readonly began: number
   readonly alarm: Alarm
   readonly limit: Alarm
-  /** Where somebody pops signals for it. */
+  /** The signal list in which it is registered. */
   popper: Popper | undefined
-  /** Nothing more is to be done for it but to give up what it may have. */
+  /** Only its place or lock is left to give up. */
   isOver: boolean
   isUndoing: boolean
   end: (grant: Grant | LockError | { reason: unknown }) => void
 }
 
-/** Those of this client who wait for one lock, in order. */
+/** This client's waiters for one lock, in order. */
 interface SharedLine extends Line {
   readonly waiters: Set<Waiter>
 }
 
-/** Pops a signal list, as long as somebody waits for a signal in it. */
+/** Pops a signal list while somebody waits for a signal in it. */
 interface Popper extends Blocker {
   readonly list: string
   count: number
 }
 
-/** Knows who waits, and brings signals to them. */
+/** Delivers signals to the waiters. */
 export class Hub {
   readonly #server: Server
   readonly #settings: Settings
@@ -86,7 +87,7 @@ export class Hub {
     return count
   }
 
-  /** How many signal lists are popped. */
+  /** How many signal lists have a popper. */
   get popping(): number {
     return this.#poppers.size
   }
@@ -97,7 +98,7 @@ export class Hub {
     if (signal?.aborted) throw signal.reason
     if (this.#closed) throw new ClosedError(`redislock: ${op} "${keys.name}": the Locker is closed`)
     const began = now()
-    // An earlier wait with the same token must not give up the place of this one.
+    // An earlier wait with the same token must not give up this wait's place.
     if (request.ownToken) await this.#leaving.get(request.token)
     const isTry = request.wait === 0
     const line = this.#lines.get(keys.lock) ?? { waiters: new Set() }
@@ -128,10 +129,10 @@ export class Hub {
       }
       this.#add(waiter)
       waiter.limit.set(isTry ? began + TRY_MS : began + request.wait)
-      signal?.addEventListener('abort', expire)
+      const unlisten = signal && onAbort(signal, expire)
       const settle = waiter.end
       waiter.end = (result) => {
-        signal?.removeEventListener('abort', expire)
+        unlisten?.()
         settle(result)
       }
       this.#step(waiter)
@@ -141,7 +142,7 @@ export class Hub {
     return result
   }
 
-  /** Ends all waits, those that come later at once. */
+  /** Ends all waits, and all later ones at once. */
   close(): void {
     this.#closed = true
     this.#endAll(
@@ -150,12 +151,12 @@ export class Hub {
     )
   }
 
-  /** Resolves when all that was given up is given up. */
+  /** Resolves when the leavers have finished. */
   async settled(): Promise<void> {
     while (this.#leaving.size > 0) await Promise.all(this.#leaving.values())
   }
 
-  /** Notes that a wait has ended for good: it was given up, or its lock was released or lost. */
+  /** Notes the end of a wait: it was given up, or its lock was released or lost. */
   remember(keys: Keys, token: string, ended: number): void {
     if (this.#past.has(token)) return
     this.#past.set(token, { keys, ended })
@@ -185,13 +186,13 @@ export class Hub {
     for (const foremost of w.line.waiters) {
       if (!foremost.wait.isForemost) {
         foremost.wait.isForemost = true
-        this.#step(foremost) // it has to call sooner now
+        this.#step(foremost) // the foremost calls sooner
       }
       break
     }
   }
 
-  /** Does what the wait asks for: a call, to sleep, or to end. */
+  /** Takes the next step of a wait: a call, a sleep, or the end. */
   #step(w: Waiter): void {
     const { wait } = w
     if (wait.outcome && !w.isOver) {
@@ -241,7 +242,7 @@ export class Hub {
     const send = () =>
       this.#server.fcall('lock_acquire', keys, args, { ms: CALL_MS, holds }, this.#list(keys))
     const answer = await send().catch((error: CallError) => {
-      // A proxy before a cluster, say: the client did not say that this is one.
+      // A cluster, although the client is not a cluster client (a proxy, say).
       if (!/^CROSSSLOT /.test(error.message) || this.#server.perLock) throw error
       this.#server.perLock = true
       return send()
@@ -258,7 +259,7 @@ export class Hub {
     return `${prefix}-signal:${this.#server.perLock ? `${keys.tagged}:` : ''}${this.#id}`
   }
 
-  /** What the caller gets. */
+  /** The result for the caller. */
   #resultOf({ op, keys, request, wait, began }: Waiter): Grant | LockError | { reason: unknown } {
     const { outcome } = wait
     if (outcome?.kind === 'held') return outcome.grant
@@ -285,7 +286,7 @@ export class Hub {
     return new UnavailableError(`${what}: no answer within ${ms} ms${trouble}`, wait.trouble)
   }
 
-  /** Makes sure that somebody pops the signals for it. */
+  /** Makes a popper pop the signals for it. */
   #listen(w: Waiter): void {
     const list = this.#list(w.keys)
     if (w.popper?.list === list) return
@@ -301,7 +302,7 @@ export class Hub {
   }
 
   async #pop(popper: Popper): Promise<void> {
-    await undefined // its first waiter is counted when this goes on
+    await undefined // lets the first waiter register
     for (let failures = 0; popper.count > 0; ) {
       try {
         const most = this.#server.perLock ? 1 : this.#lines.size
@@ -322,10 +323,9 @@ export class Hub {
   }
 
   /**
-   * Tells those who wait with the tokens of signals. A signal for a wait that is over usually came late. But
-   * after a failover that lost the last writes, the queue again has waiters that were through: each would
-   * hold the lock for the two seconds of a dead one. So when one of them is given the lock, all of them for
-   * that lock are given up.
+   * Brings signals to the waiters with their tokens. A signal for a past wait is usually just late. But after a
+   * failover that lost the last writes, the queue has past waits again. Each would keep the lock for the 2 s of a
+   * dead waiter. So when one of them gets the lock, all past waits for that lock are given up.
    */
   #deliver(elements: string[]): void {
     for (const element of elements) {
@@ -355,7 +355,7 @@ export class Hub {
     if (!this.#leaving.has(token)) this.#giveUp(keys, token, new Undo(now(), AGAIN_MS, true))
   }
 
-  /** The request is for a wait with a token of the caller's own, which may have to ask again. */
+  /** Gives up a wait. A wait with the caller's own token needs its request, to ask again. */
   #giveUp(keys: Keys, token: string, undo: Undo, request?: Request): Promise<void> {
     const leaving = this.#undo(keys, token, undo, request).finally(() => {
       if (this.#leaving.get(token) === leaving) this.#leaving.delete(token)

@@ -36,13 +36,13 @@ export function keysOf(prefix: string, name: string): Keys {
   }
 }
 
-/** Whether Redis hashes only what is between the first '{' and the next '}': if that is not empty. */
+/** Whether Redis hashes only a part: the text between the first '{' and the next '}', if that is not empty. */
 function hasTag(name: string): boolean {
   const open = name.indexOf('{')
   return open >= 0 && name.indexOf('}', open) > open + 1
 }
 
-/** The way back from the key of a lock; undefined: it is none. */
+/** The inverse of keysOf; undefined: not the key of a lock. */
 export function keysFrom(prefix: string, key: string): Keys | undefined {
   const tagged = key.slice(prefix.length + 1)
   if (!key.startsWith(`${prefix}:`) || !hasTag(tagged) || tagged.startsWith('}')) return undefined
@@ -50,8 +50,8 @@ export function keysFrom(prefix: string, key: string): Keys | undefined {
 }
 
 /**
- * Each lock once, in the order in which all clients of all languages take several: by the UTF-8 bytes of
- * the key. JavaScript's own order of strings differs beyond U+FFFF.
+ * Each lock once, in the order in which every client in every language takes several: by the UTF-8 bytes of the key.
+ * JavaScript's own order of strings differs beyond U+FFFF.
  */
 export function inOrder(all: Keys[]): Keys[] {
   const once = new Map(all.map((keys) => [keys.lock, keys]))

@@ -1,11 +1,11 @@
-/** The notice comes ahead of the deadline: a tenth of the lease, and this at most. */
+/** The notice comes ahead of the deadline, by a tenth of the lease and at most this. */
 const NOTICE_MS = 500
 /** A handed-over lease lasts this long until it is confirmed: CLAIM_MS of lock.lua. */
 export const HANDED_MS = 2000
-/** A handed-over lock is confirmed after this. A holder that releases sooner saves the call. */
+/** When to confirm a handed-over lock. A holder that releases sooner saves this call. */
 const CLAIM_AFTER_MS = 500
 
-/** What the server has promised: the lock, for a length from then on, by our clock. Infinity: for ever. */
+/** A promise of the server: the lock is held for `length` after `from`, by our clock. Infinity: for ever. */
 export interface Term {
   readonly from: number
   readonly length: number
@@ -13,7 +13,7 @@ export interface Term {
 
 export const deadlineOf = (term: Term): number => term.from + term.length
 
-/** When the holder has to be told. Later than that it may not act any more. */
+/** When to tell the holder. After that it must not act. */
 export function noticeOf(term: Term): number {
   if (term.length === Infinity) return Infinity
   return deadlineOf(term) - Math.min(term.length / 10, NOTICE_MS)
@@ -24,20 +24,20 @@ const atMost = (term: Term, length: number): Term => ({
   length: Math.min(term.length, length),
 })
 
-/** A lock that was just given to us. */
+/** A lock that this wait has just got. */
 export interface Grant {
   readonly fence: number
   readonly term: Term
-  /** The lease of a call that got no answer and may still arrive; Infinity: there is none. */
+  /** The lease of an unanswered call, which may still arrive; Infinity: none. */
   readonly doubt: number
-  /** Handed over with a short lease, which has to be confirmed. */
+  /** Handed over with a short lease: confirm it. */
   readonly unconfirmed: boolean
-  /** It was waited for. */
+  /** The lock was not free. */
   readonly queued: boolean
 }
 
 export interface Holding {
-  /** To renew for, ms; Infinity: never expires. */
+  /** The length of each renewal, ms; Infinity: never expires. */
   readonly lease: number
   /** From the grant on; Infinity: no limit. */
   readonly maxHold: number
@@ -47,13 +47,13 @@ export interface Holding {
 }
 
 /**
- * Until when a lock is held, and when to call the server for it. A value: its functions are told the time.
+ * Until when a lock is held, and when to call the server for it. It is a value; its functions take the time.
  *
  * No term ends later than the server's:
  *
- * - A term that the server has confirmed counts from when the call was sent. Calls are made one at a time, so
- *   the server has seen no later one.
- * - A call without an answer may still arrive and set its own length. So doubt, the shortest of these,
+ * - A term that the server has confirmed counts from the moment when the call was sent. There is one call at a time,
+ *   so the server has seen no later one.
+ * - A call without an answer may still arrive and set its own length. So doubt, the shortest of these lengths,
  *   limits all later terms.
  * - For the term of a signal, see Wait.
  * - A term that ends sooner counts from before its call is sent. It is taken back only if Redis refuses the
@@ -64,7 +64,7 @@ export interface Lease {
   readonly length: number
   readonly begin: number
   readonly maxHold: number
-  /** Nobody else may have the lock before. */
+  /** Nobody else may have the lock before this. */
   readonly keepUntil: number
   readonly renew: boolean
   readonly unconfirmed: boolean
@@ -84,48 +84,48 @@ export function leaseOf(holding: Holding, grant: Grant, now: number): Lease {
   }
 }
 
-/** What is left of the maximum hold, in the server's unit. */
+/** The rest of the maximum hold, in whole milliseconds. */
 const left = (lease: Lease, now: number): number =>
   lease.maxHold === Infinity ? Infinity : Math.trunc(lease.begin + lease.maxHold - now)
 
-/** Whether the lease ends with the maximum hold, but for the rounding. */
+/** Whether the term ends with the maximum hold, give or take the rounding. */
 export const isLast = (lease: Lease): boolean => left(lease, deadlineOf(lease.term)) <= 1
 
-/** When to confirm or to renew. Infinity: not again. */
+/** When to confirm or to renew. Infinity: never again. */
 export function nextCall(lease: Lease, now: number): number {
   if (lease.unconfirmed) return now + Math.min(CLAIM_AFTER_MS, (deadlineOf(lease.term) - now) / 4)
   if (!lease.renew || lease.term.length === Infinity || isLast(lease)) return Infinity
   return lease.term.from + Math.min(lease.term.length, lease.length) / 3
 }
 
-/** The term to ask for. undefined: nothing is left of the maximum hold. */
+/** The term to ask for. undefined: the maximum hold is over. */
 export function ask(lease: Lease, now: number, length: number): Term | undefined {
   const most = left(lease, now)
   const term = { from: now, length: Math.max(Math.min(length, most), toKeep(lease, now)) }
   return most > 0 ? term : undefined
 }
 
-/** What is left of the minimum hold. A holder that dies must not free the lock before. */
+/** The rest of the minimum hold. A holder that dies must not free the lock before. */
 export const toKeep = (lease: Lease, now: number): number => Math.max(0, lease.keepUntil - now)
 
-/** While a call for a term is under way: if it ends sooner, the server may have it. */
+/** The lease while a call for a term is under way. A sooner end counts at once: the server may have it. */
 export const asked = (lease: Lease, term: Term): Lease =>
   deadlineOf(term) < deadlineOf(lease.term) ? { ...lease, term } : lease
 
-/** After the server has begun a term. */
+/** The lease after the server has set a term. */
 export function confirmed(lease: Lease, term: Term): Lease {
   const most = Math.min(lease.doubt, Math.max(0, left(lease, term.from)))
   return { ...lease, unconfirmed: false, term: atMost(term, most) }
 }
 
-/** After a call that may still arrive. */
+/** The lease after a call that may still arrive. */
 export const unanswered = (lease: Lease, term: Term, length: number): Lease => ({
   ...lease,
   doubt: Math.min(lease.doubt, term.length),
   length: Math.min(lease.length, length),
 })
 
-/** Which limit it was that ended the lease. */
+/** The text that names the limit which ended the lock. */
 export const ending = (lease: Lease): string =>
   isLast(lease)
     ? `the maximum hold of ${lease.maxHold} ms is over`

@@ -6,29 +6,29 @@ import { CALL_MS, type Server } from './server'
 import { Alarm, now, pause } from './time'
 import { millis, parseNumber } from './wire'
 
-/** What a Lock needs of its Locker. */
+/** The part of the Locker that a Lock uses. */
 export interface Keeper {
   readonly server: Server
-  /** It is not held any more. Until `ended`, the server may say that it is. */
+  /** The lock is over. Ignore signals for it that come before `ended`. */
   over(lock: Lock, type: 'released' | 'lost', ended: number, error?: unknown): void
 }
 
 /**
- * A lock that is held.
+ * A held lock.
  *
  * Make one with a Locker. `await using lock = await locker.acquire(...)` releases it at the end of the block.
  */
 export class Lock {
   readonly name: string
-  /** What Redis knows the holder by. Another process that has it can go on with the lock. */
+  /** The token by which Redis knows the holder. Another process with the token can go on with the lock. */
   readonly token: string
-  /** Grows with each grant of this name. Have storage refuse one that is lower than the last it saw. */
+  /** Grows with each grant of this name. Have the storage refuse a lower one than it has seen. */
   readonly fence: number
   /**
-   * Aborts when the lock may be lost, with a LostError: stop then. It aborts ahead of the end of the lease,
-   * by a tenth of the lease and 500 ms at most. A timer that calls nothing does it. It comes too late only
-   * if the event loop does not get its turn, if the process stands still, or if the server's clock is put
-   * forward. After a reset it comes with the next renewal.
+   * Aborts with a LostError when the lock may be lost: stop then. It aborts ahead of the end of the lease, by a
+   * tenth of the lease and at most 500 ms. A timer does it, without any call. It is too late only if the event
+   * loop is blocked, the process stands still, or the server's clock is put forward. After a reset it aborts with
+   * the next renewal.
    */
   readonly signal: AbortSignal
 
@@ -50,24 +50,25 @@ export class Lock {
     this.#keeper = keeper
     this.#keys = keys
     this.#hold = hold
-    // They do not keep the process alive: a release that was forgotten must not.
+    // These timers do not keep the process alive: a forgotten release must not.
     this.#notice = new Alarm(() => this.#ring(), false)
     this.#renewal = new Alarm(() => this.#renew(), false)
     this.#arm()
   }
 
-  /** How long the lock is surely held, ms; 0: not any more; Infinity: it never expires. */
+  /** How long the lock is surely still held, ms; 0: it is over; Infinity: it never expires. */
   get left(): number {
     this.#ring()
     return this.#hold.isHeld ? Math.max(0, this.#hold.deadline - now()) : 0
   }
 
   /**
-   * The lease now ends so many ms from now; renewal goes on with it.
+   * Makes the lease end this many ms from now; renewal goes on with it.
    *
-   * A NotHeldError: the lock is lost or released. A ReplyError: nothing has changed. An UnavailableError: the
-   * call may have been carried out, or may still arrive. Then the shorter lease counts, for renewal, for
-   * the signal, and as the longest that this lock has from now on.
+   * - NotHeldError: the lock is lost or released.
+   * - ReplyError: nothing has changed.
+   * - UnavailableError: Redis may have carried the call out, or may still do so. From then on the shorter lease
+   *   counts, for renewal, for the signal, and for later calls of extend.
    */
   async extend(lease: number): Promise<void> {
     if (typeof lease !== 'number' || !(lease >= 100)) {
@@ -79,8 +80,10 @@ export class Lock {
   }
 
   /**
-   * Hands the lock on. It tries for 5 s; then the error is an UnavailableError, the lock ends with its lease, and
-   * release can be called again. A NotHeldError: the lock had been lost before.
+   * Gives the lock back, and hands it to the next waiter.
+   *
+   * - NotHeldError: the lock had been lost before.
+   * - UnavailableError: Redis did not answer for 5 s. Then the lock ends with its lease; release can be called again.
    */
   release(): Promise<void> {
     this.#releasing ??= this.#release().catch((error) => {
@@ -95,7 +98,7 @@ export class Lock {
     return this.release()
   }
 
-  /** Leaves the lock to its lease, for another process that goes on with its token. Returns how long that is, ms. */
+  /** Leaves the lock to its lease, for another process with its token. Returns the rest of the lease, ms. */
   detach(): number {
     const { left } = this
     if (this.#hold.isHeld) {
@@ -107,13 +110,13 @@ export class Lock {
     return left
   }
 
-  /** @internal The Locker is closed: no more renewal. */
+  /** @internal The Locker is closed: renewal ends. */
   abandon(): void {
     this.#hold.wakeAt = Infinity
     this.#abort.abort(new ClosedError(`redislock: lock "${this.name}": the Locker is closed`))
   }
 
-  /** @internal Its caller does not get it. */
+  /** @internal The caller does not get the lock. */
   giveUp(): Promise<void> {
     this.#hold.keepsNothing()
     return this.release()
@@ -146,7 +149,7 @@ export class Lock {
   }
 
   async #giveBack(kept: number): Promise<void> {
-    // A renewal under way that arrives later would undo the minimum hold.
+    // A renewal that arrives later would undo the minimum hold.
     if (kept > 0) await this.#turn
     const call = kept > 0 ? 'lock_extend' : 'lock_release'
     const args = kept > 0 ? [this.token, millis(kept)] : [this.token]
@@ -187,7 +190,7 @@ export class Lock {
       const ms = Math.min(CALL_MS, Math.max(50, left / 2))
       if (asked === undefined) this.#ring()
       else await this.#send(asked, { ms, holds: false })
-    }).catch(() => {}) // it is tried again
+    }).catch(() => {}) // retried
   }
 
   async #send(lease: number, patience: { ms: number; holds: boolean }): Promise<void> {
@@ -229,7 +232,7 @@ export class Lock {
   }
 }
 
-/** A reply that is none of the function library's is an error, too. */
+/** A reply that the function library does not make is an error, too. */
 function asCallError(error: unknown): CallError {
   return error instanceof CallError
     ? error
@@ -238,7 +241,7 @@ function asCallError(error: unknown): CallError {
 
 /** Several locks that are held together. */
 export class Locks implements Iterable<Lock> {
-  /** In the order in which they were taken: that of their keys. */
+  /** In the order of their keys, in which they were taken. */
   readonly all: readonly Lock[]
   /** Aborts when one of them may be lost. */
   readonly signal: AbortSignal
@@ -253,14 +256,14 @@ export class Locks implements Iterable<Lock> {
     return this.all[Symbol.iterator]()
   }
 
-  /** The lock of this name, as it was asked for. */
+  /** The lock of this name, as the caller wrote it. */
   get(name: string): Lock | undefined {
     return this.all.find(
       (lock) => lock.name === name || lock.name === `{${name}}` || name === `{${lock.name}}`,
     )
   }
 
-  /** Hands all of them on, the last one first. The error is the first one's that had one. */
+  /** Gives all locks back, the last one first, and rejects with the first error. */
   async release(): Promise<void> {
     let failed: { error: unknown } | undefined
     for (const lock of [...this.all].reverse()) {

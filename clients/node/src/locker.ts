@@ -1,4 +1,5 @@
 import { randomBytes } from 'node:crypto'
+import { onAbort } from './abort'
 import { ArgumentError, BusyError, CallError, ClosedError, LostError, NotHeldError } from './errors'
 import { Hold } from './hold'
 import { Hub } from './hub'
@@ -19,49 +20,48 @@ import { now, pause, within } from './time'
 import { backoff } from './wait'
 import { parseFields, parseNumber } from './wire'
 
-/** How long a call that needs no lock is tried. */
+/** How long to retry a call that needs no lock. */
 const ASK_MS = 5000
-/** How long close waits. */
+/** How long close waits at most. */
 const CLOSE_MS = 6000
 
-/** What inspect sees. Times are ms. */
+/** The result of inspect. Times are ms. */
 export interface LockState {
   readonly name: string
   /** The holder's token, '' if nobody holds the lock. */
   readonly holder: string
   /** The last fencing token given out, 0 if none is known. */
   readonly fence: number
-  /** What is left of the lease; Infinity: it never expires; 0: nobody holds the lock. */
+  /** The rest of the lease; Infinity: it never expires; 0: nobody holds the lock. */
   readonly ttl: number
   /** How many hold it, together or alone. */
   readonly held: number
-  /** The first 1,000 who hold it together. */
+  /** The first 1,000 that hold it together. */
   readonly holders: readonly { readonly token: string; readonly ttl: number }[]
   /** How many wait. */
   readonly waiting: number
-  /** The first 1,000 who wait, in order. */
+  /** The first 1,000 waiters, in order. */
   readonly waiters: readonly LockWaiter[]
 }
 
 export interface LockWaiter {
   readonly token: string
   readonly waited: number
-  /** Its place is lost unless it calls before. */
+  /** It loses its place then, unless it calls before. */
   readonly lapsesIn: number
-  /** That it asked for; Infinity: one that never expires. */
+  /** That it asked for; Infinity: it never expires. */
   readonly lease: number
-  /** The list where it is told. */
+  /** Its signal list. */
   readonly signal: string
-  /** How many may hold it together with this one: 1 alone, Infinity any number. */
+  /** How many may hold the lock, itself included: 1 alone, Infinity any number. */
   readonly holders: number
 }
 
 /**
  * Takes locks through one client of `redis` or `ioredis`. One per process is enough.
  *
- * It makes connections of its own, with the client's address, credentials and TLS: one for calls, and one that blocks
- * as long as somebody waits, however many. In a cluster: one for calls to each primary, and one that blocks for each
- * lock that is waited for.
+ * It makes connections of its own, with the client's address, credentials and TLS: one for calls, and one that is
+ * blocked while anybody waits. In a cluster: one for calls to each primary, and one for each contended lock.
  */
 export class Locker {
   readonly #settings: Settings
@@ -80,19 +80,22 @@ export class Locker {
   }
 
   /**
-   * Takes the lock, and waits for it if need be, first come, first served. Network trouble and failovers
-   * are waited out. A lock is not reentrant: a holder that acquires it again waits for itself.
+   * Takes the lock. If it is busy, waits, first come, first served. The wait survives network trouble and failovers. A
+   * lock is not reentrant: a holder that acquires it again waits for itself.
    *
-   * When `wait` is over: a BusyError if Redis said that the lock is busy, an UnavailableError if nobody
-   * answered. When `signal` aborts: its reason. After an error the lock is not held, and nothing waits for it.
+   * - BusyError: `wait` is over, and Redis said that the lock is busy.
+   * - UnavailableError: `wait` is over, and nobody answered.
+   * - The reason of `signal`, when it aborts.
+   *
+   * After an error the caller does not hold the lock and has no place in the queue.
    */
   async acquire(name: string, options?: LockOptions): Promise<Lock> {
     return this.#obtain('acquire', this.#keys(name), requestOf(this.#settings, options), false)
   }
 
   /**
-   * Takes the lock if nobody holds it and nobody waits for it; otherwise it resolves to null. It takes 3 s at most:
-   * if Redis does not answer, the error is an UnavailableError.
+   * Takes the lock if it can be had now and nobody waits for it. Otherwise resolves to null. If Redis does not answer
+   * within 3 s, it rejects with an UnavailableError.
    */
   async tryAcquire(
     name: string,
@@ -108,8 +111,8 @@ export class Locker {
   }
 
   /**
-   * Takes several locks, one after the other in the order of their keys: so nobody waits for each other. A name twice,
-   * or `x` and `{x}`, counts once. If one fails, or is lost meanwhile, all are released. `wait` bounds the whole.
+   * Takes several locks, one after the other in the order of their keys, so callers never wait in a circle. A name
+   * twice, or `x` and `{x}`, counts once. If one fails, or is lost meanwhile, it releases all. `wait` limits the whole.
    */
   async acquireAll(names: Iterable<string>, options?: Omit<LockOptions, 'token'>): Promise<Locks> {
     const all = inOrder([...names].map((name) => this.#keys(name)))
@@ -120,8 +123,8 @@ export class Locker {
   /**
    * Takes the lock, or all of several, runs `work` with it, and releases it. Returns what `work` returned.
    *
-   * What `work` throws is what the caller sees. A LostError: `work` is through, but the lock was lost before. A
-   * ClosedError: the Locker was closed before.
+   * It rejects with the error of `work`. If `work` succeeded, but the lock was lost before: a LostError. If the Locker
+   * was closed before: a ClosedError.
    */
   withLock<T>(name: string, work: (lock: Lock) => T | Promise<T>): Promise<T>
   withLock<T>(name: string, options: LockOptions, work: (lock: Lock) => T | Promise<T>): Promise<T>
@@ -163,16 +166,16 @@ export class Locker {
   }
 
   /**
-   * Takes the lock away from all who hold it, and hands it on. It resolves to whether somebody held it. The former
-   * holder learns it at its next renewal; until then only the fencing token keeps its writes out.
+   * Takes the lock away from all its holders, and hands it on. Resolves to whether somebody held it. A former holder
+   * notices at its next renewal; until then only the fencing token keeps its writes out.
    */
   async reset(name: string): Promise<boolean> {
     return this.#reset(this.#keys(name))
   }
 
   /**
-   * Resets every lock with this prefix that somebody holds, and resolves to how many these were. It looks for them
-   * with SCAN on each primary. A key that the function library did not write is left alone.
+   * Resets every held lock with this prefix, and resolves to their number. It finds them with SCAN on each primary, and
+   * leaves alone a key that the function library did not write.
    */
   async resetAll(): Promise<number> {
     const found = new Set<string>()
@@ -195,7 +198,7 @@ export class Locker {
       const keys = keysFrom(this.#settings.prefix, key)
       if (!keys) continue
       const state = await this.#inspect(keys).catch((error) => {
-        if (/WRONGTYPE/.test(error.message)) return undefined // it is none of ours
+        if (/WRONGTYPE/.test(error.message)) return undefined // not a lock
         throw error
       })
       if (state && state.fence > 0 && (await this.#reset(keys))) count++
@@ -209,9 +212,9 @@ export class Locker {
   }
 
   /**
-   * Ends the Locker. Waiters get a ClosedError. The signal of each held lock aborts with a ClosedError, and the lock
-   * is no longer renewed. What acquire gave is released at once, what withLock took when its work is through: so it is
-   * never handed on under running work. It takes 6 s at most. Your client stays open.
+   * Ends the Locker. Waiters get a ClosedError. The signal of each held lock aborts with a ClosedError, and its renewal
+   * ends. close releases at once the locks that acquire returned. withLock releases its own lock when its work has
+   * ended, so nobody else gets that lock under running work. It takes 6 s at most. Your client stays open.
    */
   close(): Promise<void> {
     this.#closing ??= this.#close()
@@ -224,7 +227,7 @@ export class Locker {
   }
 
   async #close(): Promise<void> {
-    for (const lock of this.#held.keys()) lock.abandon() // all are told before the first is handed on
+    for (const lock of this.#held.keys()) lock.abandon() // all holders know before the first lock is handed on
     this.#hub.close()
     const released = [...this.#held]
       .filter(([, { inWork }]) => !inWork)
@@ -234,7 +237,7 @@ export class Locker {
     }
     const all = Promise.all([...released, this.#hub.settled()]).then(works)
     await within(CLOSE_MS, all, true, () => new Error()).catch(() => {})
-    // What withLock took is released when its work is through.
+    // withLock releases its lock when its work has ended.
     works().then(() => this.#server.close())
   }
 
@@ -251,7 +254,7 @@ export class Locker {
       const grant = await this.#hub.obtain(op, keys, request)
       const hold = new Hold(request, grant, now())
       const lock = new Lock(this.#keeper, keys, token, grant.fence, hold)
-      // A failover could put it into the queue again.
+      // A failover could put the token into the queue again.
       const mayRequeue = grant.queued && !request.ownToken
       this.#held.set(lock, { since: now(), mayRequeue, inWork })
       if (this.#closing) {
@@ -284,9 +287,9 @@ export class Locker {
     const end = now() + first.wait
     const lost = new AbortController()
     const stop = new AbortController() // the wait
-    const abort = () => stop.abort(first.signal?.reason)
-    if (first.signal?.aborted) throw first.signal.reason
-    first.signal?.addEventListener('abort', abort)
+    const { signal } = first
+    if (signal?.aborted) throw signal.reason
+    const unlisten = signal && onAbort(signal, () => stop.abort(signal.reason))
     const held: Lock[] = []
     try {
       for (const keys of all) {
@@ -307,7 +310,7 @@ export class Locker {
       for (const lock of held.reverse()) await lock.giveUp().catch(() => {})
       throw error
     } finally {
-      first.signal?.removeEventListener('abort', abort)
+      unlisten?.()
     }
   }
 
@@ -358,7 +361,7 @@ export class Locker {
     })
   }
 
-  /** A call that may be repeated, through trouble that passes. */
+  /** Makes a call, and repeats it while its error passes. */
   async #asking<T>(op: string, name: string, call: () => Promise<T>): Promise<T> {
     const end = now() + ASK_MS
     for (let failures = 0; ; failures++) {
@@ -395,7 +398,7 @@ function checkWork(work: unknown): void {
     throw new ArgumentError('redislock: the last argument must be a function')
 }
 
-/** Runs work, gives back what it had, and judges the whole time until then. */
+/** Runs work, releases the lock, and rejects if the lock was lost in between. */
 async function during<H extends Lock | Locks, T>(
   held: H,
   name: string,
@@ -405,7 +408,7 @@ async function during<H extends Lock | Locks, T>(
   try {
     result = await work(held)
   } catch (error) {
-    await held.release().catch(() => {}) // what work threw is what the caller has to see
+    await held.release().catch(() => {}) // the caller must see the error of work
     throw error
   }
   const before: unknown = held.signal.aborted ? held.signal.reason : undefined
@@ -421,7 +424,7 @@ async function during<H extends Lock | Locks, T>(
   return result
 }
 
-/** What a user's function throws must not end up in the lock's own work. */
+/** Calls a user's function, and throws its error outside of the lock's own work. */
 function quiet(onEvent: (event: LockEvent) => void): (event: LockEvent) => void {
   return (event) => {
     try {

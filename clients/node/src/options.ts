@@ -2,57 +2,57 @@ import { randomBytes } from 'node:crypto'
 import { hostname } from 'node:os'
 import { ArgumentError } from './errors'
 
-/** What one call can ask for. All times are milliseconds. */
+/** The options of one call. All times are milliseconds. */
 export interface LockOptions {
   /**
-   * How long the lock outlives its holder's last sign of life. At least 100; Infinity: never expires, then
-   * somebody has to reset it if its holder dies. Default 10,000.
+   * How long the lock outlives its holder's last sign of life. At least 100. Infinity: it never expires, and
+   * somebody must reset it if its holder dies. Default 10,000.
    */
   lease?: number | undefined
-  /** Bounds the wait, and not the time that the lock is held. 0: only try. Default Infinity. */
+  /** Limits the wait, not the time that the lock is held. 0: only try. Default Infinity. */
   wait?: number | undefined
   /** Ends the wait: the call rejects with its reason. */
   signal?: AbortSignal | undefined
   /** Renew the lease every third of it. Default true. */
   renew?: boolean | undefined
-  /** Ends renewal so long after the grant, and with it the lock. Default Infinity. */
+  /** Renewal ends this long after the grant, and with it the lock. Default Infinity. */
   maxHold?: number | undefined
   /**
-   * Nobody else gets the lock before so long after the grant, also if it is released or its confirmed holder dies.
+   * Nobody else gets the lock before this long after the grant, even if it is released or its confirmed holder dies.
    * Default 0.
    */
   minHold?: number | undefined
-  /** A readable label that the token begins with; ''  for none. Cut to 64 bytes. Default HOST:PID. */
+  /** A readable label at the beginning of the token; '' for none. Cut to 64 bytes. Default HOST:PID. */
   owner?: string | undefined
   /**
-   * Your own token, hard to guess, for one wait at a time. Another process that has it can go on with the
+   * Your own token, hard to guess, for one wait at a time. Another process with the token can go on with the
    * lock. A hand-over then costs one more round trip.
    */
   token?: string | undefined
-  /** A QueueFullError instead of waiting behind so many others, or more. Default Infinity. */
+  /** A QueueFullError if this many wait already, or more. Default Infinity. */
   queueLimit?: number | undefined
-  /** So many may hold the lock together, this one included. Default 1. */
+  /** How many may hold the lock together, this one included. Default 1. */
   holders?: number | undefined
   /** Any number may hold it together: like holders without a limit. Default false. */
   shared?: boolean | undefined
 }
 
-/** The settings of a Locker: the defaults of its calls, and what concerns all of them. */
+/** The settings of a Locker, and the defaults of its calls. */
 export interface LockerOptions extends Omit<LockOptions, 'signal' | 'token'> {
-  /** What the keys begin with: all apps that share a lock need the same. Default 'lock'. */
+  /** The beginning of the keys: all apps that share a lock need the same. Default 'lock'. */
   prefix?: string | undefined
-  /** How long the place of a waiter is kept after its last sign of life. 100 to 86,400,000. Default 30,000. */
+  /** How long Redis keeps a waiter's place after its last sign of life. 100 to 86,400,000. Default 30,000. */
   waitTtl?: number | undefined
   /**
-   * 'load': loads the function library where it is missing or older. 'verify': only looks. 'never': does not
-   * look either. Default 'load'.
+   * 'load' loads the function library where it is missing or older. 'verify' only checks it. 'never' does not
+   * check either. Default 'load'.
    */
   library?: 'load' | 'verify' | 'never' | undefined
-  /** Is told what happens to locks, and that Redis is in trouble. It must not block. */
+  /** Gets the events of locks, and trouble with Redis. It must not block. */
   onEvent?: ((event: LockEvent) => void) | undefined
 }
 
-/** What `onEvent` is told. */
+/** The argument of `onEvent`. */
 export type LockEvent =
   | {
       readonly type: 'acquired'
@@ -61,7 +61,7 @@ export type LockEvent =
       readonly fence: number
       /** How long the call took, ms. */
       readonly waited: number
-      /** The lock came out of the queue: it was not free when it was asked for. */
+      /** The lock came out of the queue: it was not free. */
       readonly handedOver: boolean
     }
   | {
@@ -71,7 +71,7 @@ export type LockEvent =
       readonly error: unknown
     }
   | {
-      /** With an error: it could not be given back, and ends with its lease. */
+      /** With an error: Redis did not take the lock back, so it ends with its lease. */
       readonly type: 'released' | 'lost'
       readonly name: string
       readonly token: string
@@ -89,7 +89,7 @@ export type LockEvent =
       readonly error: unknown
     }
 
-const MAX_LEASE = 9_999_999_999_999 // 317 years: no more than lock.lua takes
+const MAX_LEASE = 9_999_999_999_999 // 317 years, the limit of lock.lua
 const MAX_TOKEN = 16_384 // bytes
 const MAX_OWNER = 64 // bytes
 const MAX_HOLDERS = 1_000_000
@@ -126,9 +126,9 @@ export interface Request {
   readonly queueLimit: number
   readonly token: string
   readonly ownToken: boolean
-  /** As lock_acquire wants it; 1: alone. */
+  /** The argument of lock_acquire; 1: alone. */
   readonly holders: number
-  /** The lease to ask for: the minimum hold must be within it, the maximum hold is its limit. */
+  /** The lease to ask for: at least the minimum hold, at most the maximum hold. */
   readonly firstLease: number
 }
 
@@ -193,7 +193,7 @@ export function requestOf(settings: Settings, options: LockOptions = {}): Reques
   const given = Object.fromEntries(
     Object.entries(options).filter(([, value]) => value !== undefined),
   )
-  // What the Locker's settings share, a call can have for itself alone, and the other way round.
+  // A call can turn sharing on or off, whatever the Locker's settings say.
   const own = 'holders' in given || 'shared' in given
   const shared = settings.holders === 0 ? { shared: true } : { holders: settings.holders }
   const mode = own ? {} : shared
@@ -257,13 +257,13 @@ function ownLabel(): string {
   return cut(hostname(), MAX_OWNER - pid.length) + pid
 }
 
-/** Nobody guesses 128 random bits. */
+/** 128 random bits are safe against guessing. */
 function newToken(owner: string): string {
   const random = randomBytes(16).toString('base64url')
   return owner === '' ? random : `${cut(owner, MAX_OWNER)}:${random}`
 }
 
-/** The text in so many bytes of UTF-8, cut between two characters. */
+/** The text, cut to at most this many bytes of UTF-8, between two characters. */
 function cut(text: string, most: number): string {
   const bytes = Buffer.from(text)
   if (bytes.length <= most) return text

@@ -1,5 +1,5 @@
-// All that this package knows of the client libraries: how to open connections of our own with the
-// user's address, credentials and TLS, but with our own time limits.
+// Only this file knows the client libraries: how to open connections of our own with the user's address,
+// credentials and TLS, but with our own time limits.
 import { type LockError, textOf, UnsupportedClientError } from './errors'
 import { now, within } from './time'
 
@@ -23,10 +23,10 @@ export interface IoredisClient {
 
 export const CONNECT_MS = 2000
 
-/** One end of a connection: "host:port", or undefined where the client knows only one. */
+/** One end of a connection: "host:port", or undefined if the client knows only one. */
 export type Address = string | undefined
 
-/** What a Server needs of a client library. */
+/** The part of a client library that Server uses. */
 export interface Driver {
   readonly isCluster: boolean
   /** A connection of our own, connected. */
@@ -35,11 +35,11 @@ export interface Driver {
   seeds(): Promise<string[]>
 }
 
-/** One connection as its library has it. */
+/** One connection of a client library. */
 export interface Socket {
   send(args: string[]): Promise<unknown>
   close(): void
-  /** Is called when the connection is over. */
+  /** Called when the connection is over. */
   onEnd(run: (cause: unknown) => void): void
 }
 
@@ -91,7 +91,7 @@ class Ioredis implements Driver {
       sentinelRetryStrategy: null,
       sentinelReconnectStrategy: null,
       reconnectOnError: null,
-      autoResendUnfulfilledCommands: false, // we have to know what became of a call
+      autoResendUnfulfilledCommands: false, // we must know the fate of each call
       maxRetriesPerRequest: null,
       enableOfflineQueue: true,
       enableReadyCheck: false,
@@ -183,7 +183,7 @@ class NodeRedis implements Driver {
 
   async open(address: Address): Promise<Socket> {
     const copy = (base: Any) => this.copy(base, address ? endpoint(address) : {})
-    // A Sentinel client knows which node is the primary; a pool has clients that are alike.
+    // A Sentinel client knows its primary; all clients of a pool are alike.
     const { client } = this
     if (typeof client.getSentinelNode === 'function') {
       return this.connect(await client._execute(false, async (node: Any) => copy(node)))
@@ -223,7 +223,7 @@ class NodeRedis implements Driver {
       if (typeof copy.destroy === 'function') {
         try {
           copy.destroy()
-        } catch {} // it was closed before
+        } catch {} // closed before
       } else {
         copy.disconnect().catch(ignore)
       }
@@ -293,13 +293,13 @@ class NodeRedisCluster extends NodeRedis {
 
 const addressOf = ({ host, port }: { host: string; port: number }) => `${host}:${port}`
 
-/** The port is what follows the last colon: an IPv6 address has more. */
+/** The port follows the last colon: an IPv6 address has more colons. */
 function endpoint(address: string): { host: string; port: number } {
   const colon = address.lastIndexOf(':')
   return { host: address.slice(0, colon), port: Number(address.slice(colon + 1)) }
 }
 
-/** An error of the library that is a reply of Redis, and not one of the connection. */
+/** Whether an error of the library is a reply of Redis, not a failure of the connection. */
 export function isReply(error: unknown): boolean {
   // Redis's errors begin with a word in capitals; those of the libraries and of sockets do not.
   return /^[A-Z][A-Z0-9_]+ /.test(textOf(error)) && (error as Any).syscall === undefined

@@ -4,15 +4,15 @@ import { source, version } from './library'
 import { type Address, CONNECT_MS, type Driver, isReply, type Socket } from './redis'
 import { now, within } from './time'
 
-/** A call without an answer for so long is given up, and its connection with it. */
+/** A call without an answer ends after this, and its connection with it. */
 export const CALL_MS = 2000
-/** One BLPOP blocks so long: on a primary that was demoted or stopped, nobody tells it. */
+/** How long one BLPOP blocks: it may be blocked on a demoted or stopped primary. */
 const BLOCK_S = 2
-/** So much later BLPOP's reply may be: a server can ignore its timeout while clients are paused. */
+/** How late BLPOP's reply may be: CLIENT PAUSE delays it. */
 const BLOCK_GRACE_MS = 1500
-/** Signals in one reply. */
+/** The most signals in one reply. */
 const POP_MAX = 1000
-/** A connection that nobody needs is closed after this. */
+/** An unused connection is closed after this. */
 const IDLE_MS = 10_000
 const MAX_REDIRECTS = 5
 
@@ -26,11 +26,11 @@ export interface Patience {
 
 export interface Answer {
   readonly value: unknown
-  /** Before the call was sent, by our clock. */
+  /** Just before the call was sent, by our clock. */
   readonly sent: number
 }
 
-/** A connection of our own. When it fails, all calls on it do, and a new one takes its place. */
+/** A connection of our own. When it fails, all its calls fail, and a new connection replaces it. */
 class Link {
   readonly address: Address
   broken = false
@@ -49,7 +49,7 @@ class Link {
   call(args: string[], { ms, holds }: Patience): Promise<unknown> {
     let lost: (cause: unknown) => void = () => {}
     const broken = new Promise<never>((_, reject) => {
-      // A reply here is to the login: nothing else was carried out then.
+      // A reply here is to the login: Redis has carried out nothing else.
       lost = (cause) => reject(classify(cause))
     })
     this.#calls.add(lost)
@@ -68,7 +68,7 @@ class Link {
     })
   }
 
-  /** No further call is made on it. Those under way may still be answered. */
+  /** Stops using the connection. Calls under way may still get an answer. */
   retire(): void {
     this.broken = this.#retired = true
     if (this.#calls.size === 0) this.close()
@@ -91,7 +91,7 @@ function classify(error: unknown): CallError {
   return new CallError(error, { passes: passes(textOf(error)), mayArrive: false })
 }
 
-/** Access to the function library, on connections of our own: one for calls to each node, and those that block. */
+/** Access to the function library, on connections of our own: one for calls to each node, and blocking ones. */
 export class Server {
   /** Each lock has a signal list of its own: all keys of a call must be in one slot. */
   perLock: boolean
@@ -100,7 +100,7 @@ export class Server {
   #links = new Map<Address, Promise<Link>>()
   #blocking = new Set<Link>()
   #idle = new Map<Link, NodeJS.Timeout>() // of the blocking ones
-  #slots: string[] = [] // in a cluster: who has each slot
+  #slots: string[] = [] // in a cluster: the primary of each slot
   #refresh: Promise<void> | undefined
   #closed = false
 
@@ -123,13 +123,13 @@ export class Server {
     return this.#call(keys.lock, [command, name, String(all.length), ...all, ...args], patience)
   }
 
-  /** What lies in a signal list, after a while at most. `most`: as many as may be there. */
+  /** Blocks for a while and returns the signals of a list. `most`: how many to expect. */
   async pop(blocker: Blocker, list: string, most: number): Promise<string[]> {
     const patience = { ms: BLOCK_S * 1000 + BLOCK_GRACE_MS, holds: false }
     const link = await this.#blockingLink(blocker, list)
     try {
       const first = link.call(['BLPOP', list, String(BLOCK_S)], patience)
-      // Those that have piled up come with it. What is lost with an error is found at the next check-in.
+      // Pending signals come with it. Check-ins make up for signals lost with an error.
       const more =
         most > 1 ? link.call(['LPOP', list, String(Math.min(most, POP_MAX))], patience) : undefined
       more?.catch(() => {})
@@ -165,7 +165,7 @@ export class Server {
     return link
   }
 
-  /** Nobody is blocked any more: the connection is kept for a while. */
+  /** Keeps a connection that nobody blocks on for a while. */
   park(blocker: Blocker): void {
     const { link } = blocker
     blocker.link = undefined
@@ -184,7 +184,7 @@ export class Server {
     link.close()
   }
 
-  /** Runs on each primary, and returns what each returned. */
+  /** Runs on each primary, and returns all results. */
   async onPrimaries<T>(
     run: (call: (args: string[]) => Promise<unknown>) => Promise<T>,
     patience: Patience,
@@ -201,7 +201,7 @@ export class Server {
     )
   }
 
-  /** Makes sure that each primary has the library. */
+  /** Loads or checks the library on each primary. */
   async load(patience: Patience): Promise<void> {
     await this.onPrimaries(async (call) => this.#prepare(call, 'load'), patience)
   }
@@ -219,7 +219,7 @@ export class Server {
 
   async #call(key: string, args: string[], patience: Patience): Promise<Answer> {
     const end = now() + patience.ms
-    let asking: string | undefined // where to, once, for a slot that is being moved
+    let asking: string | undefined // the node for one ASK, while a slot is being moved
     for (let tries = 0; ; tries++) {
       let link: Link
       let loaded: Promise<void> | undefined
@@ -261,14 +261,14 @@ export class Server {
     }
   }
 
-  /** What an error tells of where the servers are. */
+  /** Learns from an error where the servers are. */
   #learn(key: string, link: Link, error: unknown): void {
     const moved = /^MOVED \d+ (.+)$/.exec(textOf(error))
     if (moved && this.#driver.isCluster) {
       this.#moved(key, this.#target(moved[1] as string, link))
       return
     }
-    // The name of a demoted server may lead to another one by now, on a new connection.
+    // A new connection to the name of a demoted server may lead to the new primary.
     if (DEMOTED.test(codeOf(error))) {
       link.retire()
       if (!this.#driver.isCluster) {
@@ -290,7 +290,7 @@ export class Server {
     this.#refreshSlots({ ms: CALL_MS, holds: false }).catch(() => {})
   }
 
-  /** An address without a host is that of the node that named it. */
+  /** An address without a host means the node that named it. */
   #target(address: string, link: Link): string {
     if (!address.startsWith(':')) return address
     const asked = link.address ?? ''
@@ -310,7 +310,7 @@ export class Server {
     return this.#link(await this.#address(key))
   }
 
-  /** The connection for calls to a node. All who ask at once wait for the same one. */
+  /** The connection for calls to a node. All callers that ask meanwhile share a new one. */
   async #link(address: Address): Promise<Link> {
     const known = this.#links.get(address)
     if (known) {
@@ -322,13 +322,13 @@ export class Server {
     const opening = this.#open(address).then((link) => {
       if (this.#mode !== 'never') {
         const patience = { ms: CALL_MS, holds: false }
-        // Calls wait for it. What it fails with is found by the call.
+        // Calls wait for it, and find its error.
         link.loading = this.#prepare((args) => link.call(args, patience), this.#mode).finally(
           () => {
             link.loading = undefined
           },
         )
-        link.loading.catch(() => link.retire()) // the next call looks again
+        link.loading.catch(() => link.retire()) // the next call checks again
       }
       return link
     })
@@ -352,12 +352,12 @@ export class Server {
       opening.then(
         (socket) => socket.close(),
         () => {},
-      ) // it comes too late
+      ) // too late
       throw isReply(error) ? classify(error) : error // a wrong password, say
     }
   }
 
-  /** After FUNCTION FLUSH, or on a new primary: one load, whoever many calls find that out. */
+  /** After FUNCTION FLUSH, or on a new primary: one load, however many calls need it. */
   async #reload(link: Link, patience: Patience): Promise<void> {
     if (link.loading) {
       return within(patience.ms, link.loading, patience.holds, notLoaded)
@@ -368,14 +368,14 @@ export class Server {
     await link.loading
   }
 
-  /** Looks which library a node has, and does about it what the mode says. */
+  /** Checks the library of a node, and loads it if the mode says so. */
   async #prepare(
     call: (args: string[]) => Promise<unknown>,
     mode: 'load' | 'verify' | 'never',
   ): Promise<void> {
     const have = await versionOn(call)
     if (have === undefined || isUsable(have)) return
-    const remedy = 'redis-cli -x FUNCTION LOAD REPLACE < node_modules/redislock/lock.lua'
+    const remedy = 'redis-cli -x FUNCTION LOAD REPLACE < node_modules/@redislock/client/lock.lua'
     const what =
       have === '' ? 'has no function library' : `has version ${have} of the function library`
     const wrong = `redislock: Redis ${what}, and version ${version} is needed; to load it: ${remedy}`
@@ -387,7 +387,7 @@ export class Server {
     } catch (error) {
       const failure = classify(error)
       if (failure.passes) throw failure
-      // Somebody else was faster, or their library has our name.
+      // Somebody else was faster, or has a library with our name.
       const loaded = /already exists/.test(failure.message) ? await versionOn(call) : ''
       if (loaded !== undefined && isUsable(loaded)) return
       throw refused(new LibraryError(`${wrong} (${failure.message})`, failure.cause))
@@ -404,7 +404,7 @@ export class Server {
   async #readSlots({ holds }: Patience): Promise<void> {
     const known = [...new Set(this.#slots)].filter(Boolean)
     const nodes = known.length > 0 ? known : await this.#driver.seeds()
-    // The first that answers: a node that hangs holds up nobody.
+    // The first answer counts, so a node that hangs delays nobody.
     const read = nodes.map(async (address) => {
       const link = await this.#link(address)
       const reply = await link.call(['CLUSTER', 'SLOTS'], { ms: CALL_MS, holds })
@@ -419,7 +419,7 @@ export class Server {
     try {
       this.#slots = await Promise.any(read)
     } catch (error) {
-      if (known.length > 0) this.#slots = [] // next time, ask those that the client knows
+      if (known.length > 0) this.#slots = [] // next time, ask the nodes that the client knows
       throw error instanceof AggregateError ? error.errors[0] : error
     }
     for (const [address, opening] of this.#links) {
@@ -433,12 +433,12 @@ export class Server {
   }
 }
 
-/** A connection that blocks, as long as its owner needs it. */
+/** A blocking connection, while its owner needs it. */
 export interface Blocker {
   link: Link | undefined
 }
 
-/** The version on a node; '': it has none; undefined: we may not ask. */
+/** The version on a node; '': no library; undefined: no right to ask. */
 async function versionOn(call: (args: string[]) => Promise<unknown>): Promise<string | undefined> {
   try {
     return String(await call(['FCALL_RO', 'lock_version', '0']))
@@ -464,13 +464,13 @@ const notLoaded = () =>
 
 const refused = (error: LibraryError) => new CallError(error, { passes: false, mayArrive: false })
 
-/** A call that found no library where it may not be loaded. */
+/** The error of a call that found no library and may not load it. */
 function missing(failure: CallError): CallError {
   if (!/Function not found/.test(failure.message)) return failure
   return refused(
     new LibraryError(
       'redislock: Redis has no function library; to load it: ' +
-        'redis-cli -x FUNCTION LOAD < node_modules/redislock/lock.lua',
+        'redis-cli -x FUNCTION LOAD < node_modules/@redislock/client/lock.lua',
       failure.cause,
     ),
   )

@@ -3,7 +3,7 @@ export const now = (): number => performance.now()
 
 const TIMER_MAX = 2 ** 31 - 1 // setTimeout fires at once if it is more
 
-/** A timer that can be set again. Where `holds` is false, it does not keep the process alive. */
+/** A timer that can be set again. If `holds` is false, it does not keep the process alive. */
 export class Alarm {
   #run: () => void
   #holds: boolean
@@ -14,7 +14,7 @@ export class Alarm {
     this.#holds = holds
   }
 
-  /** Runs at this time, or sooner: `run` looks at the clock. Infinity: never. */
+  /** Runs at this time, or sooner: `run` checks the clock. Infinity: never. */
   set(at: number): void {
     clearTimeout(this.#timer)
     this.#timer = undefined
@@ -26,8 +26,8 @@ export class Alarm {
 }
 
 /**
- * The promise, but for so long at most; then late() makes the error. An event loop that was blocked runs its timers
- * before it reads from sockets: so it may read once more before the time is over.
+ * The promise, for this long at most; then late() makes the error. A blocked event loop runs its timers before it
+ * reads from sockets, so it may read once more before the time is over.
  */
 export function within<T>(
   ms: number,

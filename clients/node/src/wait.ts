@@ -2,41 +2,41 @@ import { earliest, newer, type ServerClock } from './clock'
 import { type Grant, HANDED_MS, noticeOf } from './lease'
 import type { Acquired, Signal } from './wire'
 
-/** The first waiter that this client has for a lock calls at least so often: then a dead one before it costs seconds. */
+/** How often this client's first waiter for a lock calls at least, so a dead waiter in front of it costs seconds. */
 export const FOREMOST_MS = 1000
-/** So many grants may arrive when they have run out, over a network that is too slow for the lease. */
+/** How many grants may arrive too late before the wait fails: the network is too slow for the lease. */
 const MAX_LATE = 3
 /** How often a try is sent while Redis is in trouble. */
 const TRY_CALLS = 3
-/** How long the caller of a wait that ended waits for its place to be given up, while Redis answers. */
+/** How long a call waits until its place is given up, while Redis answers. */
 const UNDO_MS = 500
 
 export interface Asking {
   /** The lease to ask for; Infinity: never expires. */
   readonly lease: number
-  /** Get it now, or not at all. */
+  /** Do not wait. */
   readonly isTry: boolean
-  /** The token is the caller's own: another process may hold the lock with it. */
+  /** The token is the caller's own: another process may hold the lock with the token. */
   readonly ownToken: boolean
-  /** The server has to know of a minimum hold before work begins: who dies then must not let in the next one. */
+  /** The server must know a minimum hold before the work begins, in case the holder dies. */
   readonly keeps: boolean
-  /** It does not wait behind so many others, or more. */
+  /** Do not wait behind this many others, or more. */
   readonly queueLimit: number
 }
 
-/** What the waiters of this client for one lock know together. */
+/** The common knowledge of this client's waiters for one lock. */
 export interface Line {
   clock?: ServerClock
 }
 
-/** How a wait has ended. */
+/** The end of a wait. */
 export type Outcome =
   | { readonly kind: 'held'; readonly grant: Grant }
   /** The time was over. */
   | { readonly kind: 'unserved' }
   /** A try: somebody holds the lock or waits for it. */
   | { readonly kind: 'busy' }
-  /** So many wait already. */
+  /** How many wait already. */
   | { readonly kind: 'full'; readonly before: number }
   /** Every grant had run out when it arrived. */
   | { readonly kind: 'late'; readonly roundTrip: number }
@@ -48,24 +48,24 @@ export interface Failure {
 }
 
 /**
- * One wait for a lock, without I/O: it is told the time and what happened, and says what to do next.
+ * One wait for a lock, without I/O: it takes the time and the events, and returns the next step.
  *
- * Call calls() when `wakeAt` has come, and send lock_acquire; tell what became of it with answered() or failed().
- * When there is an `outcome`, its caller is told at `tellBy`, or when `undo` is over if that is sooner.
+ * Call calls() at `wakeAt`, send lock_acquire, and report the result with answered() or failed(). When there is an
+ * `outcome`, tell the caller at `tellBy`, or at the end of `undo` if that is sooner.
  */
 export class Wait {
   outcome: Outcome | undefined
-  /** Gives up the place in the queue, or the lock, that the wait may have. */
+  /** Gives up the place or the lock that the wait may have. */
   undo: Undo | undefined
   tellBy = 0
   calling = false
-  /** Redis has said in this wait that somebody holds the lock or waits for it. */
+  /** Redis has said during this wait that somebody holds the lock or waits for it. */
   busy = false
   /** Why the last call was not answered. */
   trouble: unknown
-  /** It is the first of this client for its lock. */
+  /** It is this client's first waiter for its lock. */
   isForemost = false
-  /** Stretches the pace where a client waits for many locks. */
+  /** Slows down check-ins if a client waits for many locks. */
   paced: (ms: number) => number = (ms) => ms
 
   #asking: Asking
@@ -78,9 +78,9 @@ export class Wait {
   #late = 0
   #roundTrip = 0
   #unanswered = false
-  #leaves = false // the place in the queue, or the lock, has to be given up
-  #ours: boolean // a lock that is held with the token was given to this wait
-  #kept = 0 // how long the place is kept after the last call
+  #leaves = false // give up the place or the lock
+  #ours: boolean // a lock held with the token belongs to this wait
+  #kept = 0 // how long the server keeps the place after the last call
   #told: Signal | undefined
 
   constructor(asking: Asking, line: Line, now: number) {
@@ -117,9 +117,11 @@ export class Wait {
     this.#told = undefined
     this.#roundTrip = now - reply.sent
     if (reply.held) {
-      // Asked twice: it was queued, if only by a call whose answer was lost.
+      // After a second call it was queued, if only by a call whose answer was lost.
       const queued = this.#asked > 1 && !this.#asking.isTry
-      // It counts from before the call was sent: whatever was slow, the server's lease ends later.
+      // The signals that follow need it if this grant came too late.
+      this.#line.clock = newer(this.#line.clock, { now: reply.now, at: reply.sent, by: now, high: 0 })
+      // The lease counts from before the call was sent, so the server's lease ends later.
       const term = { from: reply.sent, length: reply.ms }
       this.#take(now, { fence: reply.value, term, unconfirmed: false, queued })
       return
@@ -162,7 +164,7 @@ export class Wait {
   }
 
   /**
-   * A signal came. It is acted on without a call only if it is unambiguous: what the server says last counts.
+   * A signal came. Believe it without a call only if it is unambiguous: the server's last word counts.
    */
   told(now: number, signal: Signal): void {
     if (this.outcome) return
@@ -180,9 +182,9 @@ export class Wait {
     const from = earliest(clock, signal.deadline, now) - length
     const handedOver = signal.deadline - Math.ceil(length) // by the server's clock
     if (
-      from > now || // yet to come: the server's clock has jumped
-      handedOver < this.#clock.now || // the server has said since that we wait: it was taken back
-      handedOver <= clock.high // perhaps, as the clock was put back
+      from > now || // in the future: the server's clock has jumped
+      handedOver < this.#clock.now || // the server has queued us since: the grant was taken back
+      handedOver <= clock.high // perhaps taken back: the server's clock was put back
     ) {
       this.#due = now
       return
@@ -195,7 +197,7 @@ export class Wait {
     })
   }
 
-  /** The limit of the wait is over, or its caller wants it no longer. */
+  /** The limit of the wait is over, or its caller has given up. */
   expire(now: number): void {
     if (!this.outcome) this.#end(now, { kind: 'unserved' })
   }
@@ -205,7 +207,7 @@ export class Wait {
     if (!this.outcome) this.#end(now, { kind: 'failed', error })
   }
 
-  /** Ends the wait. It may have a place in the queue, or the lock: once it has asked. */
+  /** Ends the wait. After its first call it may have a place or the lock. */
   #end(now: number, outcome: Outcome): void {
     this.outcome = outcome
     this.#leaves = this.#asked > 0
@@ -213,7 +215,7 @@ export class Wait {
     this.#undo(now)
   }
 
-  /** On another connection, what is to undo a call could overtake it: so not before its fate is known. */
+  /** Undo only after the call is answered: on another connection, the undoing call could overtake it. */
   #undo(now: number): void {
     if (!this.#leaves || this.calling) return
     const lives = Math.max(this.#kept, Math.min(this.#asking.lease, 3_600_000))
@@ -240,9 +242,9 @@ export class Wait {
 const isFresh = (reply: Acquired): boolean => Math.floor(reply.value / 1000) === reply.now
 
 /**
- * Gives up a place in a queue, or a grant that nobody wants any more, for as long as a place or a lease can live.
+ * Gives up a place in a queue, or a grant that nobody wants, for as long as a place or a lease can live.
  *
- * Call calls() when `wakeAt` has come, and send the `call`; tell what became of it with released(), asked() or failed().
+ * Call calls() at `wakeAt`, send the `call`, and report the result with released(), asked() or failed().
  */
 export class Undo {
   over = false
@@ -258,8 +260,8 @@ export class Undo {
   }
 
   /**
-   * With a token of the caller's own, somebody else may hold the lock: then a lock_acquire with WAIT_MS 0, which only
-   * leaves the queue.
+   * With the caller's own token, another process may hold the lock. Then a lock_acquire with WAIT_MS 0 only leaves the
+   * queue.
    */
   get call(): 'release' | 'acquire' {
     return this.#ours ? 'release' : 'acquire'
@@ -285,7 +287,7 @@ export class Undo {
   }
 }
 
-/** 10 ms, doubled each time up to 1 s, with a random half so that clients spread. */
+/** 10 ms, doubled each time up to 1 s. A random half spreads the clients. */
 export function backoff(failures: number): number {
   const most = Math.min(10 * 2 ** Math.min(failures, 7), 1000)
   return most / 2 + (Math.random() * most) / 2

@@ -1,12 +1,12 @@
-// What the functions of lock.lua reply, and what a signal says.
+// The replies of the functions of lock.lua, and the signals.
 
-/** A reply to lock_acquire, and by our clock when the call that was answered was sent. */
+/** A reply to lock_acquire, and when its call was sent, by our clock. */
 export interface Acquired {
   readonly sent: number
   readonly held: boolean
   /** Held: the fencing token. Queued: the place, 1 is next. 0: not queued. */
   readonly value: number
-  /** Held: what is left of the lease, or Infinity. Queued: when to call again, at the latest. */
+  /** Held: the rest of the lease, or Infinity. Queued: when to call again, at the latest. */
   readonly ms: number
   /** The server's clock. */
   readonly now: number
@@ -19,7 +19,7 @@ export interface Signal {
   readonly token: string
 }
 
-/** What lock_release replies. */
+/** The reply of lock_release. */
 export const WAS_HELD = 1
 
 /** FENCE DEADLINE_MS TOKEN. undefined: the library did not write it. */
@@ -35,7 +35,7 @@ export function parseAcquired(reply: unknown, sent: number, lease: number): Acqu
     throw unexpected('lock_acquire', reply)
   }
   if (held !== 1) return { sent, held: false, value, ms: ms < 0 ? Infinity : ms, now }
-  // A lease that ends must not be taken for one that never does.
+  // A lease of 0 must not become one that never ends.
   if (ms < 0 ? lease !== Infinity : ms === 0) throw unexpected('lock_acquire', reply)
   return { sent, held: true, value, ms: ms < 0 ? Infinity : ms, now }
 }
@@ -60,7 +60,7 @@ function unexpected(call: string, reply: unknown): Error {
   )
 }
 
-/** The field-value list of lock_inspect, which a client library may have made a map of. */
+/** The field-value list of lock_inspect. Some client libraries return it as a map. */
 export function parseFields(reply: unknown): Map<string, unknown> {
   if (reply instanceof Map) return new Map([...reply].map(([key, value]) => [String(key), value]))
   if (Array.isArray(reply)) {
@@ -72,7 +72,7 @@ export function parseFields(reply: unknown): Map<string, unknown> {
   throw unexpected('lock_inspect', reply)
 }
 
-/** A time as the library wants it: whole milliseconds, and 0 for a lease that never ends. */
+/** A time as the library's argument: whole milliseconds, and 0 for a lease that never ends. */
 export function millis(ms: number): string {
   return ms === Infinity ? '0' : String(Math.max(1, Math.ceil(ms)))
 }

@@ -1,5 +1,6 @@
 // What a user can do with a Locker, on one server, with each client library.
 import assert from 'node:assert/strict'
+import { getEventListeners } from 'node:events'
 import { after, before, describe, test } from 'node:test'
 import { BusyError, ClosedError, Locker, LostError, NotHeldError, source } from '../dist/index.mjs'
 import {
@@ -102,6 +103,27 @@ for (const [kind, connect] of Object.entries(kinds)) {
         assert.equal(await waiting(name), 0)
         await assert.rejects(locker.acquire(name, { signal: controller.signal }), /enough/)
       })
+    })
+
+    test('one signal ends many waits, and Node.js warns of no leak', async (t) => {
+      const name = newName()
+      const warnings = []
+      const note = (warning) => warnings.push(warning.message)
+      process.on('warning', note)
+      t.after(() => process.off('warning', note))
+      await locker.withLock(name, async () => {
+        const controller = new AbortController()
+        const { signal } = controller
+        const waits = Array.from({ length: 12 }, () => locker.acquire(name, { signal }))
+        const several = Array.from({ length: 12 }, () => locker.acquireAll([name], { signal }))
+        const all = Promise.allSettled([...waits, ...several])
+        await eventually(async () => (await waiting(name)) === 24)
+        controller.abort(new Error('enough'))
+        for (const { reason } of await all) assert.equal(reason?.message, 'enough')
+        assert.equal(await waiting(name), 0)
+        assert.equal(getEventListeners(signal, 'abort').length, 0)
+      })
+      assert.deepEqual(warnings, [])
     })
 
     test('first come, first served, over two Lockers; each confirms the whole lease', async (t) => {

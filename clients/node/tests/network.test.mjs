@@ -123,15 +123,18 @@ for (const [kind, connect] of Object.entries(kinds)) {
         /master_link_status:up/.test(await next.cli('INFO', 'replication')),
       )
       const [a, b] = [newName(), newName()]
-      const mine = await locker.acquire(a, { lease: 10_000 })
-      await other.acquire(b, { lease: 4000, renew: false })
+      const mine = await locker.acquire(a, { lease: 15_000 })
+      await other.acquire(b, { lease: 60_000 })
       const { result } = await queue(locker, b)
-      await old.cli('WAIT', 1, 5000)
+      // WAIT knows only of the writes of its own connection.
+      const keys = [`lock:{${a}}`, `lock:{${b}}`, `lock-queue:{${b}}`]
+      await eventually(async () => (await next.cli('EXISTS', ...keys)) === '3', 'not replicated')
       await next.cli('REPLICAOF', 'NO', 'ONE')
       link.target = next.port
       await old.cli('REPLICAOF', '127.0.0.1', next.port)
+      await next.cli('PEXPIRE', `lock:{${b}}`, 1) // its lease ends
       await (await result).release()
-      await eventually(async () => Number(await next.cli('PTTL', `lock:{${a}}`)) > 9000) // renewed there
+      await eventually(async () => Number(await next.cli('PTTL', `lock:{${a}}`)) > 13_500) // renewed there
       assert(!mine.signal.aborted)
       await mine.release()
       assert.equal(await next.cli('EXISTS', `lock:{${a}}`), '0')

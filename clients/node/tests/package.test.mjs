@@ -6,7 +6,7 @@ import { createRequire } from 'node:module'
 import { test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
-import * as esm from 'redislock'
+import * as esm from '@redislock/client'
 
 const run = promisify(execFile)
 const here = (path) => fileURLToPath(new URL(path, import.meta.url))
@@ -15,13 +15,13 @@ const require = createRequire(import.meta.url)
 
 test('the function library is the one of the repository, as a file and as text', () => {
   const original = readFileSync(here('../../../lua/lock.lua'), 'utf8')
-  assert.equal(readFileSync(require.resolve('redislock/lock.lua'), 'utf8'), original)
+  assert.equal(readFileSync(require.resolve('@redislock/client/lock.lua'), 'utf8'), original)
   assert.equal(esm.source, original)
   assert.equal(esm.version, /^local VERSION = '(.+)'$/m.exec(original)[1])
 })
 
 test('import and require have the same classes', () => {
-  const cjs = require('redislock')
+  const cjs = require('@redislock/client')
   const names = Object.keys(cjs).filter((name) => name !== '__esModule')
   assert(names.length >= 12)
   const own = new Map(Object.entries(esm))

@@ -1,8 +1,8 @@
 // A worker of the mixed fleet, see suite_test.go.
 import { createInterface } from 'node:readline'
-import { Locker, NotHeldError } from 'redislock'
+import { BusyError, Locker, NotHeldError } from '@redislock/client'
 
-const { ADDR, NAME, LEASE, REGISTER, WHO, CLIENT, RESP, CLUSTER } = process.env
+const { ADDR, NAME, LEASE, MIN_HOLD = 0, WAIT = 120, REGISTER, WHO, CLIENT, RESP, CLUSTER } = process.env
 const nodes = (CLUSTER ?? ADDR).split(' ').map((address) => ({ host: address.split(':')[0], port: Number(address.split(':')[1]) }))
 const protocol = Number(RESP)
 let client, run
@@ -20,11 +20,19 @@ if (CLIENT === 'redis') {
   run = (...args) => client.call(...args)
 }
 const locker = new Locker(client)
-const lock = await locker.acquire(NAME, { lease: LEASE * 1000, wait: 120_000 })
+const options = { lease: LEASE * 1000, minHold: MIN_HOLD * 1000, wait: WAIT * 1000 }
+const lock = await locker.acquire(NAME, options).catch((error) => {
+  if (!(error instanceof BusyError)) throw error
+  console.log('busy')
+  process.exit()
+})
 console.log('held', lock.fence)
 for await (const line of createInterface({ input: process.stdin })) {
   if (line === 'write') {
     console.log('wrote', await run('FCALL', 'register_write', '1', REGISTER, String(lock.fence), WHO))
+  } else if (line === 'close') {
+    await locker.close()
+    console.log('closed')
   }
 }
 await lock.release().then(

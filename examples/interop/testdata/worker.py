@@ -18,9 +18,11 @@ if "CLUSTER" in env:
     client = RedisCluster(startup_nodes=[ClusterNode(host, int(port)) for host, port in nodes], socket_timeout=2)
 else:
     client = redis.Redis(host=nodes[0][0], port=int(nodes[0][1]), socket_timeout=2)
-lock = Lock(client, env["NAME"], lease=int(env["LEASE"]))
-if not lock.acquire(timeout=120):
-    sys.exit("not acquired")
+min_hold = float(env["MIN_HOLD"]) if "MIN_HOLD" in env else None
+lock = Lock(client, env["NAME"], lease=int(env["LEASE"]), min_hold=min_hold)
+if not lock.acquire(timeout=float(env.get("WAIT", 120))):
+    print("busy")
+    sys.exit()
 # By itself, RedisCluster would first ask any node, and that may be the dead one, which of the arguments are keys.
 node = {"target_nodes": client.get_node_from_key(env["REGISTER"])} if "CLUSTER" in env else {}
 print("held", lock.fence, flush=True)

@@ -1,5 +1,5 @@
 // The same from CommonJS.
-import redislock = require('redislock')
+import redislock = require('@redislock/client')
 
 const locker: redislock.Locker = new redislock.Locker({
   sendCommand: async () => undefined,

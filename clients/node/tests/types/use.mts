@@ -1,7 +1,5 @@
 // What a user's TypeScript sees: compiled with --strict under node16 and bundler resolution.
 
-import { Cluster, Redis } from 'ioredis'
-import { createClient, createCluster } from 'redis'
 import {
   BusyError,
   type Lock,
@@ -12,7 +10,9 @@ import {
   type LockState,
   type Locks,
   source,
-} from 'redislock'
+} from '@redislock/client'
+import { Cluster, Redis } from 'ioredis'
+import { createClient, createCluster } from 'redis'
 
 type Equal<A, B> =
   (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false

@@ -29,7 +29,7 @@ class AsyncLost:
         self._due: Callable[[], bool] | None = None
 
     def is_set(self) -> bool:
-        """Makes no call. It looks at the time itself, so an event loop that is busy does no harm."""
+        """Makes no call. It checks the time itself, so a busy event loop does no harm."""
         return self._event.is_set() or self._due is not None and self._due()
 
     async def wait(self) -> bool:
@@ -37,10 +37,10 @@ class AsyncLost:
 
 
 class AsyncLock(_Base):
-    """A lock for asyncio, used like asyncio.Lock. Any client of redis-py will do.
+    """A lock for asyncio, used like asyncio.Lock. It takes any client of redis-py.
 
-    An object is for one holder at a time: each task makes its own, they cost nothing. A task that is
-    cancelled, at whatever point, leaves nothing behind. Renewal goes on while the event loop is busy.
+    An object is for one holder at a time: make a new object for each task, they cost nothing. A cancelled
+    task leaves nothing behind. Renewal goes on while the event loop is busy.
     """
 
     def _prepare(self) -> None:
@@ -76,7 +76,7 @@ class AsyncLock(_Base):
                 try:
                     await asyncio.wait_for(_answer(left), 2)
                 except Exception:
-                    pass  # it goes on without us
+                    pass  # the cleaning up goes on without us
                 raise
             lost._due = hold.is_lost
             loop = asyncio.get_running_loop()
@@ -106,12 +106,12 @@ class AsyncLock(_Base):
     async def release(self) -> None:
         """Gives the lock back, and hands it to the next waiter. See Lock.release.
 
-        If the task is cancelled meanwhile, the release goes on.
+        The release goes on even if the task is cancelled.
         """
         await _answer(self._release())
 
     async def extend(self, lease: Seconds | None = None) -> None:
-        """The lease now ends that long from now. See Lock.extend."""
+        """Makes the lease end this many seconds from now. See Lock.extend."""
         await _answer(self._engine.run(self._extend(lease)))
 
     async def locked(self) -> bool:
@@ -123,7 +123,7 @@ class AsyncLock(_Base):
         return await _answer(self._engine.run(self._inspect()))
 
     async def reset(self) -> bool:
-        """Takes the lock away from all who hold it, and hands it on. False: nobody held it."""
+        """Takes the lock away from all its holders, and hands it on. False: nobody held it."""
         return await _answer(self._engine.run(self._reset()))
 
     @staticmethod
@@ -149,14 +149,14 @@ class AsyncLock(_Base):
         try:
             await self.release()
         except LockError:
-            if kind is None:  # else that is what the caller has to see
+            if kind is None:  # otherwise the caller sees the error of the block
                 raise
         if kind is None and lost is not None:
-            raise lost  # though it was still there to be released, the work did not stop in time
+            raise lost  # the block worked on after the notice
 
 
 async def _answer(asked: concurrent.futures.Future[T]) -> T:
-    """Waits for the engine. A task that is cancelled stops waiting; what it asked for goes on."""
+    """Waits for the engine. A cancelled task stops waiting, but its request goes on."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()
 

@@ -1,6 +1,6 @@
-"""Where the server is: read from the caller's redis-py client, which is then left alone.
+"""The address and login, read from the caller's redis-py client. Nothing else uses that client.
 
-Locks open connections of their own. So the caller's pool is not used up, and no retry of the client
+Locks open connections of their own. So they do not use up the caller's pool, and no retry of the client
 stretches a time limit.
 """
 
@@ -21,7 +21,7 @@ _TLS = (redis.SSLConnection, redis.asyncio.SSLConnection)
 
 @dataclass(frozen=True)
 class Login:
-    """How to talk to one kind of server. Equal ones share their connections."""
+    """How to log in to a server. Equal Logins share their connections."""
 
     username: str | None = None
     password: str | None = None
@@ -38,7 +38,7 @@ class Login:
         return (self.username, self.password) if self.username else (self.password,)
 
     def context(self) -> ssl.SSLContext | None:
-        """As redis-py makes it of the same options."""
+        """The context that redis-py makes from the same options."""
         if self.tls is None:
             return None
         o = dict(self.tls)
@@ -64,7 +64,7 @@ class Login:
 
 @dataclass(frozen=True)
 class Config:
-    """Equal ones share an engine, whichever client they were read from."""
+    """Equal Configs share an engine, whichever client they come from."""
 
     login: Login
     addresses: tuple[Address, ...] = ()
@@ -76,8 +76,8 @@ class Config:
 
 
 def config_of(client: Any) -> Config:
-    """Reads a client of redis-py: Redis, RedisCluster, or what Sentinel.master_for gave; also of
-    redis.asyncio."""
+    """Reads a client of redis-py or redis.asyncio: Redis, RedisCluster, or the result of
+    Sentinel.master_for."""
     manager = getattr(client, "nodes_manager", None)
     if manager is not None:
         nodes = list(manager.startup_nodes.values()) or list(client.get_nodes())
@@ -126,7 +126,7 @@ def _tls(kwargs: dict[str, Any], connection_class: Any) -> tuple[tuple[str, Any]
     for option in ("ssl_validate_ocsp", "ssl_validate_ocsp_stapled"):
         if kwargs.get(option):
             raise ValueError(f"{option} is not supported: redislock opens connections of its own")
-    # What was not given has the default of this redis-py, which is stricter in the newer ones.
+    # Missing options have the defaults of this redis-py. Newer versions are stricter.
     base = next((c for c in _TLS if is_class and issubclass(connection_class, c)), redis.SSLConnection)
     options = {name: p.default for name, p in inspect.signature(base.__init__).parameters.items()
                if name.startswith("ssl_")}

@@ -1,8 +1,8 @@
-"""Who waits, who holds, and what is due: everything that takes time, in one daemon thread a process.
+"""The engine: all waits and held locks of a process, in one daemon thread.
 
 The thread runs an asyncio loop of its own. Lock and AsyncLock only ask it and wait for its answer.
-So a thread that waits costs no connection, a busy event loop of the caller does not stop renewals,
-and what must go on after a call was cancelled goes on. All state belongs to this thread.
+So a waiting thread costs no connection, and a busy event loop of the caller does not stop renewals.
+A cancelled call goes on in the engine until it is undone. All state belongs to this thread.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ log = logging.getLogger("redislock")
 T = TypeVar("T")
 
 TRY = 1000.0  # how long a try waits for an answer
-UNDO_WAIT = 1000.0  # a wait that is over waits so long for its place to be given up, if Redis answers
+UNDO_WAIT = 1000.0  # how long acquire waits for its place to be given up, while Redis answers
 GIVE_UP = 5000.0  # how long a release is tried; then the lock is left to its lease
-LATE_SIGNAL = 1000.0  # a wait may be told so long after its end of a grant from before
-PAST = 8192  # waits that are over and are remembered
-REPORT_EVERY = 60_000.0  # trouble is logged at most so often
+LATE_SIGNAL = 1000.0  # how long after the end of a wait a signal may come that was sent before
+PAST = 8192  # how many past waits the engine remembers
+REPORT_EVERY = 60_000.0  # the shortest time between two reports of trouble
 
 
 class Waiting:
-    """A Wait on its way. `result` gets the Hold, or the error of acquire."""
+    """A Wait in progress. `result` gets the Hold, or the error of acquire."""
 
     def __init__(self, core: Wait, prefix: str, load: bool) -> None:
         self.core = core
         self.prefix = prefix
         self.load = load
         self.result: concurrent.futures.Future[Hold] = concurrent.futures.Future()
-        self.connection: Connection | None = None  # where a call is under way
+        self.connection: Connection | None = None  # of the call under way
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.limit: asyncio.TimerHandle | None = None
@@ -63,7 +63,7 @@ class Waiting:
         self.heard: bytes | None = None
         self.added = False
         self.through = False
-        self.unserved = False  # the limit is over: an answer that comes meanwhile says more
+        self.unserved = False  # the limit is over, but a late answer may say more
         self.leaver: Leaver | None = None
 
     def sending(self, connection: Connection) -> None:
@@ -73,12 +73,12 @@ class Waiting:
 
 
 class Leaver:
-    """A wait that is over, and what it may have left behind."""
+    """A wait that is over: it may still have a place or the lock."""
 
     def __init__(self, keys: Keys, token: bytes, request: Request | None, prefix: str, ours: bool, until: float,
                  done: asyncio.Future[None]) -> None:
         self.keys, self.token, self.request, self.prefix, self.ours = keys, token, request, prefix, ours
-        self.until = until  # by then there is nothing left to give up
+        self.until = until  # after this, nothing is left to give up
         self.done = done
 
 
@@ -130,11 +130,11 @@ class Engine:
         return waiting
 
     def abandon(self, waiting: Waiting) -> concurrent.futures.Future[None]:
-        """The caller waits no longer, whatever comes of it. The future is done when nothing is left of it."""
+        """Ends a wait that has no caller. The future is done when nothing is left of the wait."""
         return self.run(self._abandon(waiting))
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Runs it in the engine's thread. A Fault becomes the caller's error."""
+        """Runs a coroutine in the engine's thread. A Fault becomes the caller's error."""
         return asyncio.run_coroutine_threadsafe(_plain(coroutine), self.loop)
 
     # Waits
@@ -190,7 +190,7 @@ class Engine:
         self._next(w)
 
     def _next(self, w: Waiting) -> None:
-        """Does what the wait has come to."""
+        """Acts on the new state of the wait."""
         if w.core.over:
             self._end(w)
             return
@@ -222,7 +222,7 @@ class Engine:
                 log.info("lock %r: not given back, so it lapses: %s", hold.keys.name, e)
 
     def _end(self, w: Waiting) -> None:
-        """The one end of a wait."""
+        """Ends a wait. Nothing else does."""
         if w.through:
             return
         w.through = True
@@ -255,7 +255,7 @@ class Engine:
         w.result.set_exception(error)
 
     def _is_answered(self, w: Waiting) -> bool:
-        """Whether Redis answers, as far as this wait knows."""
+        """Whether this wait's last call was answered, or is younger than UNDO_WAIT."""
         return w.core.trouble is None and (not w.core.calling or self.now - w.core.sent < UNDO_WAIT)
 
     def _remove(self, w: Waiting) -> None:
@@ -276,7 +276,7 @@ class Engine:
             return
         for other in self._waits.get(foremost.request.token, ()):
             if other.core is foremost and not foremost.calling:
-                self._next(other)  # it may have to call sooner now
+                self._next(other)  # the foremost calls sooner
 
     def _report(self, core: Wait) -> None:
         if core.request.is_try or self.now - self._reported < REPORT_EVERY:
@@ -304,7 +304,7 @@ class Engine:
             return
         popper.count -= 1
         if popper.count == 0 and len(self._poppers) > 1 and popper.task is not None:
-            # A connection is worth more than a list for each lock. A new waiter must not count on this one.
+            # Free the connection at once. A new waiter must not use this popper.
             del self._poppers[signals]
             popper.task.cancel()
 
@@ -352,11 +352,11 @@ class Engine:
                     self._end(w)
 
     def _deliver(self, signals: list[Signal]) -> None:
-        """Tells those who wait with the tokens of signals.
+        """Brings signals to the waits with their tokens.
 
-        A signal for a wait that is over usually came late. But after a failover that lost the last
-        writes, the queue again has waiters that were through, and each would hold the lock for the two
-        seconds of a dead one. So all of them for that lock are given up.
+        A signal for a past wait is usually just late. But after a failover that lost the last writes, the
+        queue has past waits again. Each would keep the lock for the 2 s of a dead waiter. So all past waits
+        for that lock are given up.
         """
         for signal in signals:
             waits = list(self._waits.get(signal.token, ()))
@@ -372,7 +372,7 @@ class Engine:
                             self._leave_again(token)
 
     def remember(self, keys: Keys, token: bytes, prefix: str, ended: float) -> None:
-        """A wait has ended for good: it was given up, or its lock was released or lost."""
+        """Notes the end of a wait: it was given up, or its lock was released or lost."""
         self._past.setdefault(token, (keys, prefix, ended))
         if len(self._past) > PAST:
             self._past.popitem(last=False)
@@ -380,15 +380,15 @@ class Engine:
     # Leaving
 
     def _leave(self, w: Waiting) -> None:
-        """Gives up what a wait may have: its place, or a lock that was granted meanwhile."""
+        """Gives up the place of a wait, or the lock that it got meanwhile."""
         core, r = w.core, w.core.request
         lives = max(core.kept, min(r.first_lease, 3_600_000.0)) + 2 * PATIENCE * 1000
         w.leaver = leaver = Leaver(r.keys, r.token, r, w.prefix, core.ours, self.now + lives, self.loop.create_future())
         self._leavers[r.token] = leaver
         behind: asyncio.Future[object] | None = None
         if w.connection is not None and leaver.ours:
-            # Behind the call that got no answer, on the same connection: a server that was stopped, or
-            # a network that was silent, carries out both or none.
+            # Behind the unanswered call, on the same connection: a stopped server or a silent network
+            # carries out both or none.
             behind = w.connection.send(self.server.release_command(r.keys, r.token))[0]
         self.spawn(self._leaving(leaver, w.task if core.calling else None, behind))
 
@@ -412,7 +412,7 @@ class Engine:
                     await asyncio.wait_for(behind, PATIENCE)
                     return
                 except Exception:
-                    pass  # not carried out, or not known
+                    pass  # refused, or no answer
             retry = Backoff()
             while self.now < leaver.until:
                 try:
@@ -432,7 +432,7 @@ class Engine:
 
     async def _leave_once(self, leaver: Leaver) -> None:
         if not leaver.ours and leaver.request is not None:
-            # Somebody else may hold the lock with this token: this only leaves the queue.
+            # Another process may hold the lock with this token. A try only leaves the queue.
             reply, _, _ = await self.server.acquire(leaver.request, leaver.prefix, 0)
             if not reply.held or reply.value // 1000 != reply.now:
                 return
@@ -441,7 +441,7 @@ class Engine:
 
 
 class Hold:
-    """A lock that is held. `stage` leaves "held" once, in leave.
+    """A held lock. `stage` leaves "held" once, in leave.
 
     The notice of a loss comes from a timer that makes no call and waits for nothing.
     """
@@ -478,7 +478,7 @@ class Hold:
         return self.stage == "lost" or self.stage == "held" and not self.lease.term.is_usable(self.engine.now)
 
     def told(self, tell: Callable[[], None]) -> None:
-        """Has `tell` called once when the lock is lost, in the loop's thread. It must return at once."""
+        """Calls `tell` once when the lock is lost, in the loop's thread. It must return at once."""
         self.engine.loop.call_soon_threadsafe(self._told, tell)
 
     # In the loop's thread
@@ -493,7 +493,7 @@ class Hold:
         self._schedule()
 
     def _set_lease(self, lease: Lease) -> None:
-        """The only place that changes until when the lock is held, and the notice with it."""
+        """Changes until when the lock is held, and moves the notice. Nothing else does."""
         self.lease = lease
         if self._alarm is not None:
             self._alarm.cancel()
@@ -511,7 +511,7 @@ class Hold:
         if self._leave("lost"):
             self.cause = cause
             log.warning("lock %r (fence %d) may be lost: %s", self.keys.name, self.fence, cause)
-            # Whoever was told of the loss has until the deadline to stop.
+            # A holder that was told of the loss has until the deadline to stop.
             self._left(self.lease.term.deadline)
             if self._tell is not None:
                 self._tell()
@@ -546,7 +546,7 @@ class Hold:
             self._keeper = self.engine.spawn(self._keeping())
 
     async def _keeping(self) -> None:
-        """Confirms or renews the lease, through any trouble, until that is done or the lock is lost."""
+        """Confirms or renews the lease. It retries until that succeeds or the lock is lost."""
         retry, pause = Backoff(), self.lease.term.length / 10 + 1
         try:
             while self.stage == "held":
@@ -564,7 +564,7 @@ class Hold:
                 self._schedule()
 
     async def extend(self, length: float | None) -> None:
-        """Has the server begin a new term. None: as long as the last. Raises NotHeld or the call's error."""
+        """Makes the server begin a new term. None: the length of the last. Raises NotHeld or the call's error."""
         async with self._extends:
             before = self.lease
             length = before.length if length is None else length
@@ -578,7 +578,7 @@ class Hold:
             except BaseException as e:
                 fault = _fault(e)
                 if self.stage == "held":
-                    # Refused: nothing has changed. Else it may still arrive.
+                    # Refused: nothing has changed. Unanswered: the call may still arrive.
                     self._set_lease(before if fault.answered else self.lease.unanswered(term, length))
                     self._schedule()
                 if isinstance(e, Exception):
@@ -603,9 +603,9 @@ class Hold:
         return NotHeld(f"lock {self.keys.name!r} is not held any more")
 
     async def release(self, *, keep: bool = True) -> None:
-        """NotHeld: it had been lost before. Unavailable: it is left to its lease, or release it again.
+        """NotHeld: the lock had been lost before. Unavailable: its lease ends it; release it again if you like.
 
-        keep=False: nobody has worked under this lock, so the minimum hold does not count.
+        keep=False ignores the minimum hold: nobody has worked under this lock.
         """
         if self.stage == "released":
             raise NotHeld(f"lock {self.keys.name!r} was released before")
@@ -630,12 +630,12 @@ class Hold:
             least = self.lease.least(now) if keep else 0
             patience = min(PATIENCE, max(0.001, (end - now) / 1000))
             try:
-                # The minimum hold: it ends by itself then, and nobody gets it before.
+                # The minimum hold: its end is the end of the lease, and nobody gets the lock before.
                 call = self._leave_it(least, patience) if least > 0 else self._give_it_back(patience)
                 reply = await asyncio.wait_for(call, (end - now) / 1000)
             except Exception as e:
                 fault = _fault(e)
-                # It may have been carried out, and only its reply be lost.
+                # Redis may have carried the call out, and only the reply is lost.
                 self._reply_lost = self._reply_lost or in_time and not fault.answered
                 pause = retry.next()
                 if not fault.passes or self.engine.now + pause >= end:
@@ -661,8 +661,8 @@ def _fault(e: BaseException) -> Fault:
 
 
 async def reset_all(server: Server, prefix: str) -> int:
-    """Resets every lock of that prefix which somebody holds. It leaves alone what the library did not write:
-    a key without a fencing token beside it."""
+    """Resets every held lock with this prefix. It leaves alone a key without a fencing token beside it, as this
+    library did not write it."""
     count = 0
     for key in await server.held(prefix):
         keys = keys_from(prefix, key)
@@ -684,11 +684,11 @@ async def _plain(coroutine: Coroutine[Any, Any, T]) -> T:
         raise f.error from None
 
 
-# One loop and one thread a process, and one engine for each server in it.
+# One loop and one thread for each process, and one engine for each server in it.
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 _engines: dict[Config, Engine] = {}
-_inherited: list[object] = []  # of a parent process: never collected, as that would disturb the parent's
+_inherited: list[object] = []  # of a parent process: collecting them would disturb the parent's
 
 
 def engine_of(config: Config) -> Engine:

@@ -1,4 +1,4 @@
-"""What can go wrong, and how to tell it apart."""
+"""The errors of this package."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ class LockError(RuntimeError):
 
 
 class NotAcquired(LockError):
-    """Redis said, in this wait, that somebody holds the lock or waits for it."""
+    """Redis said during this call that somebody holds the lock or waits for it."""
 
 
 class Unavailable(LockError, _redis.ConnectionError):
-    """Nobody answered, or with an error that passes. So nothing is known of the lock."""
+    """Nobody answered, or Redis answered with an error that passes. Nothing is known of the lock."""
 
 
 class AlreadyAcquired(LockError):
@@ -22,30 +22,30 @@ class AlreadyAcquired(LockError):
 
 
 class NotHeld(LockError):
-    """The lock was not held any more, or never."""
+    """The lock was lost or released before, or never acquired."""
 
 
 class LockLost(NotHeld):
-    """The lock was held and is lost, or may be. Somebody else may hold it."""
+    """The lock is lost, or may be. Somebody else may hold it now or soon."""
 
 
 class ServerError(LockError, _redis.ResponseError):
-    """Redis refused the call, and would do so again: rights, wrong types, memory."""
+    """Redis refused the call, and will refuse it again: rights, wrong types, memory."""
 
 
 class LibraryError(ServerError):
-    """The server lacks the function library, or has one that this package cannot work with."""
+    """The server has no function library that this package can work with."""
 
 
 class Fault(Exception):
-    """How one call failed. Internal: callers get one of the classes above."""
+    """The failure of one call. Internal: callers get one of the classes above."""
 
     def __init__(self, error: LockError, *, passes: bool, answered: bool) -> None:
         super().__init__(str(error))
         self.error = error
-        # passes: the same call may succeed later without anybody's doing.
+        # passes: the same call may succeed later by itself.
         self.passes = passes
-        # answered: the call was not carried out, and will not be.
+        # answered: the server did not carry out the call, and will not.
         self.answered = answered
 
 
@@ -60,5 +60,5 @@ def refused(text: str) -> Fault:
 
 
 def unanswered(text: str, *, sent: bool) -> Fault:
-    """The Fault of a call without a reply. If it was sent, it may still be carried out."""
+    """The Fault of a call without a reply. If it was sent, the server may still carry it out."""
     return Fault(Unavailable(text), passes=True, answered=not sent)

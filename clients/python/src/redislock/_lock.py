@@ -1,4 +1,4 @@
-"""What a user sees: Lock for threads, AsyncLock for asyncio. Both only ask the engine."""
+"""Lock for threads, and the common part of Lock and AsyncLock. The engine does the work."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class Waiter:
 
     token: str
     waited: float
-    lapses_in: float  # its place is lost unless it calls before
-    lease: float | None  # None: it asked for one that never expires
-    holders: int | None  # as it asked; None: alone; 0: any number
+    lapses_in: float  # it loses its place then, unless it calls before
+    lease: float | None  # that it asked for; None: never expires
+    holders: int | None  # how many may share the lock; None: alone; 0: any number
 
 
 @dataclass(frozen=True)
 class State:
-    """What inspect sees. Times are seconds."""
+    """The result of inspect. Times are seconds."""
 
     name: str
-    holder: str | None  # the token; None: nobody holds the lock. Of several, the one with the longest lease
+    holder: str | None  # the token with the longest lease; None: nobody holds the lock
     fence: int  # the last fencing token given out; 0: none is known
-    ttl: float | None  # what is left of the lease; None: nobody holds the lock, or it never expires
+    ttl: float | None  # the rest of the lease; None: nobody holds the lock, or it never expires
     held: int  # how many hold it
     holders: dict[str, float | None]  # the first 1,000 tokens with their ttl
     waiting: int  # how many wait
@@ -70,7 +70,7 @@ def _text(value: Any) -> str:
 
 
 class _Base:
-    """Options, and what needs no waiting."""
+    """The options, and the methods that do not wait."""
 
     def __init__(
         self,
@@ -90,20 +90,20 @@ class _Base:
         prefix: str = "lock",
         load: bool = True,
     ) -> None:
-        """client: any client of redis-py. Its address and login are used, its connections are not.
+        """client: any client of redis-py. The lock uses its address and login, but not its connections.
 
         lease     how long the lock outlives its holder's last sign of life. None: it never expires
         timeout   how long `with` waits at most. None: for ever
         renew     False: the lock ends after `lease`, unless extend() is called
         token     one of your own, so that another process can go on with the same lock
-        owner     a label for whoever looks at the queue. Default HOST:PID
-        holders   so many may hold the lock together
-        shared    any number of those who also say shared may hold it together
-        min_hold  nobody else gets the lock before that, also if it is released
+        owner     a label that tells an operator who holds the lock. Default HOST:PID
+        holders   how many may hold the lock together
+        shared    any number of callers with shared may hold it together
+        min_hold  nobody else gets the lock before that, even if it is released
         max_hold  renewal ends then, and with it the lock
         on_lost   called with this object when the lock may be lost, ahead of the end of its lease
-        prefix    begins the keys. All who share a lock use the same
-        load      False: raise LibraryError where the function library is missing
+        prefix    begins the keys. All processes that share a lock need the same
+        load      False: raise LibraryError if the function library is missing
         """
         self._keys: Keys = protocol.keys_of(protocol.check_prefix(prefix), name)
         self._config = config_of(client)
@@ -138,7 +138,7 @@ class _Base:
         self._prepare()
 
     def _prepare(self) -> None:
-        """A new notice, for a new hold."""
+        """Makes a new `lost`, for a new hold."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {'held' if self.held else 'not held'}>"
@@ -149,7 +149,7 @@ class _Base:
 
     @property
     def _mine(self) -> Hold | None:
-        """The Hold. The child of a fork does not hold what its parent does."""
+        """The Hold. The child of a fork does not hold its parent's locks."""
         hold = self._hold
         return hold if hold is not None and hold.pid == os.getpid() else None
 
@@ -161,13 +161,13 @@ class _Base:
 
     @property
     def fence(self) -> int:
-        """A number that is greater for each grant of this name. Send it with every write, and have the
-        storage refuse lower ones: then a holder that lost the lock without noticing does no harm."""
+        """A number that grows with each grant of this name. Send it with every write, and have the storage
+        refuse a lower one than it has seen. Then a holder that lost the lock without noticing does no harm."""
         return self._last.fence
 
     @property
     def token(self) -> str:
-        """What Redis knows this holder by."""
+        """The token by which Redis knows this holder."""
         return _text(self._last.token)
 
     @property
@@ -204,7 +204,7 @@ class _Base:
             holders=self._holders, limit=limit)
 
     def _claim(self) -> None:
-        """This object waits or holds for one caller at a time."""
+        """Refuses a second caller: an object waits or holds for one at a time."""
         with self._mutex:
             if self._taking == os.getpid() or self._mine is not None and self._mine.stage == "held":
                 raise AlreadyAcquired(f"lock {self.name!r}: this object holds it or waits for it; "
@@ -263,23 +263,23 @@ def _state(name: str, fields: dict[str, Any]) -> State:
 
 
 class Lost(threading.Event):
-    """Set when the lock may be lost. It is set ahead of the end of the lease, by a tenth of the lease
-    and half a second at most: stop in that time."""
+    """Set when the lock may be lost: ahead of the end of the lease, by a tenth of it and at most half a
+    second. Stop in that time."""
 
     def __init__(self) -> None:
         super().__init__()
         self._due: Callable[[], bool] | None = None
 
     def is_set(self) -> bool:
-        """Makes no call. It looks at the time itself, so a late timer does no harm."""
+        """Makes no call. It checks the time itself, so a late timer does no harm."""
         return super().is_set() or self._due is not None and self._due()
 
 
 class Lock(_Base):
     """A lock for threads. Use it like threading.Lock.
 
-    An object is for one holder at a time: each thread makes its own, they cost nothing. Nothing happens
-    before acquire() or `with`.
+    An object is for one holder at a time: make a new object for each thread, they cost nothing. It talks to
+    Redis only from acquire() or `with` on.
     """
 
     def _prepare(self) -> None:
@@ -288,9 +288,9 @@ class Lock(_Base):
     def acquire(self, blocking: bool = True, timeout: Seconds | None = -1) -> bool:
         """True: the lock is held. False: it was busy until now.
 
-        timeout is in seconds; -1 or None: wait for ever. The wait outlasts trouble of the network and
-        failovers. If the time was over before Redis answered, it raises Unavailable: an outage never
-        looks like a busy lock. A try (blocking=False) waits a second for the answer.
+        timeout is in seconds; -1 or None: wait for ever. The wait survives network trouble and failovers. If
+        the time is over before Redis has answered, acquire raises Unavailable: an outage never looks like a
+        busy lock. A try (blocking=False) waits a second for the answer.
         """
         return self._acquire(self._request(blocking, timeout))
 
@@ -308,7 +308,7 @@ class Lock(_Base):
                 if isinstance(e, NotAcquired):
                     return False
                 raise _named(e, self.name) from None
-            except BaseException:  # KeyboardInterrupt, say: leave the queue, or give the lock back
+            except BaseException:  # KeyboardInterrupt, say: leave the queue or give the lock back
                 self._hold = None
                 concurrent.futures.wait([engine.abandon(waiting)], 2)
                 raise
@@ -329,16 +329,16 @@ class Lock(_Base):
     def release(self) -> None:
         """Gives the lock back, and hands it to the next waiter.
 
-        NotHeld: the lock had been lost before. Unavailable: Redis did not answer for 5 seconds; the
-        lock ends by itself with its lease, and release() can be called again.
+        It raises NotHeld if the lock had been lost before, and Unavailable if Redis did not answer for 5
+        seconds. Then the lock ends with its lease; release() can be called again.
         """
         self._release().result()
 
     def extend(self, lease: Seconds | None = None) -> None:
-        """The lease now ends that long from now (default: as in the constructor). Renewal goes on with it.
+        """Makes the lease end this many seconds from now (default: as in the constructor). Renewal goes on with it.
 
-        An error of Redis means that nothing has changed. After Unavailable the call may have been
-        carried out, or may still arrive: then the shorter lease counts.
+        After Unavailable, Redis may have carried the call out, or may still do so: the shorter lease counts.
+        After another error that Redis answered, nothing has changed.
         """
         self._engine.run(self._extend(lease)).result()
 
@@ -351,20 +351,20 @@ class Lock(_Base):
         return self._engine.run(self._inspect()).result()
 
     def reset(self) -> bool:
-        """Takes the lock away from all who hold it, and hands it on. False: nobody held it."""
+        """Takes the lock away from all its holders, and hands it on. False: nobody held it."""
         return self._engine.run(self._reset()).result()
 
     @staticmethod
     def reset_all(client: Any, *, prefix: str = "lock") -> int:
-        """Resets every lock of that prefix which somebody holds, and returns how many these were. It uses
-        SCAN, on every primary of a cluster. A lock that is taken meanwhile may be missed."""
+        """Resets every held lock with this prefix, and returns their number. It uses SCAN, on every primary of
+        a cluster. It may miss a lock that somebody takes meanwhile."""
         engine = engine_of(config_of(client))
         return engine.run(reset_all(engine.server, protocol.check_prefix(prefix))).result()
 
     @staticmethod
     def load(client: Any) -> None:
-        """Loads the function library where it is missing or older, on every primary. Locks do so by
-        themselves, if the user has the right to."""
+        """Loads the function library on every primary where it is missing or older. Locks do so by themselves,
+        if the user has the right."""
         engine = engine_of(config_of(client))
         engine.run(engine.server.load()).result()
 
@@ -379,10 +379,10 @@ class Lock(_Base):
         try:
             self.release()
         except LockError:
-            if kind is None:  # else that is what the caller has to see
+            if kind is None:  # otherwise the caller sees the error of the block
                 raise
         if kind is None and lost is not None:
-            raise lost  # though it was still there to be released, the work did not stop in time
+            raise lost  # the block worked on after the notice
 
 
 def _guarded(call: Callable[[Any], Any], lock: Any) -> None:

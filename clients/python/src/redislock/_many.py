@@ -19,7 +19,7 @@ L = TypeVar("L", Lock, AsyncLock)
 
 
 class Options(TypedDict, total=False):
-    """Those of Lock."""
+    """The options of Lock."""
 
     lease: Seconds | None
     timeout: Seconds | None
@@ -39,7 +39,7 @@ class _Many(Generic[L]):
     def __init__(self, kind: type[L], client: Any, names: Iterable[str], **options: Unpack[Options]) -> None:
         if isinstance(names, (str, bytes)):
             raise TypeError("names must be several names, not a text")
-        # The same order everywhere: then nobody waits in a circle.
+        # The same order everywhere, so nobody waits in a circle.
         self.locks: list[L] = [kind(client, keys.name, **options)
                                for keys in order(options.get("prefix", "lock"), names)]
         if not self.locks:
@@ -60,7 +60,7 @@ class _Many(Generic[L]):
 
     @property
     def held(self) -> bool:
-        """Whether all of them are held, as far as this machine knows."""
+        """Whether all locks are held, as far as this machine knows."""
         return all(lock.held for lock in self.locks)
 
     def _lost(self) -> LockLost:
@@ -72,7 +72,7 @@ class _Many(Generic[L]):
 
 
 def _left(deadline: float) -> float:
-    """0 would be a try, which does not wait for its turn."""
+    """The rest in ms, at least 1: 0 would be a try."""
     return max(1.0, deadline - time.monotonic() * 1000)
 
 
@@ -82,7 +82,7 @@ class Locks(_Many[Lock]):
         with Locks(client, ["from", "to"], timeout=5) as locks:
             pay(fence=locks["from"].fence)
 
-    If one cannot be had, or is lost meanwhile, all are released.
+    If it cannot get a lock, or loses one meanwhile, it releases all.
     """
 
     def __init__(self, client: Any, names: Iterable[str], **options: Unpack[Options]) -> None:
@@ -108,7 +108,7 @@ class Locks(_Many[Lock]):
                 try:
                     lock._release(keep=False).result()
                 except LockError:
-                    pass  # it ends by itself
+                    pass  # the lease ends it
 
     def release(self) -> None:
         """Releases all, in reverse, and raises the first error."""
@@ -160,7 +160,7 @@ class AsyncLocks(_Many[AsyncLock]):
             taken.clear()
             return True
         finally:
-            await self._release(taken, keep=False)  # what fails ends by itself
+            await self._release(taken, keep=False)  # leases end the rest
 
     async def release(self) -> None:
         """Releases all, in reverse, and raises the first error."""
@@ -169,7 +169,7 @@ class AsyncLocks(_Many[AsyncLock]):
             raise errors[0]
 
     async def _release(self, locks: list[AsyncLock], *, keep: bool) -> list[LockError]:
-        # All are begun at once: a cancel ends this wait, but no release.
+        # Start all at once, so a cancel ends this wait, but no release.
         errors: list[LockError] = []
         begun = []
         for lock in reversed(locks):

@@ -1,8 +1,8 @@
-"""The rules of a client, without I/O: what a wait and a lease do when something happens.
+"""The rules of a client, without I/O: how a wait and a lease react to events.
 
-Every method is told what time it is, and calls nothing. All times are milliseconds: local ones by
-the monotonic clock, those of the server as integers by its own. The shared vectors
-(clients/vectors) check this file and the Go client alike.
+Every method takes the time as an argument, and calls nothing. All times are milliseconds: local ones by
+the monotonic clock, the server's as integers by its own clock. The shared vectors (clients/vectors)
+check this file and the Go client.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from typing import NamedTuple
 
 from ._errors import Fault, LockError, LockLost, NotAcquired, Unavailable
 
-NEVER = math.inf  # the length of a lease that never expires, and of a limit that there is not
+NEVER = math.inf  # a lease that never expires, a limit that is not set
 
-NOTICE_MAX = 500.0  # the notice comes so long ahead of the deadline, or
+NOTICE_MAX = 500.0  # how long the notice comes ahead of the deadline, or
 NOTICE_SHARE = 10.0  # a tenth of the lease, if that is less
 HANDED = 2000.0  # a handed-over lease, until it is confirmed: CLAIM_MS of lock.lua
-CLAIM_AFTER = 500.0  # when it is confirmed: a holder that releases sooner saves this call
-FOREMOST = 1000.0  # the first waiter of a process for a lock calls at least so often
+CLAIM_AFTER = 500.0  # when to confirm it: a holder that releases sooner saves this call
+FOREMOST = 1000.0  # how often the first waiter of a process for a lock calls at least
 CROWD = 1500.0  # the same, if the process waits for more than
 MANY_LOCKS = 100
-PLACE = 30_000.0  # a place in the queue is kept so long after the last call, or, with many waiters,
-PLACE_PER_WAITER = 75.0  # so long for each: all of them together call 40 times a second
+PLACE = 30_000.0  # how long a place in the queue is kept after the last call; or, if that is more,
+PLACE_PER_WAITER = 75.0  # this for each waiter: together they call 40 times a second
 MAX_PLACE = 86_400_000.0
 TRY_CALLS = 3  # how often a try is sent while Redis is in trouble
-MAX_LATE = 3  # grants that had run out when they arrived, until the wait ends
+MAX_LATE = 3  # how many grants may arrive too late before the wait fails
 
 MAX_NAME = 4096  # bytes
 MAX_TOKEN = 16384
@@ -66,7 +66,7 @@ def keys_of(prefix: str, name: str) -> Keys:
 
 
 def keys_from(prefix: str, key: bytes) -> Keys | None:
-    """The way back from a lock's key, for the locks that SCAN finds. None: it is none of ours."""
+    """The inverse of keys_of, for the locks that SCAN finds. None: not the key of a lock."""
     head = prefix.encode() + b":"
     if not key.startswith(head):
         return None
@@ -78,7 +78,7 @@ def keys_from(prefix: str, key: bytes) -> Keys | None:
 
 
 def order(prefix: str, names: Iterable[str]) -> list[Keys]:
-    """In which order several names are taken, the same in every language. `x` and `{x}` are one."""
+    """The order in which to take several names, the same in every language. `x` and `{x}` are one."""
     found: dict[bytes, Keys] = {}
     for name in names:
         keys = keys_of(prefix, name)
@@ -97,7 +97,7 @@ def check_prefix(prefix: str) -> str:
 
 
 class Signal(NamedTuple):
-    """One element of a signal list: TOKEN was given the lock until DEADLINE of the server's clock."""
+    """One element of a signal list: TOKEN has the lock until DEADLINE of the server's clock."""
 
     fence: int  # 0: it grants nothing, and asks for a call
     deadline: int
@@ -111,11 +111,11 @@ def parse_signal(element: bytes) -> Signal | None:
 
 @dataclass(frozen=True)
 class Request:
-    """What one call asks for, checked and completed."""
+    """The arguments of one call, checked and completed."""
 
     keys: Keys
     token: bytes
-    own_token: bool = False  # the caller's, so another process may use it
+    own_token: bool = False  # the caller's: another process may use it
     lease: float = 10_000.0
     renew: bool = True
     max_hold: float = NEVER
@@ -126,12 +126,12 @@ class Request:
 
     @property
     def first_lease(self) -> float:
-        """The lease to ask for. It must not outlast the maximum hold."""
+        """The lease to ask for. It does not outlast the maximum hold."""
         return min(max(self.lease, self.min_hold), self.max_hold)
 
     @property
     def handed(self) -> float:
-        """The lease that a lock is handed over with."""
+        """The lease with which a lock is handed over."""
         return min(self.first_lease, HANDED)
 
     @property
@@ -140,7 +140,7 @@ class Request:
 
 
 def label(owner: str | None) -> bytes:
-    """What a token begins with, for whoever looks at the queue: HOST:PID by default."""
+    """The label at the beginning of a token, for operators: HOST:PID by default."""
     if owner is not None:
         return _cut(owner.encode(), MAX_OWNER)
     pid = f":{os.getpid()}".encode()
@@ -161,34 +161,35 @@ def _cut(text: bytes, most: int) -> bytes:
 
 @dataclass(frozen=True)
 class ServerClock:
-    """What a reply told of the server's clock: it showed `now` when the call was sent, or later."""
+    """One reading of the server's clock, from a reply: it showed `now` at some moment between `at` and `by`."""
 
     now: int = 0  # 0: nothing is known
     at: float = 0.0  # when the call was sent, by our clock
-    by: float = 0.0  # when the reply was here
-    high: int = 0  # the clock was put back, and may have shown this before; 0: not as far as is known
+    by: float = 0.0  # when the reply arrived, by our clock
+    high: int = 0  # the clock was put back and may have shown this before; 0: it was not, as far as we know
 
     def earliest(self, ms: int, today: float) -> float:
-        """The earliest moment, by our clock, at which the server's shows `ms`.
+        """The earliest moment, by our clock, at which the server's clock shows `ms`.
 
-        A millisecond is for the rounding, a tenth of the time since for clocks of different speed.
+        One millisecond is for rounding, a tenth of the time since `at` for clocks of different speed.
         """
         return self.at + (ms - self.now) - 1 - (today - self.at) / 10
 
     def newer(self, other: ServerClock) -> ServerClock:
-        """The one that was asked for last. What both tell together is kept."""
-        if other.at < self.at:
-            return self
+        """The later reading of two. It notes in `high` whether the clock was put back.
+
+        `other` may have been sent first, and taken longer.
+        """
         high = self.high
         if self.now and other.now < self.now + math.floor(other.at - self.by):
             high = max(high, self.now + math.floor(other.by - self.at) + 1)
-        return replace(other, high=high)
+        return replace(self if other.at < self.at else other, high=high)
 
 
 class Term(NamedTuple):
-    """What the server has promised: the lock, for one length from then on."""
+    """A promise of the server: the lock is held for `length` after `start`."""
 
-    start: float  # by our clock, and not later than the moment from which the server counts
+    start: float  # by our clock, and no later than the moment from which the server counts
     length: float
 
     @property
@@ -197,7 +198,7 @@ class Term(NamedTuple):
 
     @property
     def notice(self) -> float:
-        """When the holder is told: ahead of the deadline, so that it can stop in time."""
+        """When to tell the holder: ahead of the deadline, so it can stop in time."""
         return self.deadline - min(self.length / NOTICE_SHARE, NOTICE_MAX)
 
     def is_usable(self, now: float) -> bool:
@@ -209,32 +210,32 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True)
 class Grant:
-    """A lock that was just given to us."""
+    """A lock that this wait has just got."""
 
     fence: int
     term: Term
     by: float  # the server had granted it by then, at the latest
-    unconfirmed: bool = False  # handed over with a short lease, which has to be confirmed
+    unconfirmed: bool = False  # handed over with a short lease: confirm it
     queued: bool = False
-    ours: bool = True  # given to this wait, and not to an earlier one with the same token
+    ours: bool = True  # given to this wait, not to an earlier one with the same token
     doubt: float = NEVER  # the lease of a call without an answer, which may still arrive
 
 
 @dataclass(frozen=True)
 class Lease:
-    """Until when a lock is held, and when to call the server for it. A value: nothing gets out of step.
+    """Until when a lock is held, and when to call the server for it. It is a value, so nothing gets out of step.
 
     No term ends later than the server's:
 
-    - A term that the server confirmed counts from when the call was sent. Calls are made one at a
+    - A term that the server confirmed counts from the moment when the call was sent. There is one call at a
       time, so the server has seen no later one.
-    - A call that got no answer may still arrive and set its own length. So doubt, the shortest of
-      these, limits all later terms.
+    - A call without an answer may still arrive and set its own length. So doubt, the shortest of these
+      lengths, limits all later terms.
     - A term that ends sooner counts from before its call is sent. Only a refusal takes it back.
     """
 
     term: Term
-    length: float  # to renew for
+    length: float  # of each renewal
     begin: float  # of the first term
     granted_by: float
     max_hold: float
@@ -250,48 +251,48 @@ class Lease:
                    doubt=g.doubt)
 
     def left(self, now: float) -> float:
-        """What is left of the maximum hold, in the server's unit."""
+        """The rest of the maximum hold, in whole milliseconds."""
         left = self.begin + self.max_hold - now
         return left if math.isinf(left) else math.trunc(left)
 
     def least(self, now: float) -> float:
-        """What is left of the minimum hold. It counts from the latest moment of the grant."""
+        """The rest of the minimum hold. It counts from the latest possible moment of the grant."""
         return max(0, math.ceil(self.granted_by + self.min_hold - now)) if self.min_hold else 0
 
     def next(self, now: float) -> float | None:
-        """When to call lock_extend, to confirm or to renew. None: not again."""
+        """When to call lock_extend, to confirm or to renew. None: never again."""
         if self.unconfirmed:
             return now + min(CLAIM_AFTER, (self.term.deadline - now) / 4)
         if not self.renew or self.term.length == NEVER or self.is_last:
             return None
-        # A minimum hold may make the term longer. It is renewed as often as without.
+        # A minimum hold may make the term longer. That does not change how often to renew.
         return self.term.start + min(self.term.length, self.length) / 3
 
     @property
     def is_last(self) -> bool:
-        """Whether the lease ends with the maximum hold, but for the rounding."""
+        """Whether the term ends with the maximum hold, give or take the rounding."""
         return self.left(self.term.deadline) <= 1 if self.max_hold != NEVER else False
 
     def ask(self, now: float, length: float) -> Term | None:
-        """The term to ask for. None: nothing is left of the maximum hold."""
+        """The term to ask for. None: the maximum hold is over."""
         left = self.left(now)
         return Term(now, min(max(length, self.least(now)), left)) if left > 0 else None
 
     def asked(self, term: Term) -> Lease:
-        """While a call for a term is under way: if it ends sooner, the server may have it."""
+        """The lease while a call for a term is under way. A sooner end counts at once: the server may have it."""
         return replace(self, term=term) if term.deadline < self.term.deadline else self
 
     def confirmed(self, term: Term, length: float) -> Lease:
-        """After the server has begun a term. `length` is what to renew for."""
+        """The lease after the server has set a term. `length` is that of each renewal."""
         term = term.at_most(self.doubt).at_most(max(0, self.left(term.start)))
         return replace(self, unconfirmed=False, term=term, length=length)
 
     def unanswered(self, term: Term, length: float) -> Lease:
-        """After a call that may still arrive."""
+        """The lease after a call that may still arrive."""
         return replace(self, doubt=min(self.doubt, term.length), length=min(self.length, length))
 
     def ending(self) -> LockLost:
-        """The error that says which limit it was."""
+        """The text that names the limit which ended the lock."""
         if self.is_last:
             return LockLost(f"the maximum hold of {self.max_hold / 1000:g} s is over")
         return LockLost(f"the lease of {self.term.length / 1000:g} s is over, and was not renewed")
@@ -301,8 +302,8 @@ class Acquired(NamedTuple):
     """The reply to lock_acquire."""
 
     held: bool
-    value: int  # held: the fencing token; else the position, 0: not queued
-    span: float  # held: what is left of the lease; queued: call again within this
+    value: int  # held: the fencing token; otherwise the position, 0: not queued
+    span: float  # held: the rest of the lease; queued: call again within this
     now: int  # server time
 
 
@@ -312,7 +313,7 @@ def parse_acquired(reply: object, lease: float) -> Acquired:
         raise ValueError(f"an unexpected reply to lock_acquire: {reply!r}")
     held, value, span, now = reply[:4]
     if held == 1 and span <= 0:
-        if span != -1 or lease != NEVER:  # else it would be taken for one that never expires
+        if span != -1 or lease != NEVER:  # a lease of 0 must not become one that never expires
             raise ValueError(f"a lease of {span} ms")
         span = NEVER
     return Acquired(held == 1, value, span, now)
@@ -320,7 +321,7 @@ def parse_acquired(reply: object, lease: float) -> Acquired:
 
 @dataclass
 class Line:
-    """Those of this process who wait for one lock, in order."""
+    """The waits of this process for one lock, in order."""
 
     waits: OrderedDict[int, Wait] = field(default_factory=OrderedDict)
     clock: ServerClock = ServerClock()
@@ -344,8 +345,8 @@ class Backoff:
 class Wait:
     """One call of acquire, until it is over. Then there is a grant or an error.
 
-    After each event: if `over`, give the caller what came of it, and if `undo`, also leave the queue
-    and release what may have been granted. Else call lock_acquire at `due`; None: a call is under way.
+    After each event: if `over`, give the caller the grant or the error, and if `undo`, also leave the queue
+    and release a possible grant. Otherwise call lock_acquire at `due`; None: a call is under way.
     """
 
     def __init__(self, request: Request, line: Line) -> None:
@@ -357,14 +358,14 @@ class Wait:
         self.error: LockError | None = None
         self.due: float | None = None
         self.calling = False
-        self.sent = -math.inf  # before the last call was sent
-        self.kept = 0.0  # how long the place is kept after that
-        self.busy = False  # the server has said so
+        self.sent = -math.inf  # just before the last call
+        self.kept = 0.0  # how long the server keeps the place after a call
+        self.busy = False  # the server has said that somebody holds the lock or waits for it
         self.trouble: LockError | None = None  # why the last call was not answered
         self.clock = ServerClock()
-        self.listens = False  # it is queued, so it may be told
+        self.listens = False  # it is queued, so a signal may come
         self._asked = 0
-        self._told: Signal | None = None  # came while a call was under way: what was said last counts
+        self._told: Signal | None = None  # arrived during a call; the reply counts first
         self._unanswered = False
         self._retry = Backoff()
         self._slow = 0.0  # how long the last answer took
@@ -387,8 +388,10 @@ class Wait:
         told, self._told = self._told, None
         self._slow = now - sent
         if reply.held:
-            # A signal that came meanwhile is of this grant, or of an older one. The lease counts from
-            # before the call was sent: whatever was slow, the server's ends later.
+            # A signal that came meanwhile was for this grant, or an older one. The lease counts from before
+            # the call was sent, so the server's lease ends later. If the grant came too late, the signals
+            # that follow need the clock.
+            self.line.clock = self.line.clock.newer(ServerClock(reply.now, sent, now))
             self._take(now, Grant(reply.value, Term(sent, reply.span), by=now, ours=ours,
                                   queued=self._asked > 1 and not self.request.is_try))
             return ours
@@ -404,7 +407,7 @@ class Wait:
         return ours
 
     def failed(self, now: float, fault: Fault) -> None:
-        """lock_acquire was not answered, or with an error."""
+        """lock_acquire got no answer, or an error."""
         self.calling = False
         self._unanswered = self._unanswered or not fault.answered
         if self.over:
@@ -419,7 +422,7 @@ class Wait:
             self.told(now, told)
 
     def told(self, now: float, signal: Signal) -> None:
-        """A signal with our token came. It is believed only if it is unambiguous."""
+        """A signal with our token came. Believe it only if it is unambiguous."""
         if self.over:
             return
         if self.calling:
@@ -430,10 +433,10 @@ class Wait:
         grant = self._handed_over(now, signal)
         if (
             signal.fence == 0 or self.clock.now == 0 or self.request.own_token
-            or self.request.min_hold > 0  # the server has to know of it before the work begins
-            or grant.term.start > now  # yet to come: the server's clock has jumped
-            or granted < self.clock.now  # the server has said since that we wait: it was taken back
-            or granted <= self.line.clock.high  # perhaps, as the clock was put back
+            or self.request.min_hold > 0  # the server must know it before the work begins
+            or grant.term.start > now  # in the future: the server's clock has jumped
+            or granted < self.clock.now  # the server has queued us since: the grant was taken back
+            or granted <= self.line.clock.high  # perhaps taken back: the server's clock was put back
         ):
             self._call_at(now)
         else:
@@ -445,7 +448,7 @@ class Wait:
             self._undo(error or self.unserved())
 
     def unserved(self) -> LockError:
-        """What is known of the lock when the limit of the wait is over."""
+        """The error when the limit of the wait is over."""
         trouble = f"; the last call failed: {self.trouble}" if self.trouble else ""
         if self.busy:
             return NotAcquired("the lock was busy until the time was over" + trouble)
@@ -457,7 +460,7 @@ class Wait:
 
     @property
     def ours(self) -> bool:
-        """Whether a lock held with the token is surely this wait's."""
+        """Whether a lock held with the token surely belongs to this wait."""
         return not self.request.own_token or self.clock.now != 0
 
     def due_with(self, crowd: bool) -> float | None:
@@ -467,7 +470,7 @@ class Wait:
         return min(self.due, self.sent + pace(FOREMOST, crowd))
 
     def _is_ours(self, reply: Acquired) -> bool:
-        # With the caller's own token, somebody else may have held the lock before. A fencing token is
+        # With the caller's own token, another process may have held the lock before. A fencing token is
         # the time of its grant in microseconds.
         return self.ours or reply.value // 1000 == reply.now
 
@@ -478,7 +481,7 @@ class Wait:
                      unconfirmed=handed != self.request.first_lease)
 
     def _take(self, now: float, grant: Grant) -> None:
-        """Ends the wait with a grant, unless that came too late."""
+        """Ends the wait with a grant, unless the grant came too late."""
         if grant.term.is_usable(now):
             self.grant = replace(grant, doubt=self.request.first_lease if self._unanswered else NEVER)
             self._end(None)
@@ -503,5 +506,5 @@ class Wait:
 
 
 def pace(pause: float, crowd: bool) -> float:
-    """When to check in, if one waiter alone would do so after `pause`."""
+    """Slows down a check-in after `pause` if this process waits for many locks."""
     return max(pause, CROWD) if crowd and pause >= FOREMOST else pause

@@ -15,11 +15,11 @@ from ._errors import Fault, LibraryError, ServerError, refused, unanswered
 from ._protocol import NEVER, Acquired, Keys, Request, Signal, parse_acquired, parse_signal
 from ._wire import Connection, ErrorReply, Word, ask, dial, encode, place
 
-PATIENCE = 2.0  # s; a connection that lets a call wait longer is given up for a new one
-BLOCK = 2.0  # s; how long one BLPOP blocks. It may be blocked on a demoted server, as nobody tells it
+PATIENCE = 2.0  # s; a connection with a slower answer is replaced
+BLOCK = 2.0  # s; how long one BLPOP blocks: it may be blocked on a demoted server
 BLOCK_GRACE = 2.0  # s; how late its reply may be
 POP_MAX = 1000
-IDLE = 60.0  # s; a connection that nobody used for so long is closed
+IDLE = 60.0  # s; an unused connection is closed after this
 
 
 def source() -> str:
@@ -37,7 +37,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 class Node:
-    """One server, or whoever is the primary behind a Sentinel, with one connection for all calls."""
+    """One server, or the primary behind a Sentinel, with one connection for all calls."""
 
     def __init__(self, config: Config, address: Address | None) -> None:
         self.config = config
@@ -60,7 +60,7 @@ class Node:
         return await dial(self.address or await self._master(), login, PATIENCE)
 
     async def _master(self) -> Address:
-        """Asks all Sentinels at once: the first one that knows is believed."""
+        """Asks all Sentinels at once, and believes the first answer."""
         async def one(address: Address, login: Any) -> Address:
             connection = await dial(address, login, PATIENCE / 2)
             try:
@@ -78,7 +78,7 @@ class Node:
         return address
 
     async def connected(self) -> Connection:
-        """The connection for calls: the present one, or a new one for all who ask meanwhile."""
+        """The connection for calls. All callers that ask meanwhile share a new one."""
         if self.connection is not None and self.connection.why is None:
             return self.connection
         if self._dialing is None:
@@ -93,9 +93,9 @@ class Node:
 
     async def ask(self, *words: Word, patience: float = PATIENCE, sending: Callable[[Connection], None] | None = None,
                   asking: bool = False) -> object:
-        """One request. A connection that gives no answer is given up.
+        """One request. A connection without an answer is closed.
 
-        sending is called just before the request is written, and may raise.
+        It calls sending just before it writes the request; sending may raise.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + patience
@@ -111,19 +111,19 @@ class Node:
         try:
             return await asyncio.wait_for(reply, max(0.001, end - loop.time()))
         except asyncio.TimeoutError:
-            # A call for a short lease is less patient. If others were answered meanwhile, they go on.
+            # A call for a short lease is less patient. If the connection answered others meanwhile, they go on.
             if patience > PATIENCE / 2 or connection.received < sent:
                 connection.close(f"no answer from {self} within {patience:.3g} s")
             raise unanswered(f"no answer from {self} within {patience:.3g} s", sent=True) from None
         except ErrorReply as e:
             fault = refused(str(e))
             if str(e).startswith(("READONLY", "MASTERDOWN")):
-                # Its server was demoted. A new connection may lead to the new one.
+                # The server was demoted. A new connection may lead to the new primary.
                 connection.close(str(e))
             raise fault from None
 
     async def verify(self, load: bool) -> None:
-        """Makes sure that the library is there, once for all who ask meanwhile."""
+        """Loads or checks the library, once for all callers that ask meanwhile."""
         while not self.verified:
             if load not in self._verifying:
                 self._verifying[load] = asyncio.ensure_future(self._verify(load))
@@ -153,7 +153,7 @@ class Node:
             raise self.wrong("somebody else's library has the name", have)
         if not load:
             if have:
-                return  # it does what it can: a call that needs more is refused
+                return  # an older library works, but refuses calls that need more
             raise self.wrong("the function library is missing", have)
         try:
             await self.ask("FUNCTION", "LOAD", *(["REPLACE"] if have else []), source())
@@ -176,7 +176,7 @@ class Node:
 
 
 async def first(calls: list[Awaitable[Any]]) -> Any:
-    """The first result. If there is none, the last error. The others are ended."""
+    """The first result, or the last error. It ends the others."""
     pending = {asyncio.ensure_future(call) for call in calls}
     for task in pending:
         task.add_done_callback(_retrieve)
@@ -195,7 +195,7 @@ async def first(calls: list[Awaitable[Any]]) -> Any:
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:
-    """Nobody has to look at its exception."""
+    """Marks the exception as seen."""
     if not task.cancelled():
         task.exception()
 
@@ -206,12 +206,12 @@ def key_slot(key: bytes) -> int:
 
 
 class Server:
-    """All that a client asks. In a cluster, the right node of it."""
+    """The calls of a client. In a cluster, each goes to the right node."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.id = secrets.token_urlsafe(8).encode()  # names our signal lists
-        # Each lock needs a signal list of its own where the server checks slots.
+        self.id = secrets.token_urlsafe(8).encode()  # part of the names of our signal lists
+        # If the server checks slots, each lock needs a signal list of its own.
         self.per_lock = config.cluster
         self._nodes: dict[Address | None, Node] = {}
         self._slots: dict[int, Address] = {}
@@ -248,7 +248,7 @@ class Server:
         return [self.node(address) for address in dict.fromkeys(self._slots.values())]
 
     async def refresh(self) -> None:
-        """Asks all known nodes at once for the slots, for all who ask meanwhile."""
+        """Asks all known nodes at once for the slots, once for all callers that ask meanwhile."""
         if self._refreshing is None:
             self._refreshing = asyncio.ensure_future(self._refresh())
             self._refreshing.add_done_callback(self._refresh_done)
@@ -289,9 +289,9 @@ class Server:
 
     async def call(self, keys: Keys, *words: Word, load: bool = True, patience: float = PATIENCE,
                    sending: Callable[[Connection], None] | None = None) -> object:
-        """One FCALL. It follows MOVED and ASK, and loads the library where it is missing.
+        """One FCALL. It follows MOVED and ASK, and loads a missing library.
 
-        It raises a Fault. Some seconds at most, so that nothing hangs.
+        It raises a Fault. It takes some seconds at most, so nothing hangs.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + max(patience, 0.01)
@@ -347,7 +347,7 @@ class Server:
 
     async def acquire(self, r: Request, prefix: str, wait: float, *, load: bool = True,
                       sending: Callable[[Connection], None] | None = None) -> tuple[Acquired, float, bytes]:
-        """Also returns when the request that was answered was sent, and the list where signals come."""
+        """Also returns when the answered request was sent, and the signal list."""
         loop = asyncio.get_running_loop()
         sent = 0.0
 
@@ -367,7 +367,7 @@ class Server:
                 reply = await self.call(r.keys, *words, load=load, sending=note)
             except Fault as f:
                 if str(f).startswith("CROSSSLOT") and not self.per_lock:
-                    self.per_lock = True  # the client did not say that this is a cluster
+                    self.per_lock = True  # a cluster, although the client is not one
                     continue
                 if str(f).startswith("LOCKARG expected 3 arguments") and r.holders is not None:
                     raise Fault(LibraryError(f"the function library is too old for holders and shared: {f}"),
@@ -408,7 +408,7 @@ class Server:
         return {name.decode(): value for name, value in zip(reply[::2], reply[1::2])}
 
     async def held(self, prefix: str) -> list[bytes]:
-        """The keys that begin with the prefix and may be those of held locks."""
+        """The keys that begin with the prefix and may be held locks."""
         found: dict[bytes, None] = {}
         for node in await self.primaries():
             cursor: Word = 0
@@ -427,9 +427,9 @@ class Server:
             await node.verify(True)
 
     async def pop(self, connection: Connection, signals: bytes, most: int) -> list[Signal]:
-        """Blocks until signals come, and returns those that are there, or none after some seconds."""
+        """Blocks until signals come, and returns them, or none after some seconds."""
         commands = [encode("BLPOP", signals, f"{BLOCK:g}")]
-        if most > 1 and not self.per_lock:  # all that have piled up in one round trip
+        if most > 1 and not self.per_lock:  # all pending signals in one round trip
             commands.append(encode("LPOP", signals, min(most, POP_MAX)))
         futures = connection.send(*commands)
         try:
@@ -449,7 +449,7 @@ class Server:
 
 
 def wire_ms(length: float) -> int:
-    """A length as the functions take it: whole milliseconds, and 0 for never."""
+    """A length as the functions' argument: whole milliseconds, and 0 for never."""
     return 0 if length == NEVER else int(-(-length // 1))
 
 

@@ -1,8 +1,7 @@
-"""One connection: requests are sent as they come, and answered in that order.
+"""One connection: it sends requests at once, and gets the answers in the same order.
 
-So of two requests on one connection, the server sees the first one first. redis-py's own connections
-answer one request at a time, and cannot send a second one behind a first that got no answer. That is
-what undoes a call which may still arrive.
+So the server sees the requests of one connection in order. To undo a call that may still arrive, send a
+second request behind it. redis-py's own connections cannot: they take one request at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Word = Union[bytes, str, int]
 
 
 class ErrorReply(Exception):
-    """What Redis replied with instead of a value."""
+    """An error that Redis answered."""
 
 
 def encode(*words: Word) -> bytes:
@@ -36,7 +35,7 @@ def encode(*words: Word) -> bytes:
 
 
 class Connection(asyncio.Protocol):
-    """Use dial to get one."""
+    """A connection. dial makes it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -46,7 +45,7 @@ class Connection(asyncio.Protocol):
         self._parser = self._parse()
         next(self._parser)
         self.received = loop.time()  # when the last bytes came
-        self.why: str | None = None  # set when it is closed
+        self.why: str | None = None  # why it is closed
         self.closed: asyncio.Future[None] = loop.create_future()
 
     def send(self, *commands: bytes) -> list[asyncio.Future[object]]:
@@ -62,7 +61,7 @@ class Connection(asyncio.Protocol):
         return futures
 
     def close(self, why: str) -> None:
-        """What was sent goes out, if the network takes it. All that is pending fails."""
+        """Sends the written bytes if the network takes them. All pending requests fail."""
         self._fail(why)
         if self._transport is not None:
             self._transport.close()
@@ -104,7 +103,7 @@ class Connection(asyncio.Protocol):
             if not self._pending:
                 continue
             future = self._pending.popleft()
-            if future.done():  # whoever asked has gone
+            if future.done():  # the caller has gone
                 continue
             if isinstance(value, ErrorReply):
                 future.set_exception(value)
@@ -159,7 +158,7 @@ async def dial(address: Address | str, login: Login, limit: float) -> Connection
         return await asyncio.wait_for(_dial(address, login), limit)
     except asyncio.TimeoutError:
         raise unanswered(f"no connection to {place(address)} within {limit:g} s", sent=False) from None
-    except ssl.SSLCertVerificationError as e:  # nobody waits for that to pass
+    except ssl.SSLCertVerificationError as e:  # lasting
         raise Fault(Unavailable(f"no connection to {place(address)}: {e}"), passes=False, answered=True) from None
     except (OSError, ssl.SSLError) as e:
         raise unanswered(f"no connection to {place(address)}: {e}", sent=False) from None
@@ -187,7 +186,7 @@ async def _dial(address: Address | str, login: Login) -> Connection:
                 await reply
         except ErrorReply as e:
             raise refused(str(e)) from None
-        if login.client_name:  # without the right to, it goes without
+        if login.client_name:  # optional: the user may lack the right
             connection.send(encode("CLIENT", "SETNAME", login.client_name))
     except BaseException as e:
         connection.close(str(e))
@@ -228,7 +227,7 @@ async def _resolve(loop: asyncio.AbstractEventLoop, address: Address) -> Any:
 
 
 async def in_thread(call: Callable[[], Any]) -> Any:
-    """Runs what may block in a daemon thread. Those of the loop's executor hold up the end of the process."""
+    """Runs a blocking call in a daemon thread. Threads of the loop's executor hold up the end of the process."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()
 
@@ -259,8 +258,8 @@ _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    # The child has copies of its parent's sockets. A copy that is left open hides the death of the
-    # parent from the server, which then tells a dead waiter.
+    # The child has copies of its parent's sockets. An open copy hides the death of the parent from the
+    # server, which then tells a dead waiter.
     for sock in list(_sockets):
         sock.close()
 
