@@ -21,6 +21,9 @@ type report struct {
 	HandoverFar  []*handedOver  `json:"handover_10ms,omitempty"`
 	HandoverNear []*handedOver  `json:"handover_loopback,omitempty"`
 	Contended    []*contended   `json:"contended,omitempty"`
+	Contenders   []contender    `json:"contenders,omitempty"`
+	Processes    []*fought      `json:"processes,omitempty"`
+	Faults       []*faulted     `json:"faults,omitempty"`
 	Free         []*uncontended `json:"free,omitempty"`
 	Crowd        *crowded       `json:"crowd,omitempty"`
 	Idle         *idled         `json:"idle,omitempty"`
