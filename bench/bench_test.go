@@ -52,6 +52,8 @@ func TestRun(t *testing.T) {
 			{names: 20, hold: time.Millisecond, many: true, rounds: 1, length: time.Second},
 			{names: 200, hold: 10 * time.Millisecond, many: true, rounds: 1, length: time.Second},
 		},
+		scale: scalePlan{names: []int{1, 20}, lockers: []int{1, 2}, length: 10 * time.Millisecond},
+		renew: renewPlan{locks: 100, watch: 10 * time.Millisecond},
 		// One that is there, and one that is not installed.
 		processes: processPlan{
 			folder: t.TempDir(), each: 2, holds: []time.Duration{time.Millisecond}, rounds: 1, length: 5 * time.Millisecond,
@@ -80,8 +82,10 @@ func TestRun(t *testing.T) {
 	expected := map[string]int{
 		"Who is compared":                                head + n,
 		"Who is compared, in processes":                  head + 2,
-		"2 processes, hold 1ms":                          head + 2,
-		"Until the next process holds, after a fault":    head + 2,
+		"2 processes, hold 1ms":                          head + 1,
+		"Until the next process holds, after a fault":    head + 1,
+		"Hand-overs of many names":                       head + 4,
+		"100 held locks, renewed by one process":         head + 6,
 		"Hand-over with a round trip of 10 ms":           head + n, // a PING more, and no piped ring
 		"Hand-over on loopback":                          head + n - 1,
 		"2 contenders, hold 0s":                          head + n,

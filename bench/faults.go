@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -164,7 +166,16 @@ func faults(ctx context.Context, b *bench) error {
 		return err
 	}
 	b.say("faults: %d of each kind of lock", len(faultKinds))
-	among := p.contenders()
+	among := slices.DeleteFunc(p.contenders(), func(c contender) bool {
+		_, err := c.command(folder, "")
+		if c.etcd && err == nil {
+			_, err = exec.LookPath("etcd")
+		}
+		if err != nil {
+			b.say("%s cannot be had: %v", c.name(), err)
+		}
+		return err != nil
+	})
 	all := make([]*faulted, len(among))
 	g, ctx := errgroup.WithContext(ctx)
 	for i, c := range among {

@@ -31,6 +31,8 @@ type report struct {
 	Memory       *memories      `json:"redis_memory,omitempty"`
 	Instructions []*instructed  `json:"instructions,omitempty"`
 	Many         []*manyNames   `json:"many_names,omitempty"`
+	Scale        []*scaled      `json:"scale,omitempty"`
+	Renewed      *renewed       `json:"renewed,omitempty"`
 	Kill         *killed        `json:"kill,omitempty"`
 	Allocs       []allocated    `json:"allocations,omitempty"`
 	Goals        []goal         `json:"goals"`
