@@ -277,7 +277,7 @@ func (b *bench) table(t *table) {
 
 func (b *bench) peerTable() {
 	t := &table{
-		title: "Who is compared",
+		title:   "Who is compared",
 		note:    "Each contender has a client of its own, as a process would, with connections of its own.",
 		columns: []string{"lock", "how"},
 	}
