@@ -25,7 +25,7 @@ func (c serverClock) earliest(ms int64, today time.Time) time.Time {
 // and have taken longer.
 func (c serverClock) newer(other serverClock) serverClock {
 	last := other
-	if other.at.Before(c.at) {
+	if other.at.Before(c.at) && other.now <= max(c.now, c.high) {
 		last = c
 	}
 	last.high = c.high

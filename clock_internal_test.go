@@ -48,4 +48,10 @@ func TestClockPutBack(t *testing.T) {
 			t.Errorf("%+v, want %+v", next, want)
 		}
 	})
+	t.Run("put forward, says a call that was sent first and took longer", func(t *testing.T) {
+		last := reply(1_005_900, 4900, 5600)
+		if next := reply(1_005_010, 5000, 5020).newer(last); next != last {
+			t.Errorf("%+v, want %+v", next, last)
+		}
+	})
 }

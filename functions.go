@@ -133,7 +133,7 @@ func (f *functions) ExtendAndWait(ctx context.Context, k wire.Keys, token string
 		err  error
 	}
 	once := func(c rueidis.DedicatedClient) (r reply) {
-		sent := time.Now().Add(-time.Millisecond) // as in call
+		sent := sending()
 		var held int64
 		held, r.err = c.Do(ctx, c.B().Fcall().Function("lock_extend").Numkeys(3).
 			Key(k.Lock, k.Queue, k.State).Arg(token, leaseMillis(lease)).Build()).AsInt64()
@@ -369,6 +369,10 @@ type answer struct {
 	sent time.Time
 }
 
+// sending is the moment from which a lease counts whose call is sent now: a millisecond ago, because Redis 8
+// may remove a key in its last one.
+func sending() time.Time { return time.Now().Add(-time.Millisecond) }
+
 // call runs one function. It loads the library at first use, and again if it has disappeared.
 func (f *functions) call(ctx context.Context, command, function string, keys []string, args ...string) answer {
 	a, err := ending(ctx, func() answer {
@@ -378,8 +382,7 @@ func (f *functions) call(ctx context.Context, command, function string, keys []s
 		first := f.loader.rounds.Load()
 		for rounds := first; ; {
 			// Arbitrary: rueidis retries known read-only commands by itself, for as long as ctx allows.
-			// Sent a millisecond sooner: Redis 8 may remove a key in its last one.
-			a := answer{sent: time.Now().Add(-time.Millisecond)}
+			a := answer{sent: sending()}
 			a.RedisResult = f.client.Do(ctx, f.client.B().Arbitrary(command, function, strconv.Itoa(len(keys))).
 				Keys(keys...).Args(args...).Build())
 			err := a.Error()

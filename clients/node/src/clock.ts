@@ -31,5 +31,8 @@ export function newer(known: ServerClock | undefined, next: ServerClock): Server
     next.now < known.now + Math.trunc(next.at - known.by)
       ? Math.max(known.high, known.now + Math.trunc(next.by - known.at) + 1)
       : known.high
-  return { ...(next.at < known.at ? known : next), high }
+  return {
+    ...(next.at < known.at && next.now <= Math.max(known.now, known.high) ? known : next),
+    high,
+  }
 }

@@ -2,6 +2,8 @@
 const NOTICE_MS = 500
 /** A handed-over lease lasts this long until it is confirmed: CLAIM_MS of lock.lua. */
 export const HANDED_MS = 2000
+/** A lease counts from so long before its call is sent: Redis 8 may remove a key in its last millisecond. */
+export const LAST_MS = 1
 /** When to confirm a handed-over lock. A holder that releases sooner saves this call. */
 const CLAIM_AFTER_MS = 500
 

@@ -1,5 +1,6 @@
 import { CallError, codeOf, LibraryError, passes, textOf } from './errors'
 import { type Keys, slotOf } from './keys'
+import { LAST_MS } from './lease'
 import { source, version } from './library'
 import { type Address, CONNECT_MS, type Driver, isReply, type Socket } from './redis'
 import { now, within } from './time'
@@ -26,7 +27,7 @@ export interface Patience {
 
 export interface Answer {
   readonly value: unknown
-  /** Just before the call was sent, by our clock. */
+  /** LAST_MS before the call was sent, by our clock. */
   readonly sent: number
 }
 
@@ -240,7 +241,7 @@ export class Server {
         loaded = link.loading
         if (loaded) await within(rest().ms, loaded, patience.holds, notLoaded)
         if (asking !== undefined) link.call(['ASKING'], rest()).catch(() => {})
-        sent = now()
+        sent = now() - LAST_MS
         return { value: await link.call(args, rest()), sent }
       } catch (error) {
         const failure = classify(error)

@@ -120,7 +120,12 @@ export class Wait {
       // After a second call it was queued, if only by a call whose answer was lost.
       const queued = this.#asked > 1 && !this.#asking.isTry
       // The signals that follow need it if this grant came too late.
-      this.#line.clock = newer(this.#line.clock, { now: reply.now, at: reply.sent, by: now, high: 0 })
+      this.#line.clock = newer(this.#line.clock, {
+        now: reply.now,
+        at: reply.sent,
+        by: now,
+        high: 0,
+      })
       // The lease counts from before the call was sent, so the server's lease ends later.
       const term = { from: reply.sent, length: reply.ms }
       this.#take(now, { fence: reply.value, term, unconfirmed: false, queued })

@@ -158,7 +158,7 @@ def test_an_interrupted_wait_leaves_the_queue(lock, waiting, in_thread):
             with pytest.raises(Interrupt):
                 waiter.acquire()
             done()
-            assert waiting() == 0
+            eventually(lambda: waiting() == 0)
         assert waiter.acquire(timeout=SOON)  # it can be used again
         waiter.release()
     finally:

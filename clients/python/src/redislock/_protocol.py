@@ -32,6 +32,7 @@ MANY_LOCKS = 100
 PLACE = 30_000.0  # how long a place in the queue is kept after the last call; or, if that is more,
 PLACE_PER_WAITER = 75.0  # this for each waiter: together they call 40 times a second
 MAX_PLACE = 86_400_000.0
+LAST_MS = 1.0  # a lease counts from so long before its call: Redis 8 may remove a key in its last millisecond
 TRY_CALLS = 3  # how often a try is sent while Redis is in trouble
 MAX_LATE = 3  # how many grants may arrive too late before the wait fails
 
@@ -183,7 +184,8 @@ class ServerClock:
         high = self.high
         if self.now and other.now < self.now + math.floor(other.at - self.by):
             high = max(high, self.now + math.floor(other.by - self.at) + 1)
-        return replace(self if other.at < self.at else other, high=high)
+        earlier = other.at < self.at and other.now <= max(self.now, self.high)
+        return replace(self if earlier else other, high=high)
 
 
 class Term(NamedTuple):

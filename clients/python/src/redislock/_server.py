@@ -12,7 +12,7 @@ from typing import Any, Callable
 
 from ._config import Address, Config
 from ._errors import Fault, LibraryError, ServerError, refused, unanswered
-from ._protocol import NEVER, Acquired, Keys, Request, Signal, parse_acquired, parse_signal
+from ._protocol import LAST_MS, NEVER, Acquired, Keys, Request, Signal, parse_acquired, parse_signal
 from ._wire import Connection, ErrorReply, Word, ask, dial, encode, place
 
 PATIENCE = 2.0  # s; a connection with a slower answer is replaced
@@ -355,7 +355,7 @@ class Server:
             nonlocal sent
             if sending:
                 sending(connection)
-            sent = loop.time() * 1000
+            sent = loop.time() * 1000 - LAST_MS
 
         while True:
             signals = self.signal_list(prefix, r.keys)
@@ -385,7 +385,7 @@ class Server:
 
         def note(_: Connection) -> None:
             nonlocal sent
-            sent = loop.time() * 1000
+            sent = loop.time() * 1000 - LAST_MS
 
         reply = await self.call(keys, "FCALL", "lock_extend", 3, *keys[1:4], token, wire_ms(length),
                                 patience=patience, sending=note)
