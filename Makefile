@@ -51,7 +51,7 @@ lint: golangci clients/node/node_modules ## gofmt, go vet, golangci-lint, luache
 	for module in . bench chaos cmd/redislock examples/otel lua/model; do (cd $$module && go vet ./... && $(golangci) run ./...) || exit 1; done
 	luacheck lua
 	go run github.com/rhysd/actionlint/cmd/actionlint@v$(ACTIONLINT)
-	shellcheck internal/tools/matrix internal/tools/servers clients/shell/* lua/model/run bench/longest
+	shellcheck internal/tools/matrix internal/tools/servers clients/shell/* lua/model/run bench/longest bench/peers/fetch
 	cd clients/node && npm run --silent lint
 	shellcheck clients/node/matrix clients/node/release
 	@$(need) python3-venv
@@ -81,13 +81,19 @@ mutants: ## one-line breaks of the client, each caught by the clients in virtual
 	@$(need) go
 	go test -count=1 -v -timeout 40m -run '^TestMutants' ./internal/virtualtest
 
-bench: ## the lock beside its peers, about 14 minutes, into bench/results (REDIS_URL: not a server of its own)
-	@$(need) go redis-server valgrind
+bench: bench-peers ## the lock beside its peers, about 20 minutes, into bench/results (REDIS_URL: not a server of its own)
+	@$(need) go redis-server redis-cli valgrind
 	cd bench && go run .
 
-bench-quick: # less of everything, in a minute, into bench/results-quick
-	@$(need) go redis-server valgrind
+bench-quick: bench-peers # less of everything, in some minutes, into bench/results-quick
+	@$(need) go redis-server redis-cli valgrind
 	cd bench && BENCH_QUICK=1 go run .
+
+# Python, Node.js, Java and etcd, with their locks. The bench names what cannot be had.
+.PHONY: bench-peers
+bench-peers:
+	@bench/peers/fetch
+	@$(MAKE) --no-print-directory clients/node/dist/index.js || echo 'peers: clients/node cannot be built' >&2
 
 longest: # how long the costliest calls hold a server, a minute, see SECURITY.md
 	@$(need) redis-server redis-cli

@@ -25,6 +25,9 @@ func TestMain(m *testing.M) {
 	if text := os.Getenv(jobVar); text != "" {
 		exit(runChild(text)) // a child of a measure
 	}
+	if os.Getenv(contenderVar) != "" {
+		exit(runContender(os.Args[1], os.Args[2], os.Stdin, os.Stdout)) // another one
+	}
 	os.Exit(m.Run())
 }
 
@@ -49,6 +52,13 @@ func TestRun(t *testing.T) {
 			{names: 20, hold: time.Millisecond, many: true, rounds: 1, length: time.Second},
 			{names: 200, hold: 10 * time.Millisecond, many: true, rounds: 1, length: time.Second},
 		},
+		scale: scalePlan{names: []int{1, 20}, lockers: []int{1, 2}, length: 10 * time.Millisecond},
+		renew: renewPlan{locks: 100, watch: 10 * time.Millisecond},
+		// One that is there, and one that is not installed.
+		processes: processPlan{
+			folder: t.TempDir(), each: 2, holds: []time.Duration{time.Millisecond}, rounds: 1, length: 5 * time.Millisecond,
+			idle: 10 * time.Millisecond, limit: 12 * time.Second, among: regexp.MustCompile(`^redislock \(Go\)|python-redis-lock`),
+		},
 	}
 	var out bytes.Buffer
 	if err := run(t.Context(), p, "", "the test", "", &out, io.Discard); err != nil {
@@ -71,12 +81,17 @@ func TestRun(t *testing.T) {
 	n := len(peers)
 	expected := map[string]int{
 		"Who is compared":                                head + n,
+		"Who is compared, in processes":                  head + 2,
+		"2 processes, hold 1ms":                          head + 1,
+		"Until the next process holds, after a fault":    head + 1,
+		"Hand-overs of many names":                       head + 4,
+		"100 held locks, renewed by one process":         head + 6,
 		"Hand-over with a round trip of 10 ms":           head + n, // a PING more, and no piped ring
 		"Hand-over on loopback":                          head + n - 1,
 		"2 contenders, hold 0s":                          head + n,
 		"16 contenders, hold 1ms":                        head + n,
 		"16 contenders, hold 0s":                         head + n,
-		"A free lock: acquire and release":               head + 2*8,
+		"A free lock: acquire and release":               head + 2*7,
 		"Time of each function on the server, µs a call": head + 9,
 		"Memory of Redis":                                head + 2,
 		"Many contended names, 1 ms each way":            head + 5,

@@ -261,8 +261,8 @@ func (r *contended) finish() {
 	r.Rate, r.Jain = spreadOf(r.Rates), spreadOf(r.jains)
 	r.P50, r.P99, r.Max = quantile(r.waits, 50), quantile(r.waits, 99), time.Duration(r.waits.Max())
 	r.GrantP50, r.GrantP99 = quantile(grants, 50), quantile(grants, 99)
-	r.Commands = float64(r.sent) / float64(r.steady)
-	r.Blocking = float64(r.blpops) / float64(r.steady)
+	counted := float64(max(r.steady, 1))
+	r.Commands, r.Blocking = float64(r.sent)/counted, float64(r.blpops)/counted
 	r.ServerCPU = r.cpu / time.Duration(r.done)
 }
 

@@ -26,6 +26,8 @@ type peer struct {
 	name string
 	note string // how it is used
 	open func(t target) (locker, error)
+	// modules are those whose version tells which one it is.
+	modules string
 	// polls: waits by asking again and again.
 	polls bool
 	// ring: no lock, but the limit; its clients are opened by openRing.
@@ -37,14 +39,13 @@ const oursName = "redislock"
 // peers are used as their users use them: with their defaults, and with the setting that serves
 // waiters best.
 var peers = []peer{
-	{name: oursName, note: "this library, defaults", open: openOurs},
-	{name: "redsync", note: "v4.18.1 on go-redis, defaults: retries every 50 to 250 ms", open: openRedsync, polls: true},
+	{name: oursName, note: "this library, defaults", open: openOurs, modules: "github.com/redis/rueidis"},
+	{name: "redsync", note: "v4.18.1 on go-redis, defaults: retries every 50 to 250 ms", open: openRedsync, modules: "github.com/go-redsync/redsync/v4 github.com/redis/go-redis/v9", polls: true},
 	{name: "redsync 1ms", note: "retries every ms", open: openRedsyncFast, polls: true},
-	{name: "bsm", note: "bsm/redislock v0.9.4 on go-redis, as in its README: retries every 100 ms", open: openBSM, polls: true},
+	{name: "bsm", note: "bsm/redislock v0.9.4 on go-redis, as in its README: retries every 100 ms", open: openBSM, modules: "github.com/bsm/redislock github.com/redis/go-redis/v9", polls: true},
 	{name: "bsm 1ms", note: "retries every ms", open: openBSMFast, polls: true},
 	{name: "rueidislock", note: "of rueidis v1.0.79, defaults: two of three keys, woken by client-side caching", open: openMajority},
-	{name: "rueidislock 1 key", note: "KeyMajority 1 and NoLoopTracking, for one server", open: openOneKey},
-	{name: "python*", note: "the algorithm of python-redis-lock: SET NX, BLPOP on one list for all", open: openPython},
+	{name: "rueidislock 1 key", note: "KeyMajority 1 and NoLoopTracking, for one server", open: openOneKey, modules: "github.com/redis/rueidis"},
 	{name: ringName, note: "no lock: RPUSH to the next one's list, then BLPOP on one's own, two calls", ring: true},
 	{name: pipedRingName, note: "the same in one write: the limit of two commands", ring: true},
 	{name: threeRingName, note: "no lock, with the calls of ours: FCALL, BLPOP, FCALL: the limit of three", ring: true},

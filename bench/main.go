@@ -46,6 +46,9 @@ type plan struct {
 	batches   int
 	count     countPlan
 	many      []manyCell
+	processes processPlan
+	scale     scalePlan
+	renew     renewPlan
 }
 
 func fullPlan() plan {
@@ -59,6 +62,12 @@ func fullPlan() plan {
 			{names: 20, hold: 5 * time.Millisecond, many: true, rounds: 3, length: 2 * time.Second},
 			{names: 200, hold: 100 * time.Millisecond, many: true, rounds: 3, length: 2 * time.Second},
 			{names: 10_000, hold: 5 * time.Second, rounds: 1, length: 15 * time.Second},
+		},
+		scale: scalePlan{names: []int{1, 100, 10_000}, lockers: []int{1, 16}, cluster: true, length: 3 * time.Second},
+		renew: renewPlan{locks: 100_000, watch: 20 * time.Second},
+		processes: processPlan{
+			folder: installed, each: 8, holds: []time.Duration{0, 5 * time.Millisecond}, rounds: 3, length: 1200 * time.Millisecond,
+			idle: 10 * time.Second, limit: 15 * time.Second,
 		},
 	}
 	for _, hold := range []time.Duration{0, time.Millisecond, 10 * time.Millisecond} {
@@ -96,6 +105,12 @@ func quickPlan() plan {
 			{names: 20, hold: 5 * time.Millisecond, many: true, rounds: 1, length: time.Second},
 			{names: 200, hold: 100 * time.Millisecond, many: true, rounds: 1, length: time.Second},
 		},
+		scale: scalePlan{names: []int{1, 100}, lockers: []int{1, 16}, cluster: true, length: time.Second},
+		renew: renewPlan{locks: 10_000, watch: 8 * time.Second},
+		processes: processPlan{
+			folder: installed, each: 4, holds: []time.Duration{time.Millisecond}, rounds: 1, length: time.Second,
+			idle: 3 * time.Second, limit: 12 * time.Second,
+		},
 	}
 }
 
@@ -108,10 +123,14 @@ type measure struct {
 var measures = []measure{
 	{"handover", handover},
 	{"contend", contend},
+	{"processes", processes},
+	{"faults", faults},
 	{"free", freeLocks},
 	{"fcall", fcalls},
 	{"instructions", instructions},
 	{"many", many},
+	{"scale", scale},
+	{"renew", renew},
 	{"memory", redisMemory},
 	{"idle", idle},
 	{"kill", kill},
@@ -137,9 +156,13 @@ func main() {
 	if text := os.Getenv(jobVar); text != "" {
 		exit(runChild(text))
 	}
+	if os.Getenv(contenderVar) != "" {
+		exit(runContender(os.Args[1], os.Args[2], os.Stdin, os.Stdout))
+	}
 	quick := flag.Bool("quick", os.Getenv("BENCH_QUICK") != "", "less of everything (BENCH_QUICK=1)")
 	only := flag.String("only", os.Getenv("BENCH_ONLY"), "regular expression of the measures to run (BENCH_ONLY): "+measureNames())
 	folder := flag.String("out", "", "where the results go (default results; results-quick)")
+	among := flag.String("among", os.Getenv("BENCH_AMONG"), "regular expression of the contenders in processes (BENCH_AMONG): 'redislock|Python'")
 	others := flag.String("lua", cmp.Or(os.Getenv("BENCH_LUA"), baseline), "lock.lua's whose instructions are compared, files or revisions (BENCH_LUA)")
 	profile := flag.String("cpuprofile", "", "write a CPU profile of this process to a file")
 	testing.Init() // for the benchmarks of allocations
@@ -155,6 +178,10 @@ func main() {
 		}
 	}
 	p.count.others = othersOf(*others)
+	var err error
+	if p.processes.among, err = regexp.Compile(*among); err != nil {
+		exit(err)
+	}
 	if *folder != "" {
 		p.folder = *folder
 	}
@@ -171,7 +198,7 @@ func main() {
 		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, p, *only, command, os.Getenv("REDIS_URL"), os.Stdout, os.Stderr)
+	err = run(ctx, p, *only, command, os.Getenv("REDIS_URL"), os.Stdout, os.Stderr)
 	stop()
 	pprof.StopCPUProfile()
 	exit(err)

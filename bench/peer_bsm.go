@@ -9,6 +9,9 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 )
 
+// peerLease is the lease of the peers that have no default.
+const peerLease = 10 * time.Second
+
 type bsmLocker struct {
 	client *goredis.Client
 	locker *bsm.Client

@@ -21,6 +21,9 @@ type report struct {
 	HandoverFar  []*handedOver  `json:"handover_10ms,omitempty"`
 	HandoverNear []*handedOver  `json:"handover_loopback,omitempty"`
 	Contended    []*contended   `json:"contended,omitempty"`
+	Contenders   []contender    `json:"contenders,omitempty"`
+	Processes    []*fought      `json:"processes,omitempty"`
+	Faults       []*faulted     `json:"faults,omitempty"`
 	Free         []*uncontended `json:"free,omitempty"`
 	Crowd        *crowded       `json:"crowd,omitempty"`
 	Idle         *idled         `json:"idle,omitempty"`
@@ -28,6 +31,8 @@ type report struct {
 	Memory       *memories      `json:"redis_memory,omitempty"`
 	Instructions []*instructed  `json:"instructions,omitempty"`
 	Many         []*manyNames   `json:"many_names,omitempty"`
+	Scale        []*scaled      `json:"scale,omitempty"`
+	Renewed      *renewed       `json:"renewed,omitempty"`
 	Kill         *killed        `json:"kill,omitempty"`
 	Allocs       []allocated    `json:"allocations,omitempty"`
 	Goals        []goal         `json:"goals"`
@@ -272,9 +277,8 @@ func (b *bench) table(t *table) {
 
 func (b *bench) peerTable() {
 	t := &table{
-		title: "Who is compared",
-		note: "Each contender has a client of its own, as a process would, with connections of its own. " +
-			"The one with a * is written here after its documentation.",
+		title:   "Who is compared",
+		note:    "Each contender has a client of its own, as a process would, with connections of its own.",
 		columns: []string{"lock", "how"},
 	}
 	for _, p := range peers {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/rand"
 	"slices"
 	"time"
 
@@ -76,6 +77,8 @@ func paired(a, b []float64) spread {
 	}
 	return spreadOf(ratios)
 }
+
+func newToken() string { return rand.Text()[:22] }
 
 // newHistogram takes nanoseconds, up to ten minutes, with three digits.
 func newHistogram() *hdrhistogram.Histogram {

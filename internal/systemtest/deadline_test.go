@@ -334,4 +334,25 @@ var _ = Describe("Context has ended before the next one's grant", func() {
 		Entry("by 2 %, lease 3 s", 3*time.Second, 1.02),
 		Entry("by 1.5 %, lease 10 s", 10*time.Second, 1.015),
 	)
+
+	It("leaves out the millisecond in which Redis 8 may remove a key, also after an extend", func(ctx SpecContext) {
+		l := NewLocker(OwnServer().Addr())
+		early := func(call func() *redislock.Lock) {
+			GinkgoHelper()
+			Eventually(func() bool {
+				before := time.Now()
+				deadline, _ := call().Deadline()
+				return deadline.Before(before.Add(minute)) // unless the call was sent a millisecond later
+			}).Should(BeTrue())
+		}
+		var lock *redislock.Lock
+		early(func() *redislock.Lock {
+			lock = MustAcquire(ctx, l, NewName(), redislock.WithLease(minute), redislock.WithoutRenewal())
+			return lock
+		})
+		early(func() *redislock.Lock {
+			Expect(lock.Extend(ctx, minute)).To(Succeed())
+			return lock
+		})
+	})
 })

@@ -3,17 +3,7 @@ import assert from 'node:assert/strict'
 import { getEventListeners } from 'node:events'
 import { after, before, describe, test } from 'node:test'
 import { BusyError, ClosedError, Locker, LostError, NotHeldError, source } from '../dist/index.mjs'
-import {
-  aborted,
-  blockedOn,
-  close,
-  command,
-  eventually,
-  kinds,
-  newName,
-  pause,
-  Server,
-} from './support.mjs'
+import { aborted, close, command, eventually, kinds, newName, pause, Server } from './support.mjs'
 
 for (const [kind, connect] of Object.entries(kinds)) {
   describe(kind, { timeout: 300_000 }, () => {
@@ -152,28 +142,6 @@ for (const [kind, connect] of Object.entries(kinds)) {
       )
     })
 
-    test('a hand-over makes no call before work begins, and none to confirm if it is released soon', async (t) => {
-      // Both have one connection that calls and one that blocks.
-      const name = newName()
-      const other = own(t)
-      const holder = await locker.acquire(name)
-      const { result } = await queued(name, {}, other)
-      await eventually(async () => (await blockedOn(server, 'blpop')) === 1)
-      const calls = async () => {
-        const stats = await server.cli('INFO', 'commandstats')
-        return ['fcall', 'blpop'].map((call) =>
-          Number(new RegExp(`cmdstat_${call}:calls=(\\d+)`).exec(stats)?.[1] ?? 0),
-        )
-      }
-      const [fcalls] = await calls()
-      await holder.release() // 1
-      const lock = await result
-      await lock.release() // 2
-      // And perhaps one check-in that was on its way.
-      const more = (await calls())[0] - fcalls
-      assert(more === 2 || more === 3, `${more} calls`)
-    })
-
     test('several names: in one order, once each, all or nothing', async () => {
       const [a, b] = [newName(), newName()].sort()
       const locks = await locker.acquireAll([b, a, `{${a}}`])
@@ -309,6 +277,34 @@ for (const [kind, connect] of Object.entries(kinds)) {
       const shares = await Promise.all([1, 2, 3].map(() => locker.acquire(name, { shared: true })))
       assert.equal(await locker.reset(name), true)
       for (const share of shares) await assert.rejects(share.release(), NotHeldError)
+    })
+
+    test('leases of 1 s and 60 s side by side never change each other', async () => {
+      const name = newName()
+      const [shared, renew] = [true, false]
+      for (const leases of [
+        [1000, 60_000],
+        [60_000, 1000],
+      ]) {
+        const locks = []
+        for (const lease of leases) locks.push(await locker.acquire(name, { shared, renew, lease }))
+        const [short, long] = leases[0] === 1000 ? locks : locks.reverse()
+        const { holders } = await locker.inspect(name)
+        const ttl = ({ token }) => holders.find((holder) => holder.token === token)?.ttl ?? 0
+        assert(ttl(short) <= 1000 && ttl(long) > 30_000, JSON.stringify(holders))
+        await aborted(short.signal)
+        await eventually(async () => (await locker.inspect(name)).held === 1)
+        assert(long.left > 30_000 && !long.signal.aborted)
+        await long.extend(1000)
+        assert((await pttl(name)) <= 1001) // so nothing is left of 60 s
+        await long.release()
+      }
+      const endless = await locker.acquire(name, { shared, lease: Infinity })
+      const other = await locker.acquire(name, { shared, lease: 60_000 })
+      assert.equal(await pttl(name), -1)
+      await endless.release()
+      assert((await pttl(name)) > 0) // the key has its TTL back
+      await other.release()
     })
 
     test('readers who wait behind a writer are let in together, and each confirms its own lease', async () => {

@@ -97,6 +97,23 @@ for (const [kind, connect] of Object.entries(kinds)) {
       await locker.withLock(name, () => {})
     })
 
+    test('a server that was demoted, and is replaced by none: the limits hold', async (t) => {
+      const server = await Server.start(t)
+      const locker = await direct(t, server)
+      const lock = await locker.acquire(newName(), { lease: 60_000 })
+      await server.cli('REPLICAOF', '127.0.0.1', await freePort())
+      const name = newName()
+      await Promise.all([
+        within(3000, locker.tryAcquire(name), UnavailableError),
+        within(1500, locker.acquire(name, { wait: 1500 }), UnavailableError),
+        within(2000, lock.extend(30_000), UnavailableError),
+      ])
+      await within(5000, lock.release(), UnavailableError)
+      await server.cli('REPLICAOF', 'NO', 'ONE')
+      await lock.release()
+      await locker.withLock(name, () => {})
+    })
+
     test('the present connections die silently, new ones work: holder and waiter go on', async (t) => {
       const server = await Server.start(t)
       const other = await direct(t, server)

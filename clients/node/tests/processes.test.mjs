@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url'
 import { Locker, LostError } from '../dist/index.mjs'
 import { blockedOn, close, eventually, kinds, newName, Server } from './support.mjs'
 
-const CYCLES = Number(process.env.CYCLES ?? 500)
+const CYCLES = Number(process.env.CYCLES ?? 10_000)
 const worker = fileURLToPath(new URL('./worker.mjs', import.meta.url))
 
 for (const [kind, connect] of Object.entries(kinds)) {

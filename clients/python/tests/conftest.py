@@ -18,7 +18,7 @@ def bounded():
         raise AssertionError("the test took too long")
 
     signal.signal(signal.SIGALRM, late)
-    signal.alarm(3 * SOON + int(os.environ.get("CYCLES", "0")))
+    signal.alarm(5 * SOON + int(os.environ.get("CYCLES", "0")))
     yield
     signal.alarm(0)
 

@@ -551,6 +551,34 @@ def test_a_share_that_expires_or_is_reset(lock):
         long.extend()
 
 
+@pytest.mark.parametrize("leases", [(1, 60), (60, 1)])
+def test_leases_of_1_s_and_60_s_side_by_side_never_change_each_other(lock, leases, ttl):
+    locks = {lease: lock(shared=True, renew=False, lease=lease) for lease in leases}
+    for one in locks.values():
+        assert one.acquire()
+    short, long = locks[1], locks[60]
+    holders = lock().inspect().holders
+    assert holders.get(short.token, 0) <= 1
+    assert holders[long.token] > 30
+    assert short.lost.wait(SOON)
+    eventually(lambda: lock().inspect().held == 1)
+    assert long.held
+    assert long.deadline - time.monotonic() > 30
+    long.extend(1)
+    assert ttl() <= 1001  # so nothing is left of 60 s
+    long.release()
+
+
+def test_a_share_without_expiry_that_leaves_gives_the_key_its_ttl_back(lock, ttl):
+    endless, other = lock(shared=True, lease=None), lock(shared=True, lease=60)
+    assert endless.acquire()
+    assert other.acquire()
+    assert ttl() == -1
+    endless.release()
+    assert ttl() > 0
+    other.release()
+
+
 def test_reset_all(server):
     client = server.client()
     held = [Lock(client, name) for name in ("a", "b:{x}", "c")]

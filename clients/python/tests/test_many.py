@@ -18,7 +18,7 @@ from servers import SOON, eventually
 
 from redislock import AsyncLock, Lock
 
-CYCLES = int(os.environ.get("CYCLES", "100"))  # of the run with kills and cancels
+CYCLES = int(os.environ.get("CYCLES", "10000"))  # of the run with kills and cancels
 HERE = os.path.dirname(__file__)
 ENV = {**os.environ, "PYTHONPATH": os.path.join(HERE, "..", "src"), "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -62,25 +62,45 @@ async def test_a_thousand_tasks_wait_on_one_connection(server, name):
             served.append(i)
 
     async with redis.asyncio.Redis(port=server.port, max_connections=1) as client:
-        async with AsyncLock(client, name) as holder:
+        async with AsyncLock(client, name, lease=6) as holder:
             tasks = []
             for i in range(1000):
                 tasks.append(asyncio.ensure_future(work(i)))
             while (await holder.inspect()).waiting < 1000:
                 await asyncio.sleep(0.01)
             assert len(direct.client_list()) <= 3  # with our own
+            left = direct.pttl("lock:{" + name + "}")
+            while direct.pttl("lock:{" + name + "}") <= left:  # renewals do not wait behind the waiters
+                await asyncio.sleep(0.01)
         await asyncio.wait_for(asyncio.gather(*tasks), SOON)
     assert served == list(range(1000))
 
 
-def test_a_process_with_a_forgotten_release_ends_by_itself(server, name):
-    code = ("import sys, threading, redis\n"
-            "from redislock import Lock\n"
-            "client = redis.Redis(port=int(sys.argv[1]))\n"
-            "Lock(client, sys.argv[2]).acquire()\n"
-            "threading.Thread(target=Lock(client, sys.argv[2]).acquire, daemon=True).start()\n")
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code, str(server.port), name], env=ENV, timeout=SOON,
-                          capture_output=True, text=True, check=False)
+FORGETS = {
+    "threads": """
+import sys, threading, redis
+from redislock import Lock
+client = redis.Redis(port=int(sys.argv[1]))
+Lock(client, sys.argv[2]).acquire()
+threading.Thread(target=Lock(client, sys.argv[2]).acquire, daemon=True).start()
+""",
+    "tasks": """
+import asyncio, sys, redis
+from redislock import AsyncLock
+async def main():
+    client = redis.Redis(port=int(sys.argv[1]))
+    await AsyncLock(client, sys.argv[2]).acquire()
+    asyncio.ensure_future(AsyncLock(client, sys.argv[2]).acquire())
+    await asyncio.sleep(0)
+asyncio.run(main())
+""",
+}
+
+
+@pytest.mark.parametrize("kind", list(FORGETS))
+def test_a_process_with_a_forgotten_release_ends_by_itself(server, name, kind):
+    done = subprocess.run([sys.executable, "-W", "error", "-c", FORGETS[kind], str(server.port), name], env=ENV,
+                          timeout=SOON, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert Lock(server.client(), name).locked()
 
@@ -100,9 +120,9 @@ def test_fifty_in_two_processes_with_kills_and_cancels(server, name, kind):
     try:
         for i in range(2):
             processes.append(start(server, name, kind, seed + i))
-        for round_ in range(2):  # one of them is killed, and another one takes its place
+        for round_ in range(3):  # one of them is killed, and another one takes its place
             served = int(client.get("served") or 0)
-            eventually(lambda served=served: int(client.get("served") or 0) > served + CYCLES / 2,
+            eventually(lambda served=served: int(client.get("served") or 0) > served + CYCLES / 3,
                        within=max(SOON, CYCLES / 10))
             victim = processes.pop(chance.randrange(2))
             victim.send_signal(signal.SIGKILL)

@@ -23,26 +23,26 @@ if tonumber(ARGV[1]) < tonumber(redis.call('GET', 'newest') or 0) then redis.cal
 redis.call('SET', 'newest', ARGV[1])
 redis.call('RPUSH', 'fences', ARGV[1])
 if redis.call('GET', 'inside') then redis.call('INCR', 'violations') end
-redis.call('SET', 'inside', ARGV[1], 'PX', ARGV[2])
-return redis.call('INCR', 'served')
+-- What a dead holder leaves behind ends with its lease, at the latest.
+redis.call('SET', 'inside', ARGV[1], 'PX', math.max(1, redis.call('PTTL', ARGV[2]) - 50))
+redis.call('INCR', 'served')
+return redis.call('EXISTS', 'stop')
 """
 LEAVE = "if redis.call('GET', 'inside') == ARGV[1] then redis.call('DEL', 'inside') end"
 LEASE = 5
 
 
+over = False
+
+
 def turn(lock):
-    """What a dead holder leaves behind ends with its lease, at the latest."""
-    ms = max(1, int(client.pttl("lock:{" + name + "}")) - 50)
-    client.eval(ENTER, 0, lock.fence, ms)
+    global over
+    over = client.eval(ENTER, 0, lock.fence, "lock:{" + name + "}") == 1 or over
     client.eval(LEAVE, 0, lock.fence)
 
 
-def stopped():
-    return client.exists("stop")
-
-
 def thread():
-    while not stopped():
+    while not over:
         lock = Lock(client, name, lease=LEASE)
         try:
             if not lock.acquire(timeout=chance.choice([0.01, 0.1, 60])):
@@ -54,7 +54,7 @@ def thread():
 
 
 async def task():
-    while not stopped():
+    while not over:
         lock = AsyncLock(client, name, lease=LEASE)
         waiting = asyncio.ensure_future(lock.acquire())
         if chance.random() < 0.4:
