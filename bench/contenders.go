@@ -64,7 +64,7 @@ const etcdName = "etcd"
 // name is for tables: ours is there in three languages.
 func (c contender) name() string { return fmt.Sprintf("%s (%s)", c.Lock, c.Language) }
 
-// command is one process, whose peers are installed in a folder; an error says why there is none.
+// command starts one process of a contender. The error says why that is impossible: peers are installed in folder.
 func (c contender) command(folder, url string) (*exec.Cmd, error) {
 	program, args := "", []string{c.kind, url}
 	var env []string

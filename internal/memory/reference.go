@@ -117,7 +117,7 @@ type call struct {
 	unblocks bool  // the first waiter loses its place if it cannot be told
 }
 
-// The number of keys and arguments of each function. lock_acquire takes one more argument, HOLDERS.
+// Arguments is the number of keys and arguments of each function. lock_acquire takes one more argument, HOLDERS.
 var Arguments = map[string]struct{ Keys, Args int }{
 	"lock_acquire": {4, 3}, "lock_release": {3, 1}, "lock_extend": {3, 2}, "lock_reset": {3, 0},
 	"lock_inspect": {3, 0}, "lock_version": {0, 0},

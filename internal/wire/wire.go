@@ -63,7 +63,7 @@ type Acquired struct {
 	CheckIn  time.Duration // queued: call again at the latest after this
 	Now      int64         // server time, ms
 	List     string        // queued: the signal list, for Pop
-	Sent     time.Time     // when the answered call was sent
+	Sent     time.Time     // no later than the answered call was sent
 }
 
 // Extended is the answer to Extend.
