@@ -183,30 +183,38 @@ func (w *waiter) isOurs(reply wire.Acquired) bool {
 func (w *waiter) answered(reply wire.Acquired, err error) {
 	told := w.told
 	w.told = nil
-	now := time.Now()
 	switch {
-	case err != nil && (!wire.Passes(err) || w.try() && w.asked == tryCalls):
+	case err == nil:
+		w.replied(reply)
+	case !wire.Passes(err) || w.try() && w.asked == tryCalls:
 		w.undo(w.wrap(err))
-	case err != nil:
+	default:
 		w.trouble = err
 		w.l.hub.report(w)
-		w.callAt(now.Add(w.retry.next()))
+		w.callAt(time.Now().Add(w.retry.next()))
+	}
+	if told != nil && !reply.Held { // else the signal was for this grant, or an older one
+		w.tell(*told)
+	}
+}
+
+func (w *waiter) replied(reply wire.Acquired) {
+	now := time.Now()
+	w.slow = now.Sub(reply.Sent)
+	clock := serverClock{now: reply.Now, at: reply.Sent, by: now}
+	if w.line != nil { // the signals that follow need it also if a grant came too late
+		w.line.clock = w.line.clock.newer(clock)
+	}
+	switch {
 	case reply.Held:
-		w.slow = now.Sub(reply.Sent)
-		if w.line != nil { // the signals that follow need it if this grant came too late
-			w.line.clock = w.line.clock.newer(serverClock{now: reply.Now, at: reply.Sent, by: now})
-		}
-		told = nil // the signal was for this grant, or an older one
 		// After a second call we were queued, if only by a call whose answer was lost. The lease counts from
 		// before the call was sent, so the server's lease ends later.
 		w.take(grant{fence: reply.Fence, term: term{reply.Sent, reply.Lease}, queued: w.asked > 1 && !w.try(), ours: w.isOurs(reply)})
 	case w.try():
 		w.end(w.wrap(ErrNotAcquired))
 	default:
-		w.slow = now.Sub(reply.Sent)
 		first := w.clock.now == 0
-		w.clock = serverClock{now: reply.Now, at: reply.Sent, by: now}
-		w.line.clock = w.line.clock.newer(w.clock)
+		w.clock = clock
 		if first && reply.Position > w.queueLimit {
 			w.undo(w.wrap(fmt.Errorf("%w: %d wait already", ErrQueueFull, reply.Position-1)))
 			return
@@ -214,9 +222,6 @@ func (w *waiter) answered(reply wire.Acquired, err error) {
 		w.trouble, w.retry = nil, backoff{}
 		w.l.hub.listen(w, reply.List)
 		w.callAt(now.Add(w.l.hub.pace(reply.CheckIn)))
-	}
-	if told != nil {
-		w.tell(*told)
 	}
 }
 

@@ -618,7 +618,7 @@ func (c *call) letInAhead(holders int64) (next string, due int64) {
 // giveUp ends the caller's hold, and hands the lock on.
 func (c *call) giveUp() {
 	delete(c.shares, c.token)
-	c.holder = ""
+	c.holder, c.holderEnd = "", 0 // the lease that is over keeps no state alive
 	c.letIn()
 	if c.isHeld() || len(c.line) > 0 {
 		c.keepState(max(1, c.span))
