@@ -3,6 +3,7 @@ package interop_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -86,10 +87,11 @@ func takeSeveral() {
 				}
 				some := append([]string{}, names...)
 				rand.Shuffle(len(some), func(i, j int) { some[i], some[j] = some[j], some[i] })
-				fail(locker.DoAll(ctx, some[:2+rand.IntN(2)], func(context.Context, []*redislock.Lock) error {
-					done.Add(1)
-					return nil
-				}, patience))
+				done.Add(1)
+				err = locker.DoAll(ctx, some[:2+rand.IntN(2)], func(context.Context, []*redislock.Lock) error { return nil }, patience)
+				if !errors.Is(err, redislock.ErrLost) { // the machine was too busy
+					fail(err)
+				}
 			}
 		})
 	}

@@ -32,9 +32,9 @@ for (const [kind, connect] of Object.entries(kinds)) {
       }
       await eventually(async () => (await server.cli('ZCARD', `lock-queue:{${name}}`)) === '1000')
       await eventually(async () => (await blockedOn(server, 'blpop')) === 1)
-      // The user's, ours for calls, ours that blocks, and redis-cli's.
+      // The user's (ioredis connects when it likes), ours for calls, ours that blocks, and redis-cli's.
       const clients = (await server.cli('CLIENT', 'LIST')).split('\n').length
-      assert.equal(clients, 4)
+      assert(clients <= 4, `${clients} connections`)
       await holder.extend(10_000) // it does not wait behind the waiters
       await holder.release()
       await Promise.all(all)

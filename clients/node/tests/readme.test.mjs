@@ -27,6 +27,7 @@ const isInstalled = (name) => {
 
 /** Asks the server of a block, and ends it as a deployment does. */
 const asks = `
+if (!server.listening) await new Promise((resolve) => server.once('listening', resolve))
 for (const id of [1, 2]) {
   const reply = await fetch(\`http://127.0.0.1:\${server.address().port}/orders/\${id}/pay\`, { method: 'POST' })
   console.log(reply.status, await reply.text())

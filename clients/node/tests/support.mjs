@@ -119,7 +119,9 @@ export class Server {
 
 /** Three primaries, with all slots. */
 export async function startCluster(t) {
-  const args = ['--cluster-enabled', 'yes', '--cluster-node-timeout', '2000']
+  // A primary that a test stops must not stop the others.
+  const coverage = ['--cluster-require-full-coverage', 'no']
+  const args = ['--cluster-enabled', 'yes', '--cluster-node-timeout', '2000', ...coverage]
   const servers = await Promise.all([1, 2, 3].map(() => Server.start(t, ...args)))
   const [first] = servers
   for (const [i, server] of servers.entries()) {

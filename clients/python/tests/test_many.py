@@ -70,8 +70,12 @@ async def test_a_thousand_tasks_wait_on_one_connection(server, name):
                 await asyncio.sleep(0.01)
             assert len(direct.client_list()) <= 3  # with our own
             left = direct.pttl("lock:{" + name + "}")
-            while direct.pttl("lock:{" + name + "}") <= left:  # renewals do not wait behind the waiters
-                await asyncio.sleep(0.01)
+
+            async def renewed():  # renewals do not wait behind the waiters
+                while direct.pttl("lock:{" + name + "}") <= left:
+                    await asyncio.sleep(0.01)
+
+            await asyncio.wait_for(renewed(), SOON)
         await asyncio.wait_for(asyncio.gather(*tasks), SOON)
     assert served == list(range(1000))
 
