@@ -156,7 +156,7 @@ func TestRun(t *testing.T) {
 		}
 	}
 	for _, s := range r.Scale {
-		if s.Rate <= 0 || s.Failed > 0 {
+		if s.Rate <= 0 || s.Failed > 0 || s.Not != "" {
 			t.Errorf("%d names: %+v", s.Names, s)
 		}
 	}
