@@ -57,7 +57,7 @@ func TestRun(t *testing.T) {
 		// One that is there, and one that is not installed.
 		processes: processPlan{
 			folder: t.TempDir(), each: 2, holds: []time.Duration{time.Millisecond}, rounds: 1, length: 5 * time.Millisecond,
-			idle: 10 * time.Millisecond, limit: 12 * time.Second, among: regexp.MustCompile(`^redislock \(Go\)|python-redis-lock`),
+			idle: 10 * time.Millisecond, limit: 12 * time.Second, among: regexp.MustCompile(`^(redislock|redsync) \(Go\)|python-redis-lock`),
 		},
 	}
 	var out bytes.Buffer
@@ -81,9 +81,9 @@ func TestRun(t *testing.T) {
 	n := len(peers)
 	expected := map[string]int{
 		"Who is compared":                                head + n,
-		"Who is compared, in processes":                  head + 2,
-		"2 processes, hold 1ms":                          head + 1,
-		"Until the next process holds, after a fault":    head + 1,
+		"Who is compared, in processes":                  head + 3,
+		"2 processes, hold 1ms":                          head + 2,
+		"Until the next process holds, after a fault":    head + 2,
 		"Hand-overs of many names":                       head + 4,
 		"100 held locks, renewed by one process":         head + 6,
 		"Hand-over with a round trip of 10 ms":           head + n, // a PING more, and no piped ring
@@ -140,6 +140,27 @@ func TestRun(t *testing.T) {
 			t.Errorf("%d names, %d Lockers: %+v", m.Names, m.Lockers, m)
 		}
 	}
+	for _, c := range r.Contenders {
+		want(t, "missing: "+c.Lock, c.Missing != "", c.Language == inPython)
+	}
+	for _, f := range r.Processes {
+		if f.Failed != "" || len(f.Rates) == 0 || f.Doubles > 0 || f.Lock == oursName && (f.Commands < 2 || f.Commands > 3.6) {
+			t.Errorf("%s in processes: %+v", f.Lock, f)
+		}
+	}
+	for _, f := range r.Faults {
+		for i, took := range f.Took {
+			if f.Lock == oursName && (f.Failed[i] != "" || took <= 0 || took >= p.processes.limit) {
+				t.Errorf("%s: %v, %s", faultKinds[i].name, took, f.Failed[i])
+			}
+		}
+	}
+	for _, s := range r.Scale {
+		if s.Rate <= 0 || s.Failed > 0 || s.Not != "" {
+			t.Errorf("%d names: %+v", s.Names, s)
+		}
+	}
+	want(t, "renewed locks that were lost", r.Renewed.Lost, 0)
 	for _, f := range r.Free {
 		if f.Lock == oursName {
 			want(t, "commands of a free cycle", f.Commands, 2)

@@ -373,10 +373,34 @@ func processes(ctx context.Context, b *bench) error {
 		r.Idle = rates[i%len(crews)]
 	}
 	b.report.Processes = all
+	b.processGoal(all[len(all)-len(crews):])
 	for i := range b.plan.processes.holds {
 		b.processTable(all[i*len(crews) : (i+1)*len(crews)])
 	}
 	return nil
+}
+
+// processGoal compares the long waits with those of the best peer of each language.
+func (b *bench) processGoal(all []*fought) {
+	ahead := true
+	var ratios []string
+	for _, us := range all {
+		var best *fought
+		for _, r := range all {
+			if r.Language == us.Language && r.Lock != oursName && r.Failed == "" && (best == nil || r.P99 < best.P99) {
+				best = r
+			}
+		}
+		if us.Lock != oursName || best == nil {
+			continue
+		}
+		ratio := float64(best.P99) / float64(max(us.P99, 1))
+		ahead = ahead && us.Failed == "" && ratio >= 1
+		ratios = append(ratios, fmt.Sprintf("%s: %s (%s)", us.Language, digits(ratio), best.Lock))
+	}
+	if len(ratios) > 0 {
+		b.report.reach(goalProcesses, ahead, "%s", strings.Join(ratios, ", "))
+	}
 }
 
 // etcdServer is one node of etcd, in a folder of its own.
