@@ -64,7 +64,7 @@ func fullPlan() plan {
 			{names: 10_000, hold: 5 * time.Second, rounds: 1, length: 15 * time.Second},
 		},
 		scale: scalePlan{names: []int{1, 100, 10_000}, lockers: []int{1, 16}, cluster: true, length: 3 * time.Second},
-		renew: renewPlan{locks: 100_000, watch: 20 * time.Second},
+		renew: renewPlan{locks: 100_000, watch: 65 * time.Second},
 		processes: processPlan{
 			folder: installed, each: 8, holds: []time.Duration{0, 5 * time.Millisecond}, rounds: 3, length: 1200 * time.Millisecond,
 			idle: 10 * time.Second, limit: 15 * time.Second,
@@ -106,7 +106,7 @@ func quickPlan() plan {
 			{names: 200, hold: 100 * time.Millisecond, many: true, rounds: 1, length: time.Second},
 		},
 		scale: scalePlan{names: []int{1, 100}, lockers: []int{1, 16}, cluster: true, length: time.Second},
-		renew: renewPlan{locks: 10_000, watch: 8 * time.Second},
+		renew: renewPlan{locks: 10_000, watch: 21 * time.Second},
 		processes: processPlan{
 			folder: installed, each: 4, holds: []time.Duration{time.Millisecond}, rounds: 1, length: time.Second,
 			idle: 3 * time.Second, limit: 12 * time.Second,
