@@ -108,7 +108,7 @@ type watch struct {
 	telling  bool       // a goroutine is in Observe
 }
 
-func (l *Locker) watch(ctx context.Context, r *request) *watch {
+func (l *Locker) watch(ctx context.Context, r *request, since time.Time) *watch {
 	if l.opts.Observe == nil {
 		return nil
 	}
@@ -116,7 +116,7 @@ func (l *Locker) watch(ctx context.Context, r *request) *watch {
 		observe: l.opts.Observe,
 		ctx:     context.WithoutCancel(ctx),
 		common:  Event{Name: r.keys.Name, Token: r.token},
-		since:   time.Now(),
+		since:   since,
 	}
 }
 

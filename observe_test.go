@@ -107,9 +107,9 @@ var _ = OnEachTopology("Options.Observe", func() {
 	It("is told why a wait or a try ended without the lock: what the call returned", func(ctx SpecContext) {
 		lock := MustAcquire(ctx, other, name)
 		_, busy := locker.TryAcquire(ctx, name)
-		waiting, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
-		defer cancel()
-		_, late := locker.Acquire(waiting, name)
+		_, late := locker.Acquire(ctx, name, redislock.WithWait(20*time.Millisecond))
+		waiting, cancel := context.WithCancel(ctx)
+		cancel()
 		_, ended := locker.Acquire(waiting, name)
 		doing := locker.Do(waiting, name, nil)
 		Expect(lock.Release(ctx)).To(Succeed())

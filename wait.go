@@ -56,6 +56,7 @@ type waiter struct {
 	ended   chan struct{} // closed when over: then there is an err or a grant
 	grant   grant
 	err     error
+	began   time.Time // the call of Acquire or Do
 	watch   *watch
 	counted bool // Close waits for it
 
@@ -86,7 +87,7 @@ type waiter struct {
 
 // obtain takes the lock, or waits for it.
 func (l *Locker) obtain(ctx context.Context, name string, r *request, inDo bool) (*Lock, error) {
-	w := &waiter{request: r, l: l, caller: ctx, ctx: ctx, inDo: inDo, ended: make(chan struct{})}
+	w := &waiter{request: r, l: l, caller: ctx, ctx: ctx, inDo: inDo, began: time.Now(), ended: make(chan struct{})}
 	if r.limited && !r.try() {
 		var cancel context.CancelFunc
 		w.ctx, cancel = context.WithTimeout(ctx, r.limit)
@@ -121,7 +122,7 @@ func (w *waiter) begin(name string) {
 		return
 	}
 	w.counted = true
-	w.watch = w.l.watch(w.caller, w.request)
+	w.watch = w.l.watch(w.caller, w.request, w.began)
 	if w.ownToken {
 		w.l.leavers.awaitEarlier(w.ctx, w.token)
 	}

@@ -212,7 +212,7 @@ func (s *Server) run() error {
 	go func() {
 		_ = cmd.Wait()
 		close(done)
-		if state := cmd.ProcessState; s.ready.Load() == cmd && !s.ended.Load() && !state.Success() {
+		if state := cmd.ProcessState; s.ready.Load() == cmd && !s.ended.Load() {
 			fmt.Fprintf(os.Stderr, "redistest: the server on %s ended by itself: %v\n%s\n", s.Addr(), state, s.log(offset))
 		}
 	}()
