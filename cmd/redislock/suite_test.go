@@ -60,7 +60,7 @@ var program = sync.OnceValue(func() string {
 
 // urlOf is what users write for what is at this address.
 func urlOf(addr string) string {
-	if sentinels := spec.Routes[addr].Sentinels; len(sentinels) > 0 {
+	if sentinels := spec.RouteOf(addr).Sentinels; len(sentinels) > 0 {
 		return "redis://" + sentinels[0] + "?master_set=" + redistest.PrimarySet
 	}
 	return "redis://" + addr

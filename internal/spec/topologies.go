@@ -110,8 +110,22 @@ func (e endpoint) Port() int {
 // here is the topology that the present spec runs on.
 var here *Topology
 
-// Routes say how a client reaches an address that it cannot just dial.
-var Routes = map[string]Route{}
+// routes say how a client reaches an address that it cannot just dial.
+var routes = map[string]Route{}
+
+// SetRoute is for the present spec: the next one may have another server on that port.
+func SetRoute(addr string, r Route) {
+	before, was := routes[addr]
+	routes[addr] = r
+	DeferCleanup(func() {
+		if delete(routes, addr); was {
+			routes[addr] = before
+		}
+	})
+}
+
+// RouteOf is the zero Route where nothing was set.
+func RouteOf(addr string) Route { return routes[addr] }
 
 // Route is nil of both where the address is dialled as it is.
 type Route struct {
@@ -137,7 +151,7 @@ var _ = SynchronizedBeforeSuite(func() []byte {
 }, func(text []byte) {
 	Expect(json.Unmarshal(text, &shared)).To(Succeed())
 	for _, d := range shared {
-		Routes[d.Primaries[0]] = Route{Sentinels: d.Sentinels}
+		routes[d.Primaries[0]] = Route{Sentinels: d.Sentinels}
 	}
 	// The default is standalone.
 	here, Server = &Topologies[0], endpoint(shared["standalone"].Primaries[0])
@@ -165,7 +179,7 @@ func OwnRedis(args ...string) *redistest.Server {
 	s, sentinels, stop, err := here.Own(args...)
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(stop)
-	Routes[s.Addr()] = Route{Sentinels: sentinels}
+	SetRoute(s.Addr(), Route{Sentinels: sentinels})
 	return s
 }
 
@@ -177,8 +191,10 @@ func Directly(addr string, change ...func(*rueidis.ClientOption)) rueidis.Client
 
 // ClientOption is how to connect to what is at an address: a server, a cluster (rueidis asks), a
 // primary that Sentinels watch; with a proxy in between or not.
-func ClientOption(addr string) rueidis.ClientOption {
-	r := Routes[addr]
+func ClientOption(addr string) rueidis.ClientOption { return RouteOf(addr).ClientOption(addr) }
+
+// ClientOption is how to connect to an address by this route.
+func (r Route) ClientOption(addr string) rueidis.ClientOption {
 	o := rueidis.ClientOption{InitAddress: []string{addr}, DisableCache: true}
 	if len(r.Sentinels) > 0 {
 		o.InitAddress = r.Sentinels
@@ -202,6 +218,6 @@ func NewProxy(target string) *proxy.Proxy {
 	p, err := proxy.New(target)
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(p.Close)
-	Routes[p.Addr()] = Route{Sentinels: Routes[target].Sentinels, Via: map[string]string{target: p.Addr()}}
+	SetRoute(p.Addr(), Route{Sentinels: RouteOf(target).Sentinels, Via: map[string]string{target: p.Addr()}})
 	return p
 }

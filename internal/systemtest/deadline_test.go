@@ -145,7 +145,6 @@ var _ = Describe("Context has ended before the next one's grant", func() {
 					s, _, stop, err := here.Own()
 					Expect(err).NotTo(HaveOccurred())
 					DeferCleanup(stop)
-					Routes[s.Addr()] = Route{}
 					network := NewProxy(s.Addr())
 					first, err := redislock.New(Connect(network.Addr(), change), redislock.Options{})
 					Expect(err).NotTo(HaveOccurred())

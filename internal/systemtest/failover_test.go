@@ -177,7 +177,7 @@ func failingSentinel() (s *redistest.Sentinel, addr string) {
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(s.Stop)
 	addr = s.Servers[0].Addr()
-	Routes[addr] = Route{Sentinels: s.Addrs()}
+	SetRoute(addr, Route{Sentinels: s.Addrs()})
 	return s, addr
 }
 

@@ -43,7 +43,7 @@ func behind(c *redistest.Cluster) (addr string, networks []*proxy.Proxy) {
 		networks = append(networks, p)
 	}
 	addr = c.Servers[0].Addr()
-	Routes[addr] = Route{Via: via}
+	SetRoute(addr, Route{Via: via})
 	return addr, networks
 }
 

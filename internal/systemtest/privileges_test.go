@@ -634,7 +634,7 @@ var _ = Describe("the users of SECURITY.md with Sentinels", func() {
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(all.Stop)
 		primary, watcher := all.Servers[0], all.Watchers[0]
-		Routes[primary.Addr()] = Route{Sentinels: all.Addrs()}
+		SetRoute(primary.Addr(), Route{Sentinels: all.Addrs()})
 		cli(ctx, primary, codeBlocks("SECURITY.md", "sh")[0])
 		watch := "redis-cli ACL SETUSER watch reset on '>watch-password' resetchannels"
 		cli(ctx, watcher, watch)

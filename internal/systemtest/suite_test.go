@@ -78,7 +78,7 @@ func (c *child) Line() string {
 const routeVar = "REDISLOCK_ROUTE"
 
 func routeEnv(addr string) []string {
-	text, err := json.Marshal(Routes[addr])
+	text, err := json.Marshal(RouteOf(addr))
 	Expect(err).NotTo(HaveOccurred())
 	return []string{"ADDR=" + addr, routeVar + "=" + string(text)}
 }
@@ -88,8 +88,7 @@ func childOption() rueidis.ClientOption {
 	addr := os.Getenv("ADDR")
 	var r Route
 	must(json.Unmarshal([]byte(os.Getenv(routeVar)), &r))
-	Routes[addr] = r
-	return ClientOption(addr)
+	return r.ClientOption(addr)
 }
 
 func must(err error) {
