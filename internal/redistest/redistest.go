@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -109,6 +108,7 @@ func (s *Server) onFreePort() (err error) {
 		if err = s.run(); err == nil {
 			return nil
 		}
+		release(s.port)
 		if !errors.Is(err, errPortTaken) {
 			break
 		}
@@ -138,6 +138,7 @@ func (s *Server) Stop() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.terminate()
+	release(s.port)
 	return os.RemoveAll(s.dir)
 }
 
@@ -160,6 +161,7 @@ func (s *Server) Restart() error {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
 	}
+	reserve(s.port) // after a Stop
 	return s.run()
 }
 
@@ -287,22 +289,6 @@ func answers(addr string, pid int) bool {
 			return true
 		}
 	}
-}
-
-// freePort stays, with its cluster bus, below the range from which systems take the ports of
-// outgoing connections: none of those can slip in while a server is down.
-func freePort() int {
-	for range 100 {
-		if port := 10_000 + rand.IntN(12_000); free(port) && free(port+10_000) {
-			return port
-		}
-	}
-	return 0 // redis-server listens nowhere then: Start fails with its log
-}
-
-func free(port int) bool {
-	l, err := net.Listen("tcp", address(port))
-	return err == nil && l.Close() == nil
 }
 
 func address(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
