@@ -121,6 +121,7 @@ class Proxy:
         self._flush = threading.Event()
         self.seen = b""  # what clients sent
         self._links = []
+        self._closed = False
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -152,6 +153,9 @@ class Proxy:
                 down.close()
                 continue
             self._links.append((down, up))
+            if self._closed:  # just now
+                self.cut()
+                return
             threading.Thread(target=self._copy, args=(down, up, "swallow_up"), daemon=True).start()
             threading.Thread(target=self._copy, args=(up, down, "swallow_down"), daemon=True).start()
 
@@ -188,6 +192,7 @@ class Proxy:
                 s.close()
 
     def close(self):
+        self._closed = True
         try:
             self._listener.shutdown(socket.SHUT_RDWR)  # closing alone does not wake who accepts
         except OSError:
