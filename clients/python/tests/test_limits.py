@@ -87,6 +87,7 @@ def test_a_wait_that_was_told_busy_says_so(server, name, within, in_thread):
         waiter = Lock(client, name)
         result = in_thread(lambda: waiter.acquire(timeout=1.5))
         eventually(lambda: client.zcard("lock-queue:{" + name + "}") == 1)
+        client.ping()  # by now the waiter's reply has left the server, too
         with within(1.5):
             server.stop()
             assert result() is False
