@@ -67,7 +67,7 @@ func fullPlan() plan {
 		renew: renewPlan{locks: 100_000, watch: 65 * time.Second},
 		processes: processPlan{
 			folder: installed, each: 8, holds: []time.Duration{0, 5 * time.Millisecond}, rounds: 3, length: 1200 * time.Millisecond,
-			idle: 10 * time.Second, limit: 15 * time.Second,
+			idle: 6 * time.Second, limit: 15 * time.Second,
 		},
 	}
 	for _, hold := range []time.Duration{0, time.Millisecond, 10 * time.Millisecond} {
@@ -254,13 +254,18 @@ func run(ctx context.Context, p plan, only, command, server string, out, log io.
 	}
 	b.peerTable()
 	ran := false
+	var failed []error // the other measures are written all the same
 	for _, m := range measures {
 		if !wanted.MatchString(m.name) {
 			continue
 		}
 		ran = true
 		if err := m.run(ctx, b); err != nil {
-			return fmt.Errorf("%s: %w", m.name, err)
+			b.say("%s failed: %v", m.name, err)
+			failed = append(failed, fmt.Errorf("%s: %w", m.name, err))
+		}
+		if ctx.Err() != nil {
+			return errors.Join(failed...)
 		}
 	}
 	if !ran {
@@ -271,7 +276,7 @@ func run(ctx context.Context, p plan, only, command, server string, out, log io.
 	b.report.goalTable().print(out)
 	fmt.Fprintln(out)
 	b.report.Machine.print(out)
-	return b.report.write(p.folder)
+	return errors.Join(append(failed, b.report.write(p.folder))...)
 }
 
 // commit is that of the work tree, with a + if it was changed.
