@@ -1,6 +1,9 @@
 package redistest
 
 import (
+	"fmt"
+	"io"
+	"net"
 	"os/exec"
 	"runtime"
 	"sync"
@@ -27,4 +30,9 @@ func start(cmd *exec.Cmd) error {
 	err := make(chan error, 1)
 	forks() <- func() { err <- cmd.Start() }
 	return <-err
+}
+
+// hangSign tells the other processes that a port is ours: by a name that is no file, and that ends with us.
+func hangSign(port int) (io.Closer, error) {
+	return net.Listen("unix", fmt.Sprintf("@redistest-%d", port))
 }

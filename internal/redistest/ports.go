@@ -1,26 +1,17 @@
 package redistest
 
 import (
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
-	"os"
-	"path/filepath"
 	"sync"
-	"syscall"
 )
 
 // A port belongs to its server until Stop, also while the server is down. Else a server of another test process
 // could take it, and those who know the old server, Sentinels say, would meet a stranger.
 var (
 	portsMu sync.Mutex
-	ports   = map[int]bool{}
-	locked  = sync.OnceValue(func() *os.File { // a byte for each port; closed with the process, which unlocks them
-		name := filepath.Join(os.TempDir(), fmt.Sprintf("redistest-ports-%d", os.Getuid()))
-		f, _ := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
-		return f
-	})
+	ports   = map[int]io.Closer{}
 )
 
 // freePort stays, with its cluster bus, below the range from which systems take the ports of
@@ -43,24 +34,24 @@ func freePort() int {
 func reserve(port int) bool {
 	portsMu.Lock()
 	defer portsMu.Unlock()
-	if ports[port] || setLock(port, syscall.F_WRLCK) != nil {
+	if ports[port] != nil {
 		return false
 	}
-	ports[port] = true
+	sign, err := hangSign(port)
+	if err != nil {
+		return false
+	}
+	ports[port] = sign
 	return true
 }
 
 func release(port int) {
 	portsMu.Lock()
 	defer portsMu.Unlock()
-	if ports[port] {
+	if sign := ports[port]; sign != nil {
 		delete(ports, port)
-		_ = setLock(port, syscall.F_UNLCK)
+		_ = sign.Close()
 	}
-}
-
-func setLock(port int, kind int16) error {
-	return syscall.FcntlFlock(locked().Fd(), syscall.F_SETLK, &syscall.Flock_t{Type: kind, Whence: io.SeekStart, Start: int64(port), Len: 1})
 }
 
 func free(port int) bool {
