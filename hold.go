@@ -265,7 +265,7 @@ func (l *Lock) extend(ctx context.Context, length time.Duration) error {
 	if length < 0 {
 		length = before.length
 	}
-	next, ok := before.ask(sending(), length)
+	next, ok := before.ask(time.Now(), length)
 	if !ok || l.stage != held {
 		l.mu.Unlock()
 		return ErrNotHeld
@@ -376,7 +376,7 @@ func (l *Lock) replicate(ctx context.Context, n int, timeout time.Duration) erro
 func (l *Lock) replicated(ctx context.Context, n int, timeout time.Duration) error {
 	l.mu.Lock()
 	lease := l.lease
-	next, ok := lease.ask(sending(), lease.length)
+	next, ok := lease.ask(time.Now(), lease.length)
 	if ok {
 		l.setLease(lease.asked(next))
 	}

@@ -514,7 +514,7 @@ func TestMisuse(t *testing.T) {
 			time.Sleep(25 * time.Hour)
 		},
 		"knows no commands": func(_ *failures, s *redislocktest.Server) { s.Client().B() },
-		"can only be given": func(_ *failures, s *redislocktest.Server) {
+		"only for redislock.New": func(_ *failures, s *redislocktest.Server) {
 			if err := s.Client().Do(context.Background(), rueidis.Completed{}).Error(); err == nil {
 				panic("no error")
 			}
