@@ -488,8 +488,8 @@ func (w *world) grant(l *lock, x, by *wait, beside map[string]int64) {
 func (w *world) disturb(l *lock) {
 	w.step++
 	l.fault, l.faultAt = w.step, time.Now()
-	for h := range l.holds {
-		h.wait.forged = h.wait.forged || h.wait.own
+	for _, x := range w.waits { // those whose answer is under way, too
+		x.forged = x.forged || x.own && x.lock == l
 	}
 	w.step++
 }
